@@ -1,0 +1,103 @@
+"""Images grouped by class, in memory, and their cache on disk."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+CACHE_FORMAT = 1  # raise when the content of a cache file changes meaning
+
+
+@dataclass(frozen=True)
+class ClassStore:
+    """Images of many classes, those of one class next to each other.
+
+    Attributes:
+        images: uint8, (images, channels, height, width); 0 is background, 255 full ink.
+        offsets: int64, (classes + 1,); class c owns `images[offsets[c]:offsets[c + 1]]`.
+        class_names: one name a class.
+    """
+
+    images: Tensor
+    offsets: Tensor
+    class_names: tuple[str, ...]
+
+    @property
+    def sizes(self) -> Tensor:
+        """Number of images of each class, int64 (classes,)."""
+        return self.offsets.diff()
+
+    def to(self, device: torch.device) -> "ClassStore":
+        """The same store with its tensors on `device`."""
+        return ClassStore(self.images.to(device), self.offsets.to(device), self.class_names)
+
+
+def from_equal_classes(images: Tensor, class_names: Sequence[str]) -> ClassStore:
+    """A store from (classes, images per class, channels, height, width) uint8 images."""
+    classes, per_class = images.shape[:2]
+    offsets = torch.arange(classes + 1) * per_class
+    return ClassStore(images.flatten(0, 1).contiguous(), offsets, tuple(class_names))
+
+
+def select_classes(store: ClassStore, classes: Sequence[int]) -> ClassStore:
+    """A store of some classes, in the order given."""
+    bounds = [(int(store.offsets[c]), int(store.offsets[c + 1])) for c in classes]
+    images = torch.cat([store.images[start:stop] for start, stop in bounds])
+    sizes = torch.tensor([stop - start for start, stop in bounds])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    return ClassStore(images, offsets, tuple(store.class_names[c] for c in classes))
+
+
+def with_rotations(store: ClassStore) -> ClassStore:
+    """Every class four times: turned by 0, 90, 180 and 270 degrees, each a class of its own.
+
+    The augmentation of Santoro et al. 2016 and Vinyals et al. 2016 for Omniglot.
+    """
+    turned = [torch.rot90(store.images, turn, dims=(-2, -1)) for turn in range(4)]
+    count = store.images.shape[0]
+    offsets = [store.offsets[:-1] + turn * count for turn in range(4)]
+    end = torch.tensor([4 * count])
+    names = [f"{name}/rot{90 * turn}" for turn in range(4) for name in store.class_names]
+    return ClassStore(torch.cat(turned), torch.cat([*offsets, end]), tuple(names))
+
+
+def cached(path: Path, build: Callable[[], ClassStore]) -> ClassStore:
+    """Load the store at `path`, or build it and keep it there for the next time.
+
+    A cache that is damaged or of another format is built again; one that cannot be written
+    (a full disk, a read-only home) costs time only, so it is logged and not an error.
+    """
+    if path.exists():
+        try:
+            return _from_dict(torch.load(path, weights_only=True))
+        except Exception as error:  # any damage has the same remedy: build it again
+            log.warning("rebuilding the damaged cache %s (%s)", path, error)
+    store = build()
+    try:
+        write_atomically(path, lambda file: torch.save(_to_dict(store), file))
+    except OSError as error:
+        log.warning("could not cache the data set in %s (%s)", path, error)
+    return store
+
+
+def _to_dict(store: ClassStore) -> dict[str, Any]:
+    return {
+        "format": CACHE_FORMAT,
+        "images": store.images,
+        "offsets": store.offsets,
+        "class_names": list(store.class_names),
+    }
+
+
+def _from_dict(value: dict[str, Any]) -> ClassStore:
+    if value["format"] != CACHE_FORMAT:
+        raise ValueError(f"cache format {value['format']}, expected {CACHE_FORMAT}")
+    return ClassStore(value["images"], value["offsets"], tuple(value["class_names"]))
