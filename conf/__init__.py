@@ -1,0 +1,1 @@
+"""The Hydra configs, shipped as the package `metarun.conf`."""

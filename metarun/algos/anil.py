@@ -1,0 +1,15 @@
+"""Almost No Inner Loop (Raghu, Raghu, Bengio and Vinyals 2020): adapt the head only."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from metarun.algos.base import Algorithm, Problem
+from metarun.algos.maml import maml
+
+
+def anil(problem: Problem, *, adapt: Sequence[str] = ("head.*",), **settings: Any) -> Algorithm:
+    """MAML with an inner loop over the parameters that match `adapt`: the head's.
+
+    The body is meta-learned from the query loss and shared by all tasks.
+    """
+    return maml(problem, adapt=adapt, **settings)

@@ -1,0 +1,96 @@
+"""What an algorithm is, and what it works on."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.unroll import Granularity, Groups, InnerOptimizer, Meta
+
+Episode = Any
+"""One task: `support_x`, `support_y`, `query_x`, `query_y`, as in `metarun.data.episodes`."""
+
+
+class Objective(NamedTuple):
+    """What is minimised, and what is reported.
+
+    Attributes:
+        loss: `loss(outputs, targets)`, a mean over examples.
+        score: `score(outputs, targets)`, what results report.
+        score_name: "accuracy" or "mse".
+        higher_is_better: whether a higher score is a better model.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
+    score_name: str
+    higher_is_better: bool
+
+
+def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Fraction of examples whose highest score is that of their label; float scalar."""
+    return (scores.argmax(dim=-1) == labels).to(scores.dtype).mean()
+
+
+def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean over all elements. Not `F.mse_loss`, which has no forward-mode derivative."""
+    return (outputs - targets).pow(2).mean()
+
+
+OBJECTIVES = {
+    "classification": Objective(F.cross_entropy, accuracy, "accuracy", higher_is_better=True),
+    "regression": Objective(mean_squared_error, mean_squared_error, "mse", higher_is_better=False),
+}
+
+
+class InnerLoop(NamedTuple):
+    """The inner optimizer and what of it is learned (see `metarun.unroll.hyper`)."""
+
+    optimizer: InnerOptimizer
+    learn: tuple[str, ...]
+    granularity: Granularity
+    groups: Groups
+
+
+class Problem(NamedTuple):
+    """What an algorithm is built for. `model` is only ever called functionally."""
+
+    model: nn.Module
+    objective: Objective
+    inner: InnerLoop
+    outputs: int  # size of the model's output: the way of a classification
+
+
+class Trace(NamedTuple):
+    """How adaptation to one task went: each (inner steps + 1,), from before the first step."""
+
+    query_loss: Tensor
+    query_score: Tensor
+
+
+class Algorithm(NamedTuple):
+    """Pure functions of the meta-parameters and of one episode.
+
+    Attributes:
+        init: the initial meta-parameters, by name.
+        loss: `loss(meta, episode) -> (outer loss, extra)`, for training; `extra` holds
+            "loss", "score" and "inner_losses" (inner steps,).
+        trace: `trace(meta, episode) -> Trace`, for evaluation.
+    """
+
+    init: Callable[[], dict[str, Tensor]]
+    loss: Callable[[Meta, Episode], tuple[Tensor, dict[str, Tensor]]]
+    trace: Callable[[Meta, Episode], Trace]
+
+
+def detached_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of a model's parameters, by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def apply_model(model: nn.Module, params: Meta, x: Tensor) -> Tensor:
+    """The model's output with `params` in place of its own."""
+    outputs: Tensor = torch.func.functional_call(model, dict(params), (x,))
+    return outputs

@@ -1,0 +1,117 @@
+"""Model-Agnostic Meta-Learning (Finn, Abbeel and Levine 2017, algorithm 2)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from metarun.algos.base import (
+    Algorithm,
+    Episode,
+    Problem,
+    Trace,
+    apply_model,
+    detached_parameters,
+)
+from metarun.unroll import (
+    GradientMode,
+    Meta,
+    Params,
+    Unrolled,
+    group_settings,
+    learn_hyper,
+    match_names,
+    unroll,
+)
+
+HYPER_PREFIX = "inner_opt."  # keeps learned hyperparameters apart from weights in `meta`
+
+
+def maml(
+    problem: Problem,
+    *,
+    order: int = 2,
+    inner_steps: int = 1,
+    eval_inner_steps: int = 3,
+    adapt: Sequence[str] = ("*",),
+    reduction: str = "mean",
+) -> Algorithm:
+    """Learn initial weights from which a few inner steps solve a task.
+
+    Args:
+        problem: model, objective and inner optimizer.
+        order: 2 differentiates through the inner steps, 1 takes the inner gradients as
+            constants (FOMAML).
+        inner_steps: inner steps in training.
+        eval_inner_steps: inner steps in `trace`.
+        adapt: name patterns of the parameters that the inner loop changes. The others are
+            meta-learned and shared by all tasks.
+        reduction: of the inner loss. "mean" is over all support examples; "per_shot" sums over
+            classes and averages over shots, as MAML's reference code does, so that its
+            learning rates mean the same here.
+
+    Raises:
+        ValueError: a pattern of `adapt` or of the inner groups matches no parameter, or an
+            unknown hyperparameter is to be learned.
+    """
+    model, objective, inner = problem.model, problem.objective, problem.inner
+    weights = detached_parameters(model)
+    adapted = match_names(weights, adapt)
+    hyper = group_settings(inner.optimizer.hyper, inner.groups, adapted)
+    learned = learn_hyper(
+        hyper,
+        inner.learn,
+        inner.granularity,
+        {name: weights[name] for name in adapted},
+        inner_steps,
+        inner.groups,
+    )
+    gradient: GradientMode = "reverse" if order == 2 else "first_order"
+    scale = problem.outputs if reduction == "per_shot" else 1
+
+    def init() -> dict[str, Tensor]:
+        return weights | {HYPER_PREFIX + key: value for key, value in learned.initial.items()}
+
+    def query_outcome(meta: Meta, fast: Params, episode: Episode) -> tuple[Tensor, Tensor]:
+        outputs = apply_model(model, {**body_of(meta), **fast}, episode.query_x)
+        targets = episode.query_y
+        return objective.loss(outputs, targets), objective.score(outputs, targets)
+
+    def body_of(meta: Meta) -> Params:
+        return {name: meta[name] for name in weights if name not in adapted}
+
+    def adapted_to(
+        meta: Meta,
+        episode: Episode,
+        steps: int,
+        observe: Callable[[Params], tuple[Tensor, Tensor]] | None = None,
+    ) -> Unrolled:
+        def inner_loss(fast: Params, step: int) -> Tensor:
+            outputs = apply_model(model, {**body_of(meta), **fast}, episode.support_x)
+            return scale * objective.loss(outputs, episode.support_y)
+
+        values = {key: meta[HYPER_PREFIX + key] for key in learned.initial}
+        return unroll(
+            inner_loss,
+            {name: meta[name] for name in adapted},
+            inner.optimizer,
+            steps,
+            hyper=lambda step: learned.at(values, step),
+            gradient=gradient,
+            observe=observe,
+        )
+
+    def loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        unrolled = adapted_to(meta, episode, inner_steps)
+        query_loss, query_score = query_outcome(meta, unrolled.params, episode)
+        extra = {"loss": query_loss, "score": query_score, "inner_losses": unrolled.losses}
+        return query_loss, extra
+
+    def trace(meta: Meta, episode: Episode) -> Trace:
+        unrolled = adapted_to(
+            meta, episode, eval_inner_steps, lambda fast: query_outcome(meta, fast, episode)
+        )
+        losses, scores = zip(*unrolled.observed, strict=True)
+        return Trace(torch.stack(losses), torch.stack(scores))
+
+    return Algorithm(init, loss, trace)

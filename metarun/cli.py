@@ -1,0 +1,156 @@
+"""The command line: picks the subcommand and hands the rest to Hydra.
+
+Imports torch nowhere: `--help` and `--cfg job` must answer at once.
+"""
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+import traceback
+
+from metarun import __version__
+from metarun.errors import ConfigError, MetarunError
+
+COMMANDS = {
+    "train": "meta-train, validate, test; resumes an unfinished run",
+    "eval": "evaluate a checkpoint on fresh tasks",
+}
+
+USAGE = """\
+metarun {version}: few-shot meta-learning experiments
+
+usage: metarun <command> [group=option …] [key=value …]
+
+commands:
+{commands}
+
+examples:
+  metarun train                                       # MAML on glyphs, which need no files
+  metarun train algo=maml data=omniglot               # real handwriting
+  metarun train experiment=omniglot_5w1s_quick        # a ready-made experiment
+  metarun train algo=anil algo.order=1 task.shot=5    # first-order ANIL, 5-shot
+  metarun train -m seed=0,1,2                         # one run for each seed
+  metarun train hydra.run.dir=outputs/train/my_run    # again with the same folder: resume
+  metarun eval ckpt=outputs/train/my_run episodes=1000
+  tensorboard --logdir outputs/train
+
+metarun <command> --help lists a command's settings; --cfg job prints its config.
+METARUN_DATA names the folder of data sets; METARUN_DEBUG=1 shows tracebacks.
+"""
+
+
+def main() -> int:
+    """Run the command line of this process and return its exit code.
+
+    0: done, 1: the run failed, 2: the command or config was wrong, 130: interrupted.
+    """
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print_help()
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"metarun {__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command not in COMMANDS:
+            raise ConfigError(_unknown_command(command))
+        _run(command, rest)
+    except MetarunError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
+    except Exception as error:  # a defect of ours: still one line, and where to find more
+        return _fail(f"unexpected {type(error).__name__}: {error}", 1)
+    return 0
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    from metarun import compose
+
+    arguments = _with_plugins(arguments)
+    _check_options(command, arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Without these Hydra prints its own errors and exits with 1 whatever the cause, and
+    # CUDA's matrix products are not reproducible. Both are read later than here.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    compose.register_schemas()
+    module = importlib.import_module(f"metarun.{command}")
+    sys.argv = [f"metarun {command}", *arguments]
+    try:
+        module.main()
+        compose.raise_failure()
+    except compose.COMPOSITION_ERRORS as error:
+        overrides = [a for a in arguments if not a.startswith("-")]
+        raise compose.explain(error, command, overrides) from error
+
+
+def _with_plugins(arguments: list[str]) -> list[str]:
+    """Import the modules of `+plugins=[a,b]`, so that their components can be named.
+
+    Only the command line can do this; a config file or a checkpoint cannot.
+    """
+    found = []
+    for index, argument in enumerate(arguments):
+        key, _, value = argument.partition("=")
+        if key.lstrip("+") == "plugins":
+            arguments = [*arguments[:index], f"plugins={value}", *arguments[index + 1 :]]
+            found = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+    if found:
+        sys.path.insert(0, os.getcwd())  # a plugin is often a file beside the experiment
+    for name in found:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"cannot import the plugin {name!r}: {error}") from error
+    return arguments
+
+
+def _check_options(command: str, arguments: list[str]) -> None:
+    from hydra._internal.utils import get_args_parser
+
+    known = [o for action in get_args_parser()._actions for o in action.option_strings]
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if not option.startswith("-"):
+            continue
+        if option not in known and not (option[1] != "-" and option[:2] in known):
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ConfigError(
+                f"there is no option {option!r}{hint}. Settings are written key=value; "
+                f"`metarun {command} --help` lists them"
+            )
+
+
+def _unknown_command(command: str) -> str:
+    close = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    if "=" in command or command.startswith("-"):
+        hint = f" (did you mean metarun train {command}?)"
+    return f"there is no command {command!r}{hint}; choose from {', '.join(COMMANDS)}"
+
+
+def _print_help() -> None:
+    commands = "\n".join(f"  {name:8}{what}" for name, what in COMMANDS.items())
+    print(USAGE.format(version=__version__, commands=commands), flush=True)
+    import torch  # last, because it takes a second or two
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cuda = f"CUDA {torch.version.cuda}: {', '.join(devices)}" if devices else "no CUDA device"
+    print(f"torch {torch.__version__}, {cuda}, {torch.get_num_threads()} CPU threads")
+
+
+def _fail(message: str, code: int) -> int:
+    if os.environ.get("METARUN_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"metarun: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,166 @@
+"""Every component by name, and a plugin's way to add its own.
+
+A config chooses components by the names below, never by an import path: a config that came
+out of a checkpoint cannot make the program import or call anything else.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from metarun import compose
+from metarun.algos.anil import anil
+from metarun.algos.base import OBJECTIVES, Algorithm, InnerLoop, Problem
+from metarun.algos.maml import maml
+from metarun.backbones.conv4 import Conv4
+from metarun.backbones.mlp import MLP
+from metarun.config import SCHEMAS, TaskConfig, TrainConfig, settings
+from metarun.data import glyphs, omniglot
+from metarun.data.episodes import EpisodeSource, ImageEpisodes
+from metarun.data.sinusoid import Sinusoids
+from metarun.data.store import ClassStore
+from metarun.errors import ConfigError
+from metarun.unroll import adam, sgd
+
+Builder = Callable[..., Any]
+
+
+def _image_episodes(load: Callable[..., dict[str, ClassStore]]) -> Builder:
+    def build(
+        task: TaskConfig, seed: int, device: torch.device, dtype: torch.dtype, **where: Any
+    ) -> ImageEpisodes:
+        return ImageEpisodes(
+            load(**where),
+            way=task.way,
+            shot=task.shot,
+            query=task.query,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+        )
+
+    return build
+
+
+def _sinusoids(
+    task: TaskConfig, seed: int, device: torch.device, dtype: torch.dtype
+) -> Sinusoids:
+    return Sinusoids(shot=task.shot, query=task.query, seed=seed, device=device, dtype=dtype)
+
+
+def _outer_adam(kind: type[torch.optim.Optimizer]) -> Builder:
+    def build(params: Any, beta1: float, beta2: float, **rest: Any) -> torch.optim.Optimizer:
+        return kind(params, betas=(beta1, beta2), **rest)
+
+    return build
+
+
+BUILDERS: dict[str, dict[str, Builder]] = {
+    # build(problem, **settings) -> Algorithm
+    "algo": {"maml": maml, "anil": anil},
+    # build(task, seed, device, dtype, **settings) -> EpisodeSource
+    "data": {
+        "glyphs": _image_episodes(glyphs.load),
+        "omniglot": _image_episodes(omniglot.load),
+        "sinusoid": _sinusoids,
+    },
+    # build(input_shape, outputs, **settings) -> nn.Module
+    "backbone": {"conv4": Conv4, "mlp": MLP},
+    # build(**settings) -> InnerOptimizer
+    "inner_opt": {"sgd": sgd, "adam": adam},
+    # build(params, **settings) -> torch.optim.Optimizer
+    "outer_opt": {
+        "adam": _outer_adam(torch.optim.Adam),
+        "adamw": _outer_adam(torch.optim.AdamW),
+        "sgd": torch.optim.SGD,
+    },
+}
+
+
+def register(group: str, name: str, schema: type, build: Builder) -> None:
+    """Add a component, for plugins: `metarun train +plugins=[my_module] <group>=<name>`.
+
+    Args:
+        group: "algo", "data", "backbone", "inner_opt" or "outer_opt".
+        name: what configs call it.
+        schema: a dataclass of its settings, with a field `name` that defaults to `name`
+            (of the base class in `metarun.config`, for inner and outer optimizers).
+        build: as in `BUILDERS`.
+
+    Raises:
+        ValueError: an unknown group, or a name that is taken.
+    """
+    if group not in BUILDERS:
+        raise ValueError(f"unknown group {group!r}: choose from {', '.join(BUILDERS)}")
+    if name in BUILDERS[group]:
+        raise ValueError(f"{group}={name} exists already")
+    BUILDERS[group][name] = build
+    SCHEMAS[group][name] = schema
+    compose.register_option(group, name, schema)
+
+
+def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
+    """The episode source of a config.
+
+    Raises:
+        ConfigError: the data set cannot supply such episodes.
+        DataError: its files are missing or damaged.
+    """
+    source: EpisodeSource = _build(
+        "data", config.data, config.task, config.seed, device, dtype_of(config),
+        **settings(config.data),
+    )
+    return source
+
+
+def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
+    """The network, with initial weights drawn from the global random state on the CPU."""
+    model: nn.Module = _build(
+        "backbone", config.backbone, source.input_shape, source.outputs,
+        **settings(config.backbone),
+    )
+    return model.to(dtype_of(config))
+
+
+def build_algorithm(config: TrainConfig, model: nn.Module, source: EpisodeSource) -> Algorithm:
+    """The algorithm for a network and a data set.
+
+    Raises:
+        ConfigError: a pattern matches no parameter, or an optimizer's settings contradict.
+    """
+    inner_config = config.inner_opt
+    optimizer = _build(
+        "inner_opt", inner_config, **settings(inner_config, "learn", "granularity", "groups")
+    )
+    groups = {
+        group["params"]: {k: v for k, v in group.items() if k != "params"}
+        for group in inner_config.groups
+    }
+    inner = InnerLoop(optimizer, tuple(inner_config.learn), inner_config.granularity, groups)
+    problem = Problem(model, OBJECTIVES[source.kind], inner, source.outputs)
+    algorithm: Algorithm = _build("algo", config.algo, problem, **settings(config.algo))
+    return algorithm
+
+
+def build_outer_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> Any:
+    """The outer optimizer over param groups in torch's form.
+
+    Raises:
+        ConfigError: torch refuses the settings.
+    """
+    options = settings(config.outer_opt, "schedule", "min_lr", "clip_norm", "clip_value")
+    return _build("outer_opt", config.outer_opt, groups, **options)
+
+
+def dtype_of(config: TrainConfig) -> torch.dtype:
+    """The floating-point type of a run."""
+    return torch.float64 if config.engine.precision == "float64" else torch.float32
+
+
+def _build(group: str, component: Any, *args: Any, **options: Any) -> Any:
+    try:
+        return BUILDERS[group][component.name](*args, **options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,199 @@
+"""Hydra's side of the configs: the schemas it knows, and its errors in plain words."""
+
+import contextlib
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from pathlib import Path
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metarun.config import SCHEMAS, EvalConfig, TrainConfig
+from metarun.errors import ConfigError
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def register_schemas() -> None:
+    """Tell Hydra the schemas. They live in a group of their own, out of the users' sight."""
+    store = ConfigStore.instance()
+    store.store(group="_schema", name="train", node=TrainConfig, package="_global_")
+    store.store(group="_schema", name="eval", node=EvalConfig, package="_global_")
+    for group, schemas in SCHEMAS.items():
+        for name, schema in schemas.items():
+            store.store(group=f"_schema/{group}", name=name, node=schema, package=group)
+
+
+def register_option(group: str, name: str, schema: type) -> None:
+    """Offer `group=name` on the command line without a YAML file (for plugins)."""
+    ConfigStore.instance().store(group=group, name=name, node=schema, package=group)
+
+
+def to_config(cfg: DictConfig) -> Any:
+    """The composed config as the dataclass of its schema, every value checked.
+
+    Raises:
+        ConfigError: a required key is missing, or a value is not allowed.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        examples = {"ckpt": "ckpt=<run directory or checkpoint file>"}
+        needed = ", ".join(examples.get(key, f"{key}=…") for key in missing)
+        raise ConfigError(f"not given: {needed}")
+    try:
+        config = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error)) from error
+    _refuse_extra_keys(cfg, config)
+    return config
+
+
+def _refuse_extra_keys(cfg: DictConfig, config: Any, prefix: str = "") -> None:
+    """`+key=value` adds a key that nothing reads: an error, not a silent wish."""
+    known = [f.name for f in fields(config)]
+    for key in cfg:
+        if key not in known:
+            hint = did_you_mean(str(key), known, prefix=prefix)
+            raise ConfigError(f"there is no setting '{prefix}{key}'{hint}")
+        if is_dataclass(value := getattr(config, str(key))):
+            _refuse_extra_keys(cfg[key], value, f"{prefix}{key}.")
+
+
+failed: list[Exception] = []
+"""What ended the single job of this process; see `job`."""
+
+
+def job(run: Callable[[Any, Path], Any]) -> Callable[[DictConfig], Any]:
+    """Make `run(config, directory)` a task function for Hydra.
+
+    In a sweep an error goes back to Hydra, which tells whose it was and goes on. The error of
+    a single run is kept for `raise_failure`, because Hydra would print words of its own first.
+    A directory that Hydra made for a command that then proved wrong is removed.
+    """
+
+    @wraps(run)
+    def task(cfg: DictConfig) -> Any:
+        hydra_config = HydraConfig.get()
+        directory = Path(hydra_config.runtime.output_dir)
+        try:
+            return run(to_config(cfg), directory)
+        except Exception as error:
+            if isinstance(error, ConfigError):
+                _remove_if_empty(directory)
+            if hydra_config.mode == RunMode.MULTIRUN:
+                raise
+            failed.append(error)
+            return None
+
+    return task
+
+
+def raise_failure() -> None:
+    """Raise the error that ended the single job, if there was one."""
+    if failed:
+        raise failed.pop()
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # not empty: it holds another run
+        directory.rmdir()
+
+
+def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError:
+    """Hydra's complaint about a command line as one clear message with a suggestion."""
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"cannot read the argument {error.override!r}: expected key=value "
+            "(quote values that contain spaces, '=' or ',': 'key=\"a=b\"')"
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        choices = ", ".join(sorted(error.options))
+        hint = did_you_mean(option, error.options, prefix=f"{group}=")
+        return ConfigError(f"{group}={option}: there is no such option{hint}; choose from {choices}")
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
+    key = getattr(cause, "full_key", None) or _quoted_key(str(error))
+    if key is not None and _is_unknown_key(error, cause):
+        known = _known_keys(command, [o for o in overrides if _key_of(o) != key])
+        hint = suggest_key(key, known)
+        return ConfigError(
+            f"there is no setting {key!r}{hint}. `metarun {command} --help` lists them all"
+        )
+    text = _first_line(cause or error)
+    return ConfigError(f"{key}: {text[:1].lower()}{text[1:]}" if key else text)
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """' (did you mean X?)' with the closest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""
+
+
+def suggest_key(key: str, known: Sequence[str]) -> str:
+    """A suggestion for a wrong dotted key: a like name in the same group, or the same name,
+    or a like one, in another: `trainer.steps` for `trainer.stepz`, `inner_opt.lr` for `lr`."""
+    group, dot, leaf = key.rpartition(".")
+    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == group]
+    if hint := did_you_mean(leaf, siblings, prefix=group + dot):
+        return hint
+    same = [k for k in known if k.rpartition(".")[2] == leaf]
+    if same:
+        return f" (did you mean {' or '.join(same[:3])}?)"
+    return did_you_mean(key, [k for k in known if "." in k]) if group not in known else ""
+
+
+def _is_unknown_key(error: Exception, cause: BaseException | None) -> bool:
+    text = f"{error}\n{cause}"
+    return "not in" in text or "Could not override" in text or "No match in the defaults" in text
+
+
+def _quoted_key(text: str) -> str | None:
+    match = re.search(r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text)
+    return match.group(1).partition("@")[0] if match else None
+
+
+def _key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _known_keys(command: str, overrides: list[str]) -> list[str]:
+    """All dotted keys of the config; group names too."""
+    usable = [o for o in overrides if "=" in o and not o.startswith(("hydra.", "-"))]
+    for attempt in (usable, []):
+        try:
+            GlobalHydra.instance().clear()
+            with initialize_config_module(config_module="metarun.conf", version_base="1.3"):
+                return _dotted(compose(config_name=command, overrides=attempt))
+        except COMPOSITION_ERRORS:
+            continue  # another override is wrong as well: suggest from the defaults
+    return []
+
+
+def _dotted(cfg: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in cfg:
+        keys.append(f"{prefix}{key}")
+        value = cfg._get_node(key)
+        if isinstance(value, DictConfig):
+            keys += _dotted(value, f"{prefix}{key}.")
+    return keys
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,93 @@
+"""From episodes to a figure with its uncertainty."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+from metarun.algos.base import Algorithm, Objective, Trace
+from metarun.data.episodes import EpisodeSource
+from metarun.unroll import Batching, Meta, map_tasks
+
+TASKS_AT_A_TIME = 50  # drawn and moved together; also how often an interruption is noticed
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of many tasks.
+
+    Attributes:
+        objective: tells what the score is.
+        scores: float64 (tasks, inner steps + 1), from before the first inner step.
+        losses: likewise, the query loss.
+    """
+
+    objective: Objective
+    scores: Tensor
+    losses: Tensor
+
+    @property
+    def score(self) -> float:
+        """Mean over tasks after the last inner step."""
+        return float(self.scores[:, -1].mean())
+
+    @property
+    def ci95(self) -> float:
+        """Half-width of the 95 % confidence interval of `score`."""
+        return confidence95(self.scores[:, -1])
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values for a JSON file; keys carry the name of the score."""
+        name = self.objective.score_name
+        return {
+            name: self.score,
+            "ci95": self.ci95,
+            "episodes": self.scores.shape[0],
+            "inner_steps": self.scores.shape[1] - 1,
+            f"{name}_per_inner_step": self.scores.mean(dim=0).tolist(),
+            "ci95_per_inner_step": [confidence95(column) for column in self.scores.T],
+            "loss_per_inner_step": self.losses.mean(dim=0).tolist(),
+            f"{name}_per_task": self.scores[:, -1].tolist(),
+        }
+
+
+def confidence95(values: Tensor) -> float:
+    """Half-width of the 95 % confidence interval of the mean of independent values.
+
+    Student's t on the standard error; NaN for fewer than two values.
+    """
+    count = values.numel()
+    if count < 2:
+        return float("nan")
+    return float(stdtrit(count - 1, 0.975) * values.double().std() / count**0.5)
+
+
+def evaluate(
+    algorithm: Algorithm,
+    objective: Objective,
+    meta: Meta,
+    source: EpisodeSource,
+    split: str,
+    episodes: int,
+    batching: Batching,
+    chunk: int | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Adapt to episodes 0 … `episodes - 1` of a split and score the queries.
+
+    Args:
+        on_progress: called with the number of tasks done, now and then; may raise to stop.
+    """
+    traces: list[Trace] = []
+    with torch.no_grad():
+        for start in range(0, episodes, TASKS_AT_A_TIME):
+            tasks = source.sample(split, start, min(TASKS_AT_A_TIME, episodes - start))
+            traces.append(map_tasks(algorithm.trace, meta, tasks, batching, chunk))
+            on_progress(min(start + TASKS_AT_A_TIME, episodes))
+    losses, scores = (
+        torch.cat(parts).double().cpu() for parts in zip(*traces, strict=True)
+    )
+    return Evaluation(objective, scores, losses)

@@ -1,0 +1,181 @@
+"""The run directory: one run, its config, its status; resumed, never shared, never mixed."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metarun.errors import ConfigError, RunError
+from metarun.files import write_json, write_text
+
+# Where the data lie is not part of what a run is: it may be resumed after they have moved.
+NEUTRAL_KEYS = ("data.root", "data.download")
+
+
+def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The stored result if the directory holds a finished run of this config, else None.
+
+    Raises:
+        ConfigError: the directory holds a run of another config, or something else.
+    """
+    _check_same_config(directory, config)
+    status = read_status(directory)
+    if status.get("status") != "completed":
+        return None
+    result: dict[str, Any] = json.loads((directory / "result.json").read_text())
+    return result
+
+
+@contextlib.contextmanager
+def opened(directory: Path, config: dict[str, Any], device: str) -> Iterator[None]:
+    """Hold a run directory while its run goes on, and keep `status.json` true.
+
+    Raises:
+        ConfigError: the directory holds a run of another config.
+        RunError: another process holds it, or it cannot be written.
+    """
+    with _locked(directory):
+        _check_same_config(directory, config)
+        attempts = read_status(directory).get("attempts", 0) + 1
+        write_text(directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        _write_provenance(directory, device)
+        status: dict[str, Any] = {"status": "running", "attempts": attempts, "error": None}
+        status["started"] = _now()
+        write_json(directory / "status.json", status)
+        try:
+            yield
+            status["status"] = "completed"
+        except KeyboardInterrupt:
+            status["status"] = "interrupted"
+            raise
+        except BaseException as error:
+            status["status"] = "failed"
+            status["error"] = f"{type(error).__name__}: {error}"
+            status["traceback"] = traceback.format_exc()
+            raise
+        finally:
+            status["ended"] = _now()
+            # On a full disk this fails as well; the first error is the one to report.
+            with contextlib.suppress(OSError):
+                write_json(directory / "status.json", status)
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """The content of `status.json`, or nothing if there is none."""
+    try:
+        status: dict[str, Any] = json.loads((directory / "status.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return status
+
+
+def _check_same_config(directory: Path, config: dict[str, Any]) -> None:
+    path = directory / "config.yaml"
+    if not path.exists():
+        if (directory / "checkpoints").exists():
+            raise ConfigError(f"{directory} has checkpoints but no config.yaml: not a run of ours")
+        return
+    stored = _flat(yaml.safe_load(path.read_text()))
+    wanted = _flat(config)
+    differing = [
+        key
+        for key in sorted(stored.keys() | wanted.keys())
+        if stored.get(key) != wanted.get(key) and key not in NEUTRAL_KEYS
+    ]
+    if differing:
+        shown = "; ".join(f"{k}: {stored.get(k)} there, {wanted.get(k)} here" for k in differing[:5])
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise ConfigError(
+            f"{directory} holds a run of another config ({shown}{more}): nothing was changed; "
+            "choose another hydra.run.dir, or repeat that run's settings to resume it"
+        )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """An exclusive lock that the system drops when the process ends, however it ends."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise RunError(f"cannot write to {directory}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another process is running in {directory}") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write_provenance(directory: Path, device: str) -> None:
+    path = directory / "provenance.json"
+    earlier: list[dict[str, Any]] = []
+    if path.exists():
+        last = json.loads(path.read_text())
+        earlier = [*last.pop("earlier_attempts"), last]
+    write_json(path, {**_provenance(device), "earlier_attempts": earlier})
+
+
+def _provenance(device: str) -> dict[str, Any]:
+    return {
+        "time": _now(),
+        "argv": sys.argv,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "git": _git_state(Path(__file__).parent),
+        "device": device,
+        "cpu_threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "pid": os.getpid(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("metarun", "torch", "torchvision", "hydra-core", "omegaconf", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _git_state(folder: Path) -> dict[str, Any] | None:
+    """Revision and dirtiness of metarun's own checkout; None for an installed package."""
+    if not (folder.parent / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

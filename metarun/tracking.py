@@ -1,0 +1,105 @@
+"""What a run shows while it goes: metrics.jsonl, TensorBoard, the progress bar, log lines."""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from metarun.files import write_text
+
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Writes metrics to `metrics.jsonl` and `tb/`, and shows progress on stderr.
+
+    On a terminal there is a bar; elsewhere, in a batch job's log say, there are lines. When a
+    run goes on from step `start`, what an earlier attempt logged after that step is dropped
+    from both, since it will be logged again.
+    """
+
+    def __init__(self, directory: Path, start: int, steps: int) -> None:
+        self._path = directory / "metrics.jsonl"
+        _drop_after(self._path, start)
+        self._file = open(self._path, "a")  # noqa: SIM115 (closed in __exit__)
+        purge = start + 1 if start else None
+        self._writer = SummaryWriter(str(directory / "tb"), purge_step=purge, flush_secs=10)
+        self._bar = tqdm(total=steps, initial=start, disable=None, unit="step", dynamic_ncols=True)
+        self._steps = steps
+        self._redirect = contextlib.ExitStack()
+
+    def __enter__(self) -> "Tracker":
+        if not self._bar.disable:
+            self._redirect.enter_context(logging_redirect_tqdm())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        self._redirect.close()
+        self._writer.close()
+        self._file.close()
+
+    def advance(self) -> None:
+        """One meta-step is done."""
+        self._bar.update()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record metrics by TensorBoard tag ("train/loss", …)."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def show(self, step: int, values: Mapping[str, str]) -> None:
+        """Show a few figures: behind the bar, or as a log line where there is no bar."""
+        if self._bar.disable:
+            shown = "  ".join(f"{name} {value}" for name, value in values.items())
+            log.info("step %d/%d  %s", step, self._steps, shown)
+        else:
+            self._bar.set_postfix(values, refresh=False)
+
+    def curve(self, tag: str, values: list[float]) -> None:
+        """Record a curve over inner steps: the x axis of its chart is the inner step."""
+        for inner_step, value in enumerate(values):
+            self._writer.add_scalar(tag, value, inner_step)
+
+    def hparams(self, config: Mapping[str, Any], results: Mapping[str, float], step: int) -> None:
+        """Record settings and final figures for TensorBoard's HPARAMS page.
+
+        Written into this run's own event file; `SummaryWriter.add_hparams` would add a
+        second, timestamped run.
+        """
+        plain = {k: v if type(v) in (int, float, bool, str) else str(v) for k, v in config.items()}
+        for summary in hparams(plain, dict(results)):
+            self._writer.file_writer.add_summary(summary)
+        for tag, value in results.items():
+            self._writer.add_scalar(tag, value, step)
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a metrics.jsonl; a line that a crash cut short is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if path.exists():
+        kept = [record for record in read_metrics(path) if record["step"] <= step]
+        write_text(path, "".join(json.dumps(record) + os.linesep for record in kept))

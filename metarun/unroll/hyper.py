@@ -1,0 +1,140 @@
+"""Settings by parameter group, and inner hyperparameters that are themselves learned."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from metarun.unroll.optim.base import Hyper, HyperValue, Params
+
+Granularity = Literal["global", "parameter", "step", "parameter_step"]
+Groups = Mapping[str, Mapping[str, float]]
+"""Name pattern -> settings, such as {"head.*": {"lr": 0.1}}. The first match counts."""
+
+
+def match_names(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The names that match any of the shell-style patterns, in the order of `names`.
+
+    Raises:
+        ValueError: a pattern matches nothing.
+    """
+    names = list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"no parameter matches {pattern!r}; there are: {', '.join(names)}")
+    return [name for name in names if any(fnmatchcase(name, p) for p in patterns)]
+
+
+def group_settings(
+    defaults: Mapping[str, HyperValue], groups: Groups, names: Sequence[str]
+) -> dict[str, HyperValue]:
+    """Hyperparameters with the settings of each group in place of the defaults.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or a setting is no hyperparameter.
+    """
+    match_names(names, list(groups))
+    unknown = {setting for settings in groups.values() for setting in settings} - set(defaults)
+    if unknown:
+        raise ValueError(
+            f"{', '.join(sorted(unknown))}: not a setting of this inner optimizer, which has "
+            f"{', '.join(defaults)}"
+        )
+    grouped: dict[str, HyperValue] = dict(defaults)
+    for hyper in {setting for settings in groups.values() for setting in settings}:
+        default = defaults[hyper]
+        if isinstance(default, Mapping):
+            raise ValueError(f"{hyper} is set for each parameter already")
+        grouped[hyper] = {
+            name: default if label is None else groups[label][hyper]
+            for name, label in _labels(hyper, groups, names).items()
+        }
+    return grouped
+
+
+class LearnedHyper(NamedTuple):
+    """Hyperparameters of which some are meta-parameters.
+
+    Attributes:
+        initial: the meta-parameters' initial values, by key: "lr", or "lr/<parameter or
+            pattern>"; of shape (), or (steps,) where each inner step has its own.
+        at: `at(learned, step) -> hyper` for an inner step. Steps beyond the last learned one
+            use that one's values.
+    """
+
+    initial: dict[str, Tensor]
+    at: Callable[[Mapping[str, Tensor], int], Hyper]
+
+
+def learn_hyper(
+    hyper: Mapping[str, HyperValue],
+    learn: Sequence[str],
+    granularity: Granularity,
+    params: Params,
+    steps: int,
+    groups: Groups | None = None,
+) -> LearnedHyper:
+    """Make the hyperparameters named in `learn` meta-parameters.
+
+    Args:
+        hyper: the values to start from (after `group_settings`).
+        learn: names in `hyper`.
+        granularity: "global" learns one value (one for each group that sets it), "parameter"
+            one for each parameter tensor, "step" one for each inner step, "parameter_step"
+            both (the LSLR of MAML++, Antoniou et al. 2019).
+        params: the parameters that are adapted; their dtype and device are used.
+        steps: inner steps in training, for the granularities by step.
+        groups: the groups that `hyper` was made with.
+
+    Raises:
+        ValueError: an unknown granularity or name.
+    """
+    if granularity not in get_args(Granularity):
+        allowed = ", ".join(get_args(Granularity))
+        raise ValueError(f"unknown granularity {granularity!r}: choose one of {allowed}")
+    for name in learn:
+        if name not in hyper:
+            raise ValueError(f"cannot learn {name!r}: choose from {', '.join(hyper)}")
+    by_step = granularity in ("step", "parameter_step")
+    keys: dict[str, dict[str, str]] = {}  # hyperparameter -> parameter -> key in `initial`
+    initial: dict[str, Tensor] = {}
+    for name in learn:
+        if granularity in ("parameter", "parameter_step"):
+            keys[name] = {p: f"{name}/{p}" for p in params}
+        else:
+            labels = _labels(name, groups or {}, list(params))
+            keys[name] = {p: name if g is None else f"{name}/{g}" for p, g in labels.items()}
+        for p, key in keys[name].items():
+            value = hyper[name]
+            start = torch.as_tensor(value[p] if isinstance(value, Mapping) else value)
+            start = start.to(params[p]).detach()
+            initial[key] = start.expand(steps).clone() if by_step else start.clone()
+
+    def at(learned: Mapping[str, Tensor], step: int) -> Hyper:
+        chosen = {
+            name: {
+                p: learned[key][min(step, steps - 1)] if by_step else learned[key]
+                for p, key in of_parameter.items()
+            }
+            for name, of_parameter in keys.items()
+        }
+        return {**hyper, **chosen}
+
+    return LearnedHyper(initial, at)
+
+
+def _labels(hyper: str, groups: Groups, names: Sequence[str]) -> dict[str, str | None]:
+    """For each parameter the pattern of the group that sets `hyper` for it, or None."""
+    return {
+        name: next(
+            (
+                pattern
+                for pattern, settings in groups.items()
+                if fnmatchcase(name, pattern) and hyper in settings
+            ),
+            None,
+        )
+        for name in names
+    }

@@ -1,0 +1,86 @@
+"""Running a function of one task over a batch of tasks, and its mean gradient."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree  # what torch.func itself maps over
+
+Batching = Literal["vmap", "loop"]
+Meta = Mapping[str, Tensor]
+"""Meta-parameters by name: initial weights, learned hyperparameters."""
+
+
+def map_tasks(
+    fn: Callable[[Meta, Any], Any],
+    meta: Meta,
+    tasks: Any,
+    batching: Batching,
+    chunk: int | None = None,
+) -> Any:
+    """Apply `fn(meta, task)` to each task of a batch and stack the results.
+
+    Args:
+        fn: a function of the meta-parameters and of one task.
+        meta: shared by all tasks.
+        tasks: a pytree of tensors with the tasks as their first dimension.
+        batching: "vmap" runs `chunk` tasks at a time (all, if None) in batched kernels, "loop"
+            one after the other. Equal up to rounding; which is faster depends on the device
+            and the model.
+        chunk: see above.
+
+    Returns:
+        The pytree that `fn` returns, with a first dimension of tasks.
+    """
+    parts = [_run(fn, meta, part, batching) for part in _chunks(tasks, batching, chunk)]
+    return pytree.tree_map(lambda *leaves: torch.cat(leaves), *parts)
+
+
+def meta_gradient(
+    task_loss: Callable[[Meta, Any], tuple[Tensor, Any]],
+    meta: Meta,
+    tasks: Any,
+    batching: Batching,
+    chunk: int | None = None,
+) -> tuple[dict[str, Tensor], Any]:
+    """The gradient of the mean task loss with respect to the meta-parameters.
+
+    The graph of one chunk is freed before the next is built, so memory is that of a chunk
+    (of a single task under "loop").
+
+    Args:
+        task_loss: `task_loss(meta, task) -> (loss, extra)`: a scalar and a pytree of tensors.
+        meta: leaf tensors that require gradients.
+        tasks, batching, chunk: as in `map_tasks`.
+
+    Returns:
+        The gradients by name (zero where a loss does not depend on a meta-parameter), and
+        `extra`, detached, with a first dimension of tasks.
+    """
+    count = pytree.tree_leaves(tasks)[0].shape[0]
+    leaves = list(meta.values())
+    totals = [torch.zeros_like(leaf) for leaf in leaves]
+    extras = []
+    for part in _chunks(tasks, batching, chunk):
+        losses, extra = _run(task_loss, meta, part, batching)
+        grads = torch.autograd.grad(losses.sum() / count, leaves, materialize_grads=True)
+        totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
+        extras.append(pytree.tree_map(torch.Tensor.detach, extra))
+    joined = pytree.tree_map(lambda *parts: torch.cat(parts), *extras)
+    return dict(zip(meta, totals, strict=True)), joined
+
+
+def _run(fn: Callable[[Meta, Any], Any], meta: Meta, part: Any, batching: Batching) -> Any:
+    if batching == "vmap":
+        return torch.func.vmap(fn, in_dims=(None, 0), randomness="different")(meta, part)
+    single = fn(meta, pytree.tree_map(lambda x: x[0], part))
+    return pytree.tree_map(lambda x: x[None], single)
+
+
+def _chunks(tasks: Any, batching: Batching, chunk: int | None) -> Iterator[Any]:
+    count = pytree.tree_leaves(tasks)[0].shape[0]
+    size = 1 if batching == "loop" else chunk or count
+    for start in range(0, count, size):
+        stop = start + size
+        yield pytree.tree_map(lambda x, a=start, b=stop: x[a:b], tasks)
