@@ -1,6 +1,101 @@
+"""`metarun eval`."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import hydra
 from omegaconf import DictConfig
-from metarun.compose import to_config
+
+from metarun.compose import job
+from metarun.config import EvalConfig, TrainConfig
+from metarun.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
 @hydra.main(version_base="1.3", config_path="pkg://metarun.conf", config_name="eval")
-def main(cfg: DictConfig) -> float | None:
-    print(to_config(cfg))
+def main(cfg: DictConfig) -> Any:
+    """Compose the config and run it; Hydra calls this once for each job of a sweep."""
+    return job(run)(cfg)
+
+
+def run(config: EvalConfig, directory: Path) -> float:
+    """Evaluate a checkpoint, print the figures and write them to `result.json`.
+
+    Returns:
+        The score.
+    """
+    # Imported here, so that --help and --cfg answer without waiting for torch.
+    from metarun import checkpoint, results
+    from metarun.evaluation import evaluate
+    from metarun.files import write_json
+    from metarun.interrupts import Interruption
+    from metarun.setup import build, choose_device, from_plain
+    from metarun.training_state import restore_meta
+
+    with Interruption():
+        path = find_checkpoint(Path(config.ckpt).expanduser())
+        content = checkpoint.load(path)
+        train_config = changed(from_plain(content["config"]), config)
+        setup = build(train_config, choose_device(config.device))
+        meta = restore_meta(setup, content)
+        log.info("%s, after meta-step %d", path, content["step"])
+        evaluation = evaluate(
+            setup.algorithm,
+            setup.objective,
+            meta,
+            setup.source,
+            config.split,
+            config.episodes,
+            setup.batching,
+            train_config.engine.chunk,
+        )
+        figures = results.describe(setup, evaluation)
+        stored = directory / "result.json"
+        write_json(stored, {"ckpt": str(path), "step": content["step"], config.split: figures})
+    print(results.line(figures, config.split))
+    print(results.per_inner_step(figures))
+    print(f"written to {stored}")
+    return evaluation.score
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `ckpt=` means: a file, or the best (else the last) one of a run.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise ConfigError(f"ckpt={path}: there is no such run directory or checkpoint file")
+    for candidate in (path / "checkpoints" / "best.pt", path / "checkpoints" / "last.pt"):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"ckpt={path}: this folder is no run directory with a checkpoint in it")
+
+
+def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
+    """The checkpoint's config with what the command line changes."""
+    parts: dict[str, Any] = {}
+    for part in ("task", "algo", "engine", "data"):
+        wanted = vars(getattr(config, part))
+        given = {key: value for key, value in wanted.items() if value is not None}
+        known = vars(getattr(stored, part))
+        if unknown := [key for key in given if key not in known]:
+            name = getattr(stored, part).name
+            if part == "data":  # $METARUN_DATA is set, but this data set has no files
+                given = {key: value for key, value in given.items() if key in known}
+            else:
+                raise ConfigError(f"{part}.{unknown[0]}: {part}={name} has no such setting")
+        parts[part] = replace(getattr(stored, part), **given)
+    if parts["task"].way != stored.task.way:
+        raise ConfigError(
+            f"task.way={parts['task'].way}: the checkpoint's network tells {stored.task.way} "
+            "classes apart; train one with that task.way"
+        )
+    if config.seed is not None:
+        parts["seed"] = config.seed
+    return replace(stored, device=config.device, **parts)

@@ -87,8 +87,8 @@ def _check_same_config(directory: Path, config: dict[str, Any]) -> None:
         if (directory / "checkpoints").exists():
             raise ConfigError(f"{directory} has checkpoints but no config.yaml: not a run of ours")
         return
-    stored = _flat(yaml.safe_load(path.read_text()))
-    wanted = _flat(config)
+    stored = flat(yaml.safe_load(path.read_text()))
+    wanted = flat(config)
     differing = [
         key
         for key in sorted(stored.keys() | wanted.keys())
@@ -103,14 +103,15 @@ def _check_same_config(directory: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config with dotted keys."""
+    values: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            values |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            values[f"{prefix}{key}"] = value
+    return values
 
 
 @contextlib.contextmanager

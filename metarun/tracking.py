@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,7 @@ class Tracker:
         self._writer = SummaryWriter(str(directory / "tb"), purge_step=purge, flush_secs=10)
         self._bar = tqdm(total=steps, initial=start, disable=None, unit="step", dynamic_ncols=True)
         self._steps = steps
+        self._done, self._since = 0, time.perf_counter()
         self._redirect = contextlib.ExitStack()
 
     def __enter__(self) -> "Tracker":
@@ -55,7 +57,22 @@ class Tracker:
 
     def advance(self) -> None:
         """One meta-step is done."""
+        self._done += 1
         self._bar.update()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within this context time does not count as training."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def steps_per_second(self) -> float:
+        """Speed of the meta-steps since the last call."""
+        now = time.perf_counter()
+        speed = self._done / (now - self._since)
+        self._done, self._since = 0, now
+        return speed
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics by TensorBoard tag ("train/loss", …)."""
@@ -71,6 +88,10 @@ class Tracker:
             log.info("step %d/%d  %s", step, self._steps, shown)
         else:
             self._bar.set_postfix(values, refresh=False)
+
+    def note(self, step: int, text: str) -> None:
+        """Show a line that stays: above the bar where there is one."""
+        log.info("step %d/%d  %s", step, self._steps, text)
 
     def curve(self, tag: str, values: list[float]) -> None:
         """Record a curve over inner steps: the x axis of its chart is the inner step."""

@@ -12,23 +12,26 @@ from metarun.data import glyphs
 GAP = 2  # pixels around a drawing
 MIDDLE = 12  # pixels between the two halves of the sheet
 ZOOM = 2
-GREYS = 16  # enough for smooth edges, and a third of the bytes
+GREYS = 16  # enough for smooth edges, and fewer bytes
+MOST_ROWS = len(glyphs.SPLITS["test"])
+MOST_COLUMNS = glyphs.CHARACTERS[0]  # every alphabet has as many characters
 
 
 def contact_sheet(seed: int, rows: int, columns: int) -> Tensor:
-    """Dark ink on white, uint8 (height, width), an alphabet each row.
+    """Dark ink on white, uint8 (height, width), an alphabet of the test split each row.
 
     The left half shows `columns` characters in the hand of one person; the right half shows
     the first of them as `columns` people drew it.
     """
     images, names = glyphs.draw(seed)
     lines = []
-    for number in range(1, rows + 1):
+    for number in glyphs.SPLITS["test"][:rows]:
         members = [i for i, name in enumerate(names) if name.startswith(f"alphabet{number:02}/")]
         in_one_hand = images[members[:columns], 0, 0]
         by_many_hands = images[members[0], :columns, 0]
         middle = torch.zeros(glyphs.SIDE + 2 * GAP, MIDDLE, dtype=torch.uint8)
-        lines.append(torch.cat([_side_by_side(in_one_hand), middle, _side_by_side(by_many_hands)], 1))
+        halves = [_side_by_side(in_one_hand), middle, _side_by_side(by_many_hands)]
+        lines.append(torch.cat(halves, dim=1))
     return 255 - torch.cat(lines)
 
 
@@ -44,11 +47,15 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("docs/glyphs.png"), help="PNG to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the dataset")
-    parser.add_argument("--rows", type=int, default=10, help="alphabets to show, 1 to 50")
-    parser.add_argument("--columns", type=int, default=8, help="drawings a half, 1 to 15")
+    parser.add_argument("--rows", type=int, default=10, help=f"alphabets, 1 to {MOST_ROWS}")
+    parser.add_argument(
+        "--columns", type=int, default=8, help=f"drawings in each half, 1 to {MOST_COLUMNS}"
+    )
     args = parser.parse_args()
-    if not (1 <= args.rows <= glyphs.ALPHABETS and 1 <= args.columns < glyphs.CHARACTERS[0] + 1):
-        parser.error("--rows must be 1 to 50 and --columns 1 to 15")
+    if not 1 <= args.rows <= MOST_ROWS:
+        parser.error(f"--rows is {args.rows}, must be 1 to {MOST_ROWS}")
+    if not 1 <= args.columns <= MOST_COLUMNS:
+        parser.error(f"--columns is {args.columns}, must be 1 to {MOST_COLUMNS}")
     sheet = Image.fromarray(contact_sheet(args.seed, args.rows, args.columns).numpy())
     sheet = sheet.resize((ZOOM * sheet.width, ZOOM * sheet.height), Image.Resampling.BICUBIC)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,136 @@
+"""The end of a run: the test, result.json, and the summary that a person reads."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarun import checkpoint
+from metarun.evaluation import Evaluation, evaluate
+from metarun.files import write_json
+from metarun.rundir import flat
+from metarun.setup import Setup, to_plain
+from metarun.tracking import Tracker
+from metarun.training_state import TrainState, restore_meta
+
+
+def finish(
+    setup: Setup, state: TrainState, directory: Path, tracker: Tracker, seconds: float
+) -> dict[str, Any]:
+    """Test the model that was best on validation, and store the run's final figures.
+
+    Args:
+        seconds: duration of this attempt so far.
+    """
+    content = checkpoint.load(directory / "checkpoints" / "best.pt")
+    start = time.perf_counter()
+    evaluation = evaluate(
+        setup.algorithm,
+        setup.objective,
+        restore_meta(setup, content),
+        setup.source,
+        "test",
+        setup.config.trainer.test_episodes,
+        setup.batching,
+        setup.config.engine.chunk,
+    )
+    name = setup.objective.score_name
+    test = describe(setup, evaluation)
+    tracker.curve(f"test/{name}_by_inner_step", test[f"{name}_per_inner_step"])
+    tracker.curve("test/loss_by_inner_step", test["loss_per_inner_step"])
+    figures = {f"test/{name}": test[name], f"val/best_{name}": content["best"]["score"]}
+    tracker.hparams(flat(to_plain(setup.config)), figures, state.step)
+    result = {
+        "test": test,
+        "best": content["best"],
+        "steps": state.step,
+        "train_seconds": round(seconds, 2),
+        "test_seconds": round(time.perf_counter() - start, 2),
+        "device": device_name(setup.device),
+        "peak_memory_gib": peak_memory_gib(setup.device),
+    }
+    write_json(directory / "result.json", result)
+    return result
+
+
+def describe(setup: Setup, evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation's figures with the protocol that they were measured under."""
+    config = setup.config
+    return {
+        **evaluation.summary(),
+        "score": setup.objective.score_name,
+        "algo": config.algo.name,
+        "data": config.data.name,
+        "way": config.task.way,
+        "shot": config.task.shot,
+        "query": config.task.query,
+        "seed": config.seed,
+        "batch_norm": setup.batch_norm,
+    }
+
+
+def line(figures: dict[str, Any], split: str) -> str:
+    """One line with a figure, its confidence interval and its protocol."""
+    name = figures["score"]
+    if name == "accuracy":
+        shape = f"{figures['way']}-way {figures['shot']}-shot, {figures['query']} queries a class"
+    else:
+        shape = f"{figures['shot']} shots, {figures['query']} queries"
+    return (
+        f"{split} {name} {format_score(name, figures[name])} ± "
+        f"{format_score(name, figures['ci95'])} (95 % CI; {figures['episodes']} tasks, {shape}, "
+        f"{figures['inner_steps']} inner steps, batch norm: {figures['batch_norm']})"
+    )
+
+
+def per_inner_step(figures: dict[str, Any]) -> str:
+    """The score before adaptation and after each inner step."""
+    name = figures["score"]
+    values = [format_score(name, value) for value in figures[f"{name}_per_inner_step"]]
+    return f"{name} after 0, 1, … inner steps: {', '.join(values)}"
+
+
+def summary(result: dict[str, Any], directory: Path) -> str:
+    """What a person wants to know at the end of a run, and what to type next."""
+    test, best = result["test"], result["best"]
+    name = test["score"]
+    best_score = f"{format_score(name, best['score'])} ± {format_score(name, best['ci95'])}"
+    seconds = result["train_seconds"]
+    memory = result["peak_memory_gib"]
+    return "\n".join(
+        [
+            "",
+            f"{test['algo']} on {test['data']}, seed {test['seed']}: {result['steps']} meta-steps "
+            f"on {result['device']}, {seconds:.0f} s of training, "
+            f"{result['test_seconds']:.0f} s of test, peak memory {memory:.2f} GiB",
+            f"  best validation {name} {best_score}, at meta-step {best['step']}",
+            f"  {line(test, 'test')}",
+            f"  {per_inner_step(test)}",
+            f"  run directory {directory}",
+            f"next: metarun eval ckpt={directory} episodes=1000",
+            f"      tensorboard --logdir {directory.parent}",
+        ]
+    )
+
+
+def format_score(name: str, value: float) -> str:
+    """Accuracies in per cent, errors as they are."""
+    return f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4f}"
+
+
+def device_name(device: torch.device) -> str:
+    """A device as people name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({torch.get_num_threads()} threads)"
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory of the GPU's tensors, or of the process on the CPU, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -1,0 +1,108 @@
+"""From a config to live objects; training and evaluation share this."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from metarun.algos.base import OBJECTIVES, Algorithm, Objective
+from metarun.components import build_algorithm, build_data, build_model
+from metarun.config import SCHEMAS, TrainConfig
+from metarun.data.episodes import EpisodeSource
+from metarun.errors import CheckpointError, ConfigError
+from metarun.unroll import Batching
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a config describes, built."""
+
+    config: TrainConfig
+    device: torch.device
+    source: EpisodeSource
+    algorithm: Algorithm
+    objective: Objective
+    batching: Batching
+    batch_norm: str  # which statistics batch normalisation uses, for the result line
+
+
+def build(config: TrainConfig, device: torch.device) -> Setup:
+    """Load the data, make the network and the algorithm.
+
+    The initial weights are drawn on the CPU from the seed, so they do not depend on the device.
+
+    Raises:
+        ConfigError: the parts of the config do not fit together.
+        DataError: the data are missing or damaged.
+    """
+    source = build_data(config, device)
+    torch.manual_seed(config.seed)
+    model = build_model(config, source).to(device)
+    algorithm = build_algorithm(config, model, source)
+    batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
+    batching = choose_batching(config.engine.batching, model, device)
+    objective = OBJECTIVES[source.kind]
+    return Setup(config, device, source, algorithm, objective, batching, batch_norm)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of "auto", "cpu", "cuda" or "cuda:N", ready for reproducible work.
+
+    Raises:
+        ConfigError: no such device.
+    """
+    count = torch.cuda.device_count()
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
+        raise ConfigError(f"device={name}: choose one of auto, cpu, cuda, cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if int(index or 0) >= count:
+        seen = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
+        raise ConfigError(f"device={name}: torch sees {seen}; use device=auto or device=cpu")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False  # it may choose another algorithm in another run
+    return torch.device(name)
+
+
+def choose_batching(name: str, model: nn.Module, device: torch.device) -> Batching:
+    """What `engine.batching=auto` means for a network on a device.
+
+    vmap turns the convolutions of tasks with weights of their own into one grouped
+    convolution, which CPUs compute more slowly than a loop; everywhere else vmap wins.
+    """
+    if name == "vmap" or name == "loop":
+        return "vmap" if name == "vmap" else "loop"
+    convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
+    return "loop" if convolutional and device.type == "cpu" else "vmap"
+
+
+def to_plain(config: TrainConfig) -> dict[str, Any]:
+    """A config as plain values, for config.yaml and checkpoints."""
+    return asdict(config)
+
+
+def from_plain(plain: dict[str, Any]) -> TrainConfig:
+    """The config that `to_plain` wrote, checked again; components are looked up by name.
+
+    Raises:
+        CheckpointError: it names a component that is not there, or has unknown settings.
+    """
+    try:
+        parts = {}
+        for group, schemas in SCHEMAS.items():
+            name = plain[group]["name"]
+            if name not in schemas:
+                plugins = ", ".join(plain["plugins"])
+                hint = f": give +plugins=[{plugins}], as in training" if plugins else ""
+                raise CheckpointError(f"the checkpoint needs {group}={name}, unknown here{hint}")
+            parts[group] = schemas[name](**plain[group])
+        defaults = TrainConfig()
+        for part in ("task", "trainer", "engine"):
+            parts[part] = type(getattr(defaults, part))(**plain[part])
+        return TrainConfig(**(plain | parts))
+    except (KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"the checkpoint's config cannot be read: {error}") from error
