@@ -5,6 +5,7 @@ out of a checkpoint cannot make the program import or call anything else.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,13 +45,15 @@ def _image_episodes(load: Callable[..., dict[str, ClassStore]]) -> Builder:
     return build
 
 
-def _sinusoids(
-    task: TaskConfig, seed: int, device: torch.device, dtype: torch.dtype
-) -> Sinusoids:
+def _load_omniglot(root: str | None, **options: Any) -> dict[str, ClassStore]:
+    return omniglot.load(None if root is None else Path(root), **options)
+
+
+def _sinusoids(task: TaskConfig, seed: int, device: torch.device, dtype: torch.dtype) -> Sinusoids:
     return Sinusoids(shot=task.shot, query=task.query, seed=seed, device=device, dtype=dtype)
 
 
-def _outer_adam(kind: type[torch.optim.Optimizer]) -> Builder:
+def _outer_adam(kind: Callable[..., torch.optim.Optimizer]) -> Builder:
     def build(params: Any, beta1: float, beta2: float, **rest: Any) -> torch.optim.Optimizer:
         return kind(params, betas=(beta1, beta2), **rest)
 
@@ -63,7 +66,7 @@ BUILDERS: dict[str, dict[str, Builder]] = {
     # build(task, seed, device, dtype, **settings) -> EpisodeSource
     "data": {
         "glyphs": _image_episodes(glyphs.load),
-        "omniglot": _image_episodes(omniglot.load),
+        "omniglot": _image_episodes(_load_omniglot),
         "sinusoid": _sinusoids,
     },
     # build(input_shape, outputs, **settings) -> nn.Module
@@ -109,7 +112,12 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
         DataError: its files are missing or damaged.
     """
     source: EpisodeSource = _build(
-        "data", config.data, config.task, config.seed, device, dtype_of(config),
+        "data",
+        config.data,
+        config.task,
+        config.seed,
+        device,
+        dtype_of(config),
         **settings(config.data),
     )
     return source
@@ -118,7 +126,10 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
 def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
     """The network, with initial weights drawn from the global random state on the CPU."""
     model: nn.Module = _build(
-        "backbone", config.backbone, source.input_shape, source.outputs,
+        "backbone",
+        config.backbone,
+        source.input_shape,
+        source.outputs,
         **settings(config.backbone),
     )
     return model.to(dtype_of(config))

@@ -4,9 +4,9 @@ import contextlib
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -66,11 +66,11 @@ def to_config(cfg: DictConfig) -> Any:
 def _refuse_extra_keys(cfg: DictConfig, config: Any, prefix: str = "") -> None:
     """`+key=value` adds a key that nothing reads: an error, not a silent wish."""
     known = [f.name for f in fields(config)]
-    for key in cfg:
+    for key in map(str, cfg):
         if key not in known:
-            hint = did_you_mean(str(key), known, prefix=prefix)
+            hint = did_you_mean(key, known, prefix=prefix)
             raise ConfigError(f"there is no setting '{prefix}{key}'{hint}")
-        if is_dataclass(value := getattr(config, str(key))):
+        if is_dataclass(value := getattr(config, key)):
             _refuse_extra_keys(cfg[key], value, f"{prefix}{key}.")
 
 
@@ -125,7 +125,9 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
         group, _, option = error.missing_cfg_file.rpartition("/")
         choices = ", ".join(sorted(error.options))
         hint = did_you_mean(option, error.options, prefix=f"{group}=")
-        return ConfigError(f"{group}={option}: there is no such option{hint}; choose from {choices}")
+        return ConfigError(
+            f"{group}={option}: there is no such option{hint}; choose from {choices}"
+        )
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     key = getattr(cause, "full_key", None) or _quoted_key(str(error))
     if key is not None and _is_unknown_key(error, cause):
@@ -163,7 +165,9 @@ def _is_unknown_key(error: Exception, cause: BaseException | None) -> bool:
 
 
 def _quoted_key(text: str) -> str | None:
-    match = re.search(r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text)
+    match = re.search(
+        r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text
+    )
     return match.group(1).partition("@")[0] if match else None
 
 
@@ -186,7 +190,7 @@ def _known_keys(command: str, overrides: list[str]) -> list[str]:
 
 def _dotted(cfg: DictConfig, prefix: str = "") -> list[str]:
     keys = []
-    for key in cfg:
+    for key in map(str, cfg):
         keys.append(f"{prefix}{key}")
         value = cfg._get_node(key)
         if isinstance(value, DictConfig):

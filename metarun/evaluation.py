@@ -87,7 +87,5 @@ def evaluate(
             tasks = source.sample(split, start, min(TASKS_AT_A_TIME, episodes - start))
             traces.append(map_tasks(algorithm.trace, meta, tasks, batching, chunk))
             on_progress(min(start + TASKS_AT_A_TIME, episodes))
-    losses, scores = (
-        torch.cat(parts).double().cpu() for parts in zip(*traces, strict=True)
-    )
+    losses, scores = (torch.cat(parts).double().cpu() for parts in zip(*traces, strict=True))
     return Evaluation(objective, scores, losses)

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from metarun.errors import ConfigError, RunError
 from metarun.files import write_json, write_text
@@ -49,7 +49,7 @@ def opened(directory: Path, config: dict[str, Any], device: str) -> Iterator[Non
     with _locked(directory):
         _check_same_config(directory, config)
         attempts = read_status(directory).get("attempts", 0) + 1
-        write_text(directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         _write_provenance(directory, device)
         status: dict[str, Any] = {"status": "running", "attempts": attempts, "error": None}
         status["started"] = _now()
@@ -87,7 +87,7 @@ def _check_same_config(directory: Path, config: dict[str, Any]) -> None:
         if (directory / "checkpoints").exists():
             raise ConfigError(f"{directory} has checkpoints but no config.yaml: not a run of ours")
         return
-    stored = flat(yaml.safe_load(path.read_text()))
+    stored = flat(_read_yaml(path))
     wanted = flat(config)
     differing = [
         key
@@ -95,12 +95,20 @@ def _check_same_config(directory: Path, config: dict[str, Any]) -> None:
         if stored.get(key) != wanted.get(key) and key not in NEUTRAL_KEYS
     ]
     if differing:
-        shown = "; ".join(f"{k}: {stored.get(k)} there, {wanted.get(k)} here" for k in differing[:5])
+        shown = "; ".join(
+            f"{k}: {stored.get(k)} there, {wanted.get(k)} here" for k in differing[:5]
+        )
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise ConfigError(
             f"{directory} holds a run of another config ({shown}{more}): nothing was changed; "
             "choose another hydra.run.dir, or repeat that run's settings to resume it"
         )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

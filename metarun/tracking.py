@@ -105,8 +105,9 @@ class Tracker:
         second, timestamped run.
         """
         plain = {k: v if type(v) in (int, float, bool, str) else str(v) for k, v in config.items()}
-        for summary in hparams(plain, dict(results)):
-            self._writer.file_writer.add_summary(summary)
+        file_writer: Any = self._writer.file_writer  # untyped in torch, as is `hparams`
+        for summary in hparams(plain, dict(results)):  # type: ignore[no-untyped-call]
+            file_writer.add_summary(summary)
         for tag, value in results.items():
             self._writer.add_scalar(tag, value, step)
 

@@ -68,8 +68,7 @@ def restore_meta(setup: Setup, content: dict[str, Any]) -> dict[str, Tensor]:
     found = {name: tuple(value.shape) for name, value in content["meta"].items()}
     if expected != found:
         differing = sorted(
-            name for name in expected.keys() | found.keys()
-            if expected.get(name) != found.get(name)
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
         )
         name = differing[0]
         raise CheckpointError(

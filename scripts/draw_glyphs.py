@@ -21,14 +21,14 @@ def contact_sheet(seed: int, rows: int, columns: int) -> Tensor:
     """Dark ink on white, uint8 (height, width), an alphabet of the test split each row.
 
     The left half shows `columns` characters in the hand of one person; the right half shows
-    the first of them as `columns` people drew it.
+    the second of them as `columns` people drew it.
     """
     images, names = glyphs.draw(seed)
     lines = []
     for number in glyphs.SPLITS["test"][:rows]:
         members = [i for i, name in enumerate(names) if name.startswith(f"alphabet{number:02}/")]
         in_one_hand = images[members[:columns], 0, 0]
-        by_many_hands = images[members[0], :columns, 0]
+        by_many_hands = images[members[1], :columns, 0]
         middle = torch.zeros(glyphs.SIDE + 2 * GAP, MIDDLE, dtype=torch.uint8)
         halves = [_side_by_side(in_one_hand), middle, _side_by_side(by_many_hands)]
         lines.append(torch.cat(halves, dim=1))
@@ -47,7 +47,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("docs/glyphs.png"), help="PNG to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the dataset")
-    parser.add_argument("--rows", type=int, default=10, help=f"alphabets, 1 to {MOST_ROWS}")
+    parser.add_argument("--rows", type=int, default=8, help=f"alphabets, 1 to {MOST_ROWS}")
     parser.add_argument(
         "--columns", type=int, default=8, help=f"drawings in each half, 1 to {MOST_COLUMNS}"
     )

@@ -40,9 +40,7 @@ class Conv4(nn.Module):
                 f"shape {tuple(input_shape)}: use backbone=mlp"
             )
         channels = [input_shape[0], width, width, width, width]
-        self.body = nn.Sequential(
-            *(_block(channels[i], channels[i + 1], pool) for i in range(4))
-        )
+        self.body = nn.Sequential(*(_block(channels[i], channels[i + 1], pool) for i in range(4)))
         self.flatten = pool == "max"
         height, breadth = input_shape[1:]
         for _ in range(4):

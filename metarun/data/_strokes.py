@@ -49,11 +49,18 @@ class Stroke:
 
 @dataclass(frozen=True)
 class Character:
-    """A stroke program, with the shift and scale that fit its ideal drawing into [-1, 1]."""
+    """A stroke program.
+
+    Attributes:
+        strokes: in the order in which they are drawn.
+        centre, scale: the shift and the factor that fit the ideal drawing into [-1, 1].
+        ideal: that drawing, without any hand's errors, (strokes, STEPS + 1, 2).
+    """
 
     strokes: tuple[Stroke, ...]
     centre: Floats
     scale: float
+    ideal: Floats
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ RELATIONS: tuple[tuple[float, float] | None, ...] = (
 
 
 def invent_shape(rng: np.random.Generator) -> Floats:
-    """A stroke shape as radians, (STEPS,), the first zero: it sets off to the right."""
+    """The turns of a stroke, radians, (STEPS,), that runs to the right before it bends."""
     turns = np.zeros(STEPS)
     side = rng.choice([-1.0, 1.0])
     half = STEPS // 2
@@ -126,8 +133,8 @@ def invent_shape(rng: np.random.Generator) -> Floats:
     elif kind == "arc":
         turns[1:] = side * rng.uniform(1.2, 4.2) / STEPS
     elif kind == "hook":
-        bend = rng.integers(half, STEPS - 5)
-        turns[bend:] = side * rng.uniform(1.8, 3.6) / (STEPS - bend)
+        start = rng.integers(half, STEPS - 5)
+        turns[start:] = side * rng.uniform(1.8, 3.6) / (STEPS - start)
     elif kind == "corner":
         turns[rng.integers(half - 4, half + 6)] = side * rng.uniform(1.2, 2.5)
     elif kind == "wave":
@@ -155,7 +162,7 @@ def invent_alphabet(rng: np.random.Generator) -> Alphabet:
         shapes=np.stack([invent_shape(rng) for _ in range(rng.integers(4, 8))]),
         headings=headings + rng.normal(0.0, 0.12),
         sizes=np.array([1.0, rng.uniform(0.4, 0.8)]),
-        stroke_counts=rng.dirichlet([0.8, 4.0, 4.5, 0.8]),
+        stroke_counts=rng.dirichlet([1.5, 7.0, 8.0, 1.5]),
         relations=rng.dirichlet(np.full(len(RELATIONS), 0.7)),
         offsets=rng.uniform(0.35, 0.7, (2, 1)) * np.stack([np.cos(angle), np.sin(angle)], 1),
         stretch=np.array([1.0, rng.uniform(0.75, 1.2)]) * rng.uniform(0.85, 1.0),
@@ -190,9 +197,10 @@ def invent_character(alphabet: Alphabet, rng: np.random.Generator) -> Character:
                 offset=np.zeros(2) if touches else beside,
             )
         )
-    ideal = trace(strokes, np.zeros(1), np.ones(1), rng)[0].reshape(-1, 2)
-    low, high = ideal.min(0), ideal.max(0)
-    return Character(tuple(strokes), (low + high) / 2, float(2 / (high - low).max()))
+    ideal = trace(strokes, np.zeros(1), np.ones(1), rng)[0]
+    low, high = ideal.min((0, 1)), ideal.max((0, 1))
+    centre, scale = (low + high) / 2, float(2 / (high - low).max())
+    return Character(tuple(strokes), centre, scale, (ideal - centre) * scale)
 
 
 def meet_hands(people: int, rng: np.random.Generator) -> Hands:
@@ -203,18 +211,12 @@ def meet_hands(people: int, rng: np.random.Generator) -> Hands:
         size=np.exp(rng.normal(-0.05, 0.09, (people, 2))),
     )
     return Hands(
-        looseness=0.08 * np.exp(rng.normal(0.0, 0.35, people)),
+        looseness=0.085 * np.exp(rng.normal(0.0, 0.35, people)),
         curl=np.exp(rng.normal(0.0, 0.06, people)),
         affine=affine,
         shift=rng.normal(0.0, 0.05, (people, 2)),
-        pen=rng.uniform(0.5, 0.95, people),
+        pen=rng.uniform(0.55, 0.95, people),
     )
-
-
-def ideal_hand() -> Hands:
-    """One person who writes every character exactly as it was invented, with a broad pen."""
-    one = np.ones(1)
-    return Hands(0 * one, one, np.eye(2)[None], np.zeros((1, 2)), 1.5 * one)
 
 
 def write(

@@ -121,9 +121,7 @@ def sample_indices(
 def _check_feasible(split: str, store: ClassStore, way: int, shot: int, query: int) -> None:
     classes = len(store.class_names)
     if way > classes:
-        raise ValueError(
-            f"task.way={way} is more than the {classes} classes of the {split} split"
-        )
+        raise ValueError(f"task.way={way} is more than the {classes} classes of the {split} split")
     fewest = int(store.sizes.min())
     if shot + query > fewest:
         name = store.class_names[int(store.sizes.argmin())]

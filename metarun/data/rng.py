@@ -7,7 +7,6 @@ arithmetic. CPU and GPU give the same bits, and so does every version of torch.
 
 import hashlib
 
-import torch
 from torch import Tensor
 
 

@@ -46,9 +46,7 @@ class Sinusoids:
         x = _scale(numbers[:, 2:], X_RANGE)
         y = amplitude * torch.sin(x - phase)
         x, y = x.to(self.dtype)[:, :, None], y.to(self.dtype)[:, :, None]
-        return Episodes(
-            x[:, : self.shot], y[:, : self.shot], x[:, self.shot :], y[:, self.shot :]
-        )
+        return Episodes(x[:, : self.shot], y[:, : self.shot], x[:, self.shot :], y[:, self.shot :])
 
 
 def _scale(unit: Tensor, bounds: tuple[float, float]) -> Tensor:

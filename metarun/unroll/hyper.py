@@ -108,7 +108,8 @@ def learn_hyper(
             keys[name] = {p: name if g is None else f"{name}/{g}" for p, g in labels.items()}
         for p, key in keys[name].items():
             value = hyper[name]
-            start = torch.as_tensor(value[p] if isinstance(value, Mapping) else value)
+            base = value[p] if isinstance(value, Mapping) else value
+            start = torch.as_tensor(base, dtype=torch.float64)
             start = start.to(params[p]).detach()
             initial[key] = start.expand(steps).clone() if by_step else start.clone()
 

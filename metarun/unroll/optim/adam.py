@@ -57,7 +57,9 @@ def adam(
             correction2 = (1 - _power(b2, step)).sqrt().to(p.dtype)
             eps_ = hyper_for(hyper, "eps", name)
             denominator = safe_sqrt(second) / correction2 + eps_
-            new_params[name] = p - hyper_for(hyper, "lr", name) * (first / correction1 / denominator)
+            new_params[name] = p - hyper_for(hyper, "lr", name) * (
+                first / correction1 / denominator
+            )
             firsts[name], seconds[name] = first, second
         return new_params, AdamState(firsts, seconds, step)
 

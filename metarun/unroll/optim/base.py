@@ -31,7 +31,7 @@ class InnerOptimizer(NamedTuple):
 
     init: Callable[[Params], State]
     update: Callable[[Params, State, Params, Hyper], tuple[Params, State]]
-    hyper: dict[str, HyperValue]
+    hyper: Mapping[str, HyperValue]
 
 
 def hyper_for(hyper: Hyper, name: str, parameter: str) -> float | Tensor:

@@ -1,0 +1,42 @@
+# `make demo` and `make test` do all of their own set-up, in .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help setup demo test lint types tests test-install figures experiments clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready  ## virtual environment with every dependency
+
+$(VENV)/.ready: pyproject.toml scripts/setup_env.sh
+	PYTHON=$(PYTHON) bash scripts/setup_env.sh $(VENV)
+	@touch $@
+
+demo: setup  ## meta-train MAML on glyphs, validate, test
+	$(BIN)/metarun train experiment=demo
+
+test: lint types tests  ## everything that must pass
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+tests: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-install: ## install the wheel with pip, from nothing, under each Python 3.11-3.13 found
+	bash scripts/test_install.sh
+
+figures: setup  ## the pictures of the README
+	$(BIN)/python scripts/draw_glyphs.py --out docs/glyphs.png
+
+experiments: setup  ## the figures of the README: real trainings, about an hour on two cores
+	bash scripts/reproduce.sh
+
+clean:  ## remove the virtual environment and caches, not the runs
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,27 @@
+"""Batch normalisation that can be differentiated twice under vmap."""
+
+import torch
+from torch import Tensor, nn
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of images by the statistics of the batch at hand, no running ones.
+
+    Written out in elementary operations, and not `torch.nn.BatchNorm2d`, because the second
+    derivatives of torch's fused operation are wrong under `torch.func.vmap` (by about 1 % in
+    the meta-gradient of a small network, in float64, with torch 2.15): its backward takes the
+    saved mean and deviation as constants there. Same parameters, same names, same outputs.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(examples, channels, height, width) -> the same shape."""
+        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
