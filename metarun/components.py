@@ -30,7 +30,7 @@ Builder = Callable[..., Any]
 
 def _image_episodes(load: Callable[..., dict[str, ClassStore]]) -> Builder:
     def build(
-        task: TaskConfig, seed: int, device: torch.device, dtype: torch.dtype, **where: Any
+        task: TaskConfig, seed: int, device: torch.device, dtype: torch.dtype, /, **where: Any
     ) -> ImageEpisodes:
         return ImageEpisodes(
             load(**where),

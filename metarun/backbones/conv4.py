@@ -5,6 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from metarun.backbones.norm import BatchNorm
+
 
 class Conv4(nn.Module):
     """Four blocks of 3×3 convolution, batch normalisation and ReLU, then a linear head.
@@ -62,7 +64,7 @@ def _block(channels_in: int, channels_out: int, pool: str) -> nn.Sequential:
     stride = 2 if pool == "stride" else 1
     layers: list[tuple[str, nn.Module]] = [
         ("conv", nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1)),
-        ("norm", nn.BatchNorm2d(channels_out, track_running_stats=False)),
+        ("norm", BatchNorm(channels_out)),
         ("relu", nn.ReLU()),
     ]
     if pool == "max":

@@ -1,0 +1,231 @@
+"""The settings of each component: typed, documented, validated. Imports neither torch nor Hydra.
+
+Hydra checks keys and types when a command line is composed, `__post_init__` checks values.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metarun.errors import ConfigError
+
+# ---------------------------------------------------------------- algorithms
+
+
+@dataclass
+class MamlConfig:
+    """MAML (Finn et al. 2017)."""
+
+    name: str = "maml"
+    order: int = 2  # 2: full meta-gradient; 1: inner gradients are constants (FOMAML)
+    inner_steps: int = 1  # inner steps in training
+    eval_inner_steps: int = 3  # inner steps in validation and test
+    adapt: list[str] = field(default_factory=lambda: ["*"])  # patterns over parameter names
+    reduction: str = "mean"  # inner loss: mean, or per_shot (sum over classes, mean over shots)
+
+    def __post_init__(self) -> None:
+        one_of("algo.order", self.order, (1, 2))
+        at_least("algo.inner_steps", self.inner_steps, 0)
+        at_least("algo.eval_inner_steps", self.eval_inner_steps, 0)
+        one_of("algo.reduction", self.reduction, ("mean", "per_shot"))
+        if not self.adapt:
+            raise ConfigError("algo.adapt is empty: name what the inner loop adapts, e.g. ['*']")
+
+
+@dataclass
+class AnilConfig(MamlConfig):
+    """ANIL (Raghu et al. 2020): MAML whose inner loop adapts the head only."""
+
+    name: str = "anil"
+    adapt: list[str] = field(default_factory=lambda: ["head.*"])
+
+
+# ---------------------------------------------------------------- data sets
+
+
+@dataclass
+class GlyphsConfig:
+    """Handwriting-like characters that the program draws from a seed; needs no files."""
+
+    name: str = "glyphs"
+    seed: int = 0  # of the drawings, not of the episodes
+
+
+@dataclass
+class OmniglotConfig:
+    """Omniglot (Lake et al. 2015): 1623 characters, 20 drawings each."""
+
+    name: str = "omniglot"
+    root: str | None = None  # folder of data sets; null: a cache folder of the user
+    download: bool = True  # fetch the files if they are not there
+    split: str = "random"  # random (1100/100/423 characters) or vinyals (1028/172/423)
+    split_seed: int = 0  # of the random split
+    rotations: bool = True  # each character turned by 90, 180, 270 degrees is a class too
+
+    def __post_init__(self) -> None:
+        one_of("data.split", self.split, ("random", "vinyals"))
+        if self.root is not None:
+            self.root = str(Path(self.root).expanduser().absolute())
+
+
+@dataclass
+class SinusoidConfig:
+    """Regression on random sine curves (Finn et al. 2017)."""
+
+    name: str = "sinusoid"
+
+
+# ---------------------------------------------------------------- backbones
+
+
+@dataclass
+class Conv4Config:
+    """Four convolution blocks."""
+
+    name: str = "conv4"
+    width: int = 64  # channels of each block
+    pool: str = "stride"  # stride (2 in each convolution) or max (2×2 pooling)
+
+    def __post_init__(self) -> None:
+        at_least("backbone.width", self.width, 1)
+        one_of("backbone.pool", self.pool, ("stride", "max"))
+
+
+@dataclass
+class MlpConfig:
+    """A multilayer perceptron."""
+
+    name: str = "mlp"
+    hidden: list[int] = field(default_factory=lambda: [40, 40])  # units of each hidden layer
+
+    def __post_init__(self) -> None:
+        if any(units < 1 for units in self.hidden):
+            raise ConfigError(f"backbone.hidden={self.hidden}: layers need at least 1 unit")
+
+
+# ---------------------------------------------------------------- inner optimizers
+
+
+@dataclass
+class InnerOptConfig:
+    """What every inner optimizer has: groups, and hyperparameters that are learned."""
+
+    name: str = "???"
+    learn: list[str] = field(default_factory=list)  # e.g. [lr]: becomes a meta-parameter
+    granularity: str = "global"  # global, parameter, step or parameter_step: one value for each
+    groups: list[dict[str, Any]] = field(default_factory=list)  # e.g. [{params: head.*, lr: 0.1}]
+
+    def __post_init__(self) -> None:
+        for group in self.groups:
+            check_group(group)
+        patterns = [group["params"] for group in self.groups]
+        if len(set(patterns)) < len(patterns):
+            raise ConfigError(f"inner_opt.groups: two groups for one pattern in {patterns}")
+        one_of(
+            "inner_opt.granularity",
+            self.granularity,
+            ("global", "parameter", "step", "parameter_step"),
+        )
+
+
+@dataclass
+class InnerSgdConfig(InnerOptConfig):
+    """Stochastic gradient descent."""
+
+    name: str = "sgd"
+    lr: float = 0.4
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+
+@dataclass
+class InnerAdamConfig(InnerOptConfig):
+    """Adam, differentiable."""
+
+    name: str = "adam"
+    lr: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+# ---------------------------------------------------------------- outer optimizers
+
+
+@dataclass
+class OuterOptConfig:
+    """What every outer optimizer has."""
+
+    name: str = "???"
+    lr: float = 0.001
+    weight_decay: float = 0.0  # not applied to learned inner hyperparameters
+    schedule: str = "constant"  # constant, or cosine (from lr down to min_lr at the last step)
+    min_lr: float = 0.0
+    clip_norm: float | None = None  # meta-gradients are scaled down to this global norm
+    clip_value: float | None = None  # meta-gradients are clipped elementwise to ± this
+
+    def __post_init__(self) -> None:
+        positive("outer_opt.lr", self.lr)
+        one_of("outer_opt.schedule", self.schedule, ("constant", "cosine"))
+        positive("outer_opt.clip_norm", self.clip_norm)
+        positive("outer_opt.clip_value", self.clip_value)
+
+
+@dataclass
+class OuterAdamConfig(OuterOptConfig):
+    """torch.optim.Adam."""
+
+    name: str = "adam"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass
+class OuterAdamWConfig(OuterAdamConfig):
+    """torch.optim.AdamW: decoupled weight decay."""
+
+    name: str = "adamw"
+    weight_decay: float = 0.01
+
+
+@dataclass
+class OuterSgdConfig(OuterOptConfig):
+    """torch.optim.SGD."""
+
+    name: str = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.0
+    nesterov: bool = False
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Refuse a parameter group that is not a pattern with numbers."""
+    example = "expected e.g. {params: head.*, lr: 0.1}"
+    if not isinstance(group.get("params"), str):
+        raise ConfigError(f"inner_opt.groups: {group} names no parameters; {example}")
+    values = [value for key, value in group.items() if key != "params"]
+    if not values or any(type(value) not in (int, float) for value in values):
+        raise ConfigError(f"inner_opt.groups: the settings of {group} must be numbers; {example}")
+
+
+def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Refuse a value that is not among the allowed ones."""
+    if value not in allowed:
+        choices = ", ".join(str(choice) for choice in allowed)
+        raise ConfigError(f"{key}={value}: choose one of {choices}")
+
+
+def at_least(key: str, value: float, least: float) -> None:
+    """Refuse a value that is too small."""
+    if value < least:
+        raise ConfigError(f"{key}={value}: must be {least} or more")
+
+
+def positive(key: str, value: float | None) -> None:
+    """Refuse a value that is given but not above 0."""
+    if value is not None and not value > 0:
+        raise ConfigError(f"{key}={value}: must be above 0")

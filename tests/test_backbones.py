@@ -1,0 +1,78 @@
+"""Networks: sizes, shapes, parity of the batch normalisation."""
+
+import learn2learn as l2l
+import pytest
+import torch
+from torch import nn
+from torch.func import grad, vmap
+
+from metarun.backbones.conv4 import Conv4
+from metarun.backbones.mlp import MLP
+from metarun.backbones.norm import BatchNorm
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_the_omniglot_network_has_the_size_of_the_published_one() -> None:
+    assert count(Conv4((1, 28, 28), 5)) == 112_261
+    assert count(Conv4((1, 28, 28), 5)) == count(l2l.vision.models.OmniglotCNN(5))
+
+
+def test_the_max_pool_network_has_the_size_of_the_published_one() -> None:
+    assert count(Conv4((3, 84, 84), 5, width=64, pool="max")) == 121_093
+    assert count(l2l.vision.models.CNN4(5, hidden_size=64, embedding_size=1600)) == 121_093
+    assert count(Conv4((3, 84, 84), 5, width=32, pool="max")) == 32_901
+
+
+@pytest.mark.parametrize("pool", ["stride", "max"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 84, 84), (3, 33, 20)])
+def test_conv4_maps_images_to_scores(shape: tuple[int, ...], pool: str) -> None:
+    model = Conv4(shape, 7, width=4, pool=pool)
+    assert model(torch.rand(2, *shape)).shape == (2, 7)
+    assert {n.split(".")[0] for n, _ in model.named_parameters()} == {"body", "head"}
+
+
+def test_conv4_refuses_what_is_no_image_or_too_small() -> None:
+    with pytest.raises(ValueError, match="backbone=mlp"):
+        Conv4((1,), 1)
+    with pytest.raises(ValueError, match="too small"):
+        Conv4((1, 8, 8), 5, pool="max")
+
+
+def test_mlp_has_the_layers_asked_for() -> None:
+    assert count(MLP((1,), 1)) == 1 * 40 + 40 + 40 * 40 + 40 + 40 + 1
+    assert MLP((2, 3), 4, hidden=())(torch.rand(5, 2, 3)).shape == (5, 4)
+
+
+def test_batch_norm_computes_what_torch_does() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, 5, 5, dtype=torch.float64)
+    ours, theirs = BatchNorm(4).double(), nn.BatchNorm2d(4, track_running_stats=False).double()
+    for module in (ours, theirs):
+        torch.manual_seed(1)
+        nn.init.uniform_(module.weight)
+        nn.init.uniform_(module.bias)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
+
+
+def test_second_derivatives_of_batch_norm_are_right_under_vmap() -> None:
+    """What torch's fused operation gets wrong: the inner step goes through its parameters."""
+    torch.manual_seed(0)
+    model = nn.Sequential(BatchNorm(3), nn.Tanh(), nn.Conv2d(3, 2, 3), BatchNorm(2)).double()
+    params = {k: v.detach() for k, v in model.named_parameters()}
+    x = torch.randn(4, 5, 3, 6, 6, dtype=torch.float64)
+
+    def meta(params: dict, images: torch.Tensor) -> torch.Tensor:
+        loss = lambda p: torch.func.functional_call(model, p, (images,)).pow(3).sin().sum()  # noqa: E731
+        inner = grad(loss)(params)
+        return loss({k: v - 0.1 * inner[k] for k, v in params.items()})
+
+    mapped = vmap(grad(meta), in_dims=(None, 0))(params, x)
+    for i in range(4):
+        alone = grad(meta)(params, x[i])
+        # All parameters together: a bias before a normalisation has gradient zero, but noise.
+        difference = torch.cat([(mapped[k][i] - alone[k]).flatten() for k in params]).norm()
+        assert difference < 1e-10 * torch.cat([g.flatten() for g in alone.values()]).norm()

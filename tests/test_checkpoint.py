@@ -1,0 +1,116 @@
+"""Checkpoints: intact or refused, never half written."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from metarun import checkpoint
+from metarun.errors import CheckpointError
+from metarun.files import write_atomically
+
+
+def content(step: int) -> dict:
+    return {"step": step, "meta": {"w": torch.full((50,), float(step))}, "config": {"seed": 1}}
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, content(7))
+    back = checkpoint.load(path)
+    assert back["step"] == 7 and torch.equal(back["meta"]["w"], content(7)["meta"]["w"])
+    assert back["format"] == "metarun-checkpoint" and back["version"] == checkpoint.VERSION
+    assert torch.load(path, weights_only=True)["config"] == {"seed": 1}
+
+
+def test_last_is_the_newest_and_old_ones_go(tmp_path: Path) -> None:
+    for step in (900, 1000, 99_999_999, 100_000_000):
+        checkpoint.save(tmp_path, content(step))
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["last.pt", "step-100000000.pt", "step-99999999.pt"]
+    newest = checkpoint.load_newest(tmp_path)
+    assert newest is not None and newest["step"] == 100_000_000
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint.save(tmp_path, content(1))
+    checkpoint.save(tmp_path, content(2))
+    for path in (tmp_path / "last.pt", tmp_path / "step-00000002.pt"):
+        data = bytearray(path.read_bytes())
+        middle = data.find(torch.full((50,), 2.0).numpy().tobytes()) + 100
+        data[middle] ^= 0x10 if damage == "flip" else 0
+        wrong = {
+            "truncate": bytes(data[: len(data) // 2]),
+            "flip": bytes(data),
+            "empty": b"",
+            "text": b"not a checkpoint",
+        }
+        path.write_bytes(wrong[damage])
+    with pytest.raises(CheckpointError, match="damaged, truncated or not a checkpoint"):
+        checkpoint.load(tmp_path / "last.pt")
+    back = checkpoint.load_newest(tmp_path)
+    assert back is not None and back["step"] == 1
+    assert "trying the one before" in caplog.text
+    (tmp_path / "step-00000001.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the checkpoints"):
+        checkpoint.load_newest(tmp_path)
+
+
+def test_every_flipped_byte_of_the_tensors_is_noticed(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, content(3))
+    data = path.read_bytes()
+    start = data.find(torch.full((50,), 3.0).numpy().tobytes())
+    assert start > 0
+    for offset in range(0, 200, 17):
+        broken = bytearray(data)
+        broken[start + offset] ^= 1
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError):
+            checkpoint.load(path)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/metarun-was-hacked",)
+
+
+@pytest.mark.parametrize("foreign", [{"weights": torch.ones(2)}, [1, 2], torch.ones(3), Evil()])
+def test_a_foreign_file_is_refused_and_runs_no_code(tmp_path: Path, foreign: object) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(foreign, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of metarun"):
+        checkpoint.load(path)
+    assert not Path("/tmp/metarun-was-hacked").exists()
+
+
+def test_a_newer_format_is_refused_with_advice(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"format": checkpoint.FORMAT, "version": 99, "meta": {}}, buffer)
+    path = tmp_path / "future.pt"
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(CheckpointError, match=r"format 99.*newer metarun"):
+        checkpoint.load(path)
+
+
+def test_no_checkpoint_is_not_an_error_when_resuming(tmp_path: Path) -> None:
+    assert checkpoint.load_newest(tmp_path / "nothing") is None
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        checkpoint.load(tmp_path / "nothing.pt")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def half(file) -> None:
+        file.write(b"ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, half)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,217 @@
+"""The shape of the project: one-way imports, configs that match their schemas, a true wheel."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from metarun.components import BUILDERS
+from metarun.config import SCHEMAS
+from tests.conftest import REPO
+
+PACKAGE = REPO / "metarun"
+BASE = {"metarun", "metarun.errors", "metarun.files"}
+LEAVES = {
+    "metarun.unroll": set(),
+    "metarun.backbones": BASE,
+    "metarun.data": BASE,
+    "metarun.checkpoint": BASE,
+    "metarun.rundir": BASE,
+    "metarun.tracking": BASE,
+    "metarun.schemas": BASE,
+    "metarun.config": {*BASE, "metarun.schemas"},
+    "metarun.algos": {"metarun.unroll"},
+    "metarun.evaluation": {"metarun.unroll", "metarun.algos", "metarun.data"},
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(REPO).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("package", LEAVES)
+def test_imports_go_one_way(package: str) -> None:
+    known = set(modules())
+    checked = 0
+    for name, path in modules().items():
+        if not within(name, package):
+            continue
+        checked += 1
+        for used in imports(path) & known:
+            allowed = (
+                used == "metarun"
+                or within(used, package)
+                or any(within(used, other) for other in LEAVES[package] - {"metarun"})
+            )
+            assert allowed, f"{name} imports {used}"
+    assert checked
+
+
+@pytest.mark.parametrize("package", ["metarun.unroll", "metarun.algos", "metarun.backbones"])
+def test_the_engine_and_the_components_know_nothing_of_hydra(package: str) -> None:
+    for name, path in modules().items():
+        if within(name, package) or within(name, "metarun.data"):
+            roots = {used.partition(".")[0] for used in imports(path)}
+            assert not roots & {"hydra", "omegaconf", "tensorboard"}, name
+
+
+def test_the_engine_needs_torch_only() -> None:
+    others = ["hydra", "omegaconf", "torchvision", "tensorboard", "scipy", "learn2learn"]
+    code = f"import sys, metarun.unroll; print([m for m in {others} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_modules_stay_small() -> None:
+    long = {n: len(p.read_text().splitlines()) for n, p in modules().items()}
+    assert {n: lines for n, lines in long.items() if lines > 350} == {}
+
+
+def test_every_component_has_a_schema_a_builder_and_a_config() -> None:
+    assert {g: set(s) for g, s in SCHEMAS.items()} == {g: set(b) for g, b in BUILDERS.items()}
+    for group, schemas in SCHEMAS.items():
+        files = {p.stem for p in (REPO / "conf" / group).glob("*.yaml")}
+        assert files == set(schemas)
+        for name, schema in schemas.items():
+            assert schema().name == name
+            assert all(f.name == "name" or f.default is not ... for f in fields(schema))
+
+
+def test_the_help_text_names_every_option() -> None:
+    text = (REPO / "conf" / "hydra" / "help" / "train.yaml").read_text()
+    for group, schemas in SCHEMAS.items():
+        line = next(part for part in text.split() if part.startswith(f"{group}="))
+        assert set(line.removeprefix(f"{group}=").split("|")) == set(schemas)
+    for path in (REPO / "conf" / "experiment").glob("*.yaml"):
+        assert path.stem in text
+
+
+def test_no_config_can_name_code() -> None:
+    for path in (REPO / "conf").rglob("*.yaml"):
+        assert "_target_" not in path.read_text(), path
+        OmegaConf.load(path)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in tracked:  # a copy, so that the build leaves nothing in the repository
+        if (REPO / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((REPO / name).read_bytes())
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-index",
+            "--wheel-dir",
+            str(folder),
+            str(source),
+        ],
+        check=True,
+    )
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_carries_exactly_the_configs_of_the_tree(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        inside = {
+            name.removeprefix("metarun/conf/"): archive.read(name).decode()
+            for name in names
+            if name.startswith("metarun/conf/") and name.endswith(".yaml")
+        }
+    tree = {
+        str(p.relative_to(REPO / "conf")): p.read_text() for p in (REPO / "conf").rglob("*.yaml")
+    }
+    assert inside == tree and len(tree) > 10
+    assert "metarun/py.typed" in names
+    assert not any(name.startswith(("tests/", "scripts/", "conf/")) for name in names)
+    for path in PACKAGE.rglob("*.py"):
+        assert str(path.relative_to(REPO)) in names
+
+
+def test_the_wheel_trains_in_an_environment_of_its_own(
+    wheel: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """A new virtual environment that shares torch and the like, but not this checkout."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)],
+        check=True,
+    )
+    shared = next(p for p in sys.path if p.endswith("site-packages"))
+    site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+    (site / "shared.pth").write_text(shared + "\n")  # its packages, but not its .pth files
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    where = subprocess.run(
+        [
+            python,
+            "-c",
+            "import metarun, metarun.conf; print(metarun.__file__, metarun.conf.__file__)",
+        ],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert where.count(str(site)) == 2
+    done = subprocess.run(
+        [
+            tmp_path / "venv" / "bin" / "metarun",
+            "train",
+            "data=sinusoid",
+            "backbone=mlp",
+            "trainer.steps=3",
+            "trainer.eval_episodes=4",
+            "trainer.test_episodes=4",
+        ],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "test mse" in done.stdout
+    assert list(elsewhere.glob("outputs/train/*/result.json"))
