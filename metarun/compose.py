@@ -89,7 +89,7 @@ def job(run: Callable[[Any, Path], Any]) -> Callable[[DictConfig], Any]:
     @wraps(run)
     def task(cfg: DictConfig) -> Any:
         hydra_config = HydraConfig.get()
-        directory = Path(hydra_config.runtime.output_dir)
+        directory = _as_seen_from_here(Path(hydra_config.runtime.output_dir))
         try:
             return run(to_config(cfg), directory)
         except Exception as error:
@@ -107,6 +107,12 @@ def raise_failure() -> None:
     """Raise the error that ended the single job, if there was one."""
     if failed:
         raise failed.pop()
+
+
+def _as_seen_from_here(directory: Path) -> Path:
+    """Relative to the working directory if it is below it: what a person would type."""
+    here = Path.cwd()
+    return directory.relative_to(here) if directory.is_relative_to(here) else directory
 
 
 def _remove_if_empty(directory: Path) -> None:

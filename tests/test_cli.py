@@ -1,0 +1,327 @@
+"""The command line, through real processes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import Metarun
+
+SHORT = (
+    "data=sinusoid",
+    "backbone=mlp",
+    "trainer.steps=20",
+    "trainer.eval_every=10",
+    "trainer.checkpoint_every=10",
+    "trainer.log_every=5",
+    "trainer.eval_episodes=10",
+    "trainer.test_episodes=20",
+    "inner_opt.lr=0.02",
+)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_help_shows_commands_examples_and_torch(metarun: Metarun) -> None:
+    text = metarun("--help").stdout
+    for part in ("train", "eval", "metarun train algo=maml data=omniglot", "METARUN_DATA"):
+        assert part in text
+    assert f"torch {torch.__version__}" in text and "CUDA" in text
+    assert metarun("--version").stdout.startswith("metarun 0.")
+    assert "usage" in metarun(code=2).stdout
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_help_of_a_command_lists_its_settings(metarun: Metarun, command: str) -> None:
+    text = metarun(command, "--help").stdout
+    assert "episodes" in text and "query" in text and "hydra-help" in text
+
+
+def test_cfg_job_shows_the_config_without_torch(metarun: Metarun, tmp_path: Path) -> None:
+    done = metarun("train", "--cfg", "job", "seed=3", "algo=anil")
+    assert "seed: 3" in done.stdout and "head.*" in done.stdout
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "torch.py").write_text("raise SystemExit('torch was imported')")
+    blocked = metarun("train", "--cfg", "job", PYTHONPATH=str(tmp_path / "blocked"))
+    assert "name: maml" in blocked.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("trian", "no command 'trian' (did you mean train?); choose from train, eval"),
+        ("algo=maml", "did you mean metarun train algo=maml?"),
+        ("train --multirn", "no option '--multirn' (did you mean --multirun?)"),
+        ("train trainer.stepz=3", "'trainer.stepz' (did you mean trainer.steps?)"),
+        ("train lr=3", "did you mean inner_opt.lr or outer_opt.lr?"),
+        ("train algos=maml", "'algos' (did you mean algo?)"),
+        ("train algo=mamll", "did you mean algo=maml?"),
+        ("train +foo=1", "no setting 'foo'"),
+        ("train +trainer.epochs=1", "no setting 'trainer.epochs'"),
+        ("train inner_opt=adam inner_opt.momentum=0.9", "no setting 'inner_opt.momentum'"),
+        ("train trainer.steps=many", "trainer.steps: value 'many' of type 'str'"),
+        ("train trainer.steps=0", "trainer.steps=0: must be 1 or more"),
+        ("train algo.order=3", "algo.order=3: choose one of 1, 2"),
+        ("train engine.batching=fast", "choose one of auto, vmap, loop"),
+        ("train inner_opt.learn=lr", "inner_opt.learn"),
+        ("train inner_opt.groups=[{lr:0.1}]", "names no parameters"),
+        ("train foo", "cannot read the argument 'foo': expected key=value"),
+        ("train +plugins=[no_such_module]", "cannot import the plugin 'no_such_module'"),
+        ("train experiment=nothing", "choose from demo"),
+        ("eval", "not given: ckpt=<run directory or checkpoint file>"),
+        ("eval ckpt=nowhere", "ckpt=nowhere: there is no such run directory"),
+        ("eval ckpt=x episodes=0", "episodes=0: must be 1 or more"),
+        ("eval ckpt=x split=all", "choose one of train, val, test"),
+        ("train device=tpu", "device=tpu: choose one of auto, cpu, cuda, cuda:N"),
+        ("train data=sinusoid", "conv4 needs images"),
+    ],
+)
+def test_a_wrong_command_ends_with_one_clear_message(
+    metarun: Metarun, tmp_path: Path, arguments: str, message: str
+) -> None:
+    done = metarun(*arguments.split(), code=2)
+    assert message in done.stderr
+    assert done.stderr.startswith("metarun: ") and len(done.stderr.splitlines()) == 1
+    assert files(tmp_path) == {}
+    assert list(tmp_path.glob("outputs/*/*")) == [], "a directory was left behind"
+
+
+def test_debug_shows_the_traceback(environment: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "metarun", "train", "trainer.steps=0"]
+    env = environment | {"METARUN_DEBUG": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" in done.stderr
+
+
+def test_a_run_leaves_what_the_contract_says_and_eval_repeats_its_figure(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    done = metarun("train", *SHORT, "hydra.run.dir=run")
+    run = tmp_path / "run"
+    result = json.loads((run / "result.json").read_text())
+    assert "test mse" in done.stdout and "95 % CI; 20 tasks" in done.stdout
+    assert "next: metarun eval ckpt=run" in done.stdout
+    assert "inner steps, batch norm: none" in done.stdout
+    assert "step 20/20" in done.stderr, "log lines where there is no terminal"
+    for name in ("config.yaml", "provenance.json", "status.json", "metrics.jsonl"):
+        assert (run / name).stat().st_size > 0
+    names = sorted(p.name for p in (run / "checkpoints").iterdir())
+    assert names == ["best.pt", "last.pt", "step-00000010.pt", "step-00000020.pt"]
+    status = json.loads((run / "status.json").read_text())
+    assert status["status"] == "completed" and status["attempts"] == 1
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert {"git", "device", "host", "argv"} <= set(provenance)
+    test = result["test"]
+    assert test["episodes"] == 20 and len(test["mse_per_inner_step"]) == 4
+    assert test["mse"] == test["mse_per_inner_step"][-1]
+
+    again = metarun("eval", "ckpt=run", "episodes=20", "hydra.run.dir=eval")
+    figures = json.loads((tmp_path / "eval" / "result.json").read_text())["test"]
+    assert figures == test
+    assert "mse after 0, 1, … inner steps" in again.stdout
+    metarun(
+        "eval", "ckpt=run/checkpoints/last.pt", "split=val", "episodes=7", "task.shot=3",
+        "algo.eval_inner_steps=5", "hydra.run.dir=other", "engine.batching=loop",
+    )  # fmt: skip
+    other = json.loads((tmp_path / "other" / "result.json").read_text())["val"]
+    assert (other["episodes"], other["shot"], other["inner_steps"]) == (7, 3, 5)
+    assert len(other["mse_per_inner_step"]) == 6
+
+
+def test_a_finished_run_is_recalled_and_another_config_refused(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    first = metarun("train", *SHORT, "hydra.run.dir=run")
+    before = files(tmp_path)
+    again = metarun("train", *SHORT, "hydra.run.dir=run")
+    assert "finished: nothing to do" in again.stderr and again.stdout == first.stdout
+    refused = metarun("train", *SHORT, "seed=5", "algo.order=1", "hydra.run.dir=run", code=2)
+    assert "holds a run of another config" in refused.stderr
+    assert "seed: 0 there, 5 here" in refused.stderr and "algo.order" in refused.stderr
+    assert files(tmp_path) == before
+
+
+def test_same_command_same_bits(metarun: Metarun, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        metarun("train", *SHORT, "inner_opt=adam", "inner_opt.learn=[lr]", f"hydra.run.dir={name}")
+    metarun("train", *SHORT, "inner_opt=adam", "inner_opt.learn=[lr]", "seed=1", "hydra.run.dir=c")
+    a, b, c = (
+        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["meta"]
+        for name in "abc"
+    )
+    assert "inner_opt.lr" in a and a["inner_opt.lr"] != 0.02
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+def test_a_sweep_gives_each_run_its_own_directory(metarun: Metarun, tmp_path: Path) -> None:
+    done = metarun("train", "-m", *SHORT, "seed=0,1", "hydra.sweep.dir=sweep")
+    runs = sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir())
+    assert runs == ["0_maml-sinusoid-s0", "1_maml-sinusoid-s1"]
+    for seed, name in enumerate(runs):
+        result = json.loads((tmp_path / "sweep" / name / "result.json").read_text())
+        assert result["test"]["seed"] == seed
+    assert done.stdout.count("test mse") == 2
+
+
+def test_a_sweep_goes_on_after_a_failure_and_says_so(metarun: Metarun, tmp_path: Path) -> None:
+    done = metarun("train", "-m", *SHORT, "task.shot=0,5", "hydra.sweep.dir=sweep", code=2)
+    assert "task.shot=0: must be 1 or more" in done.stderr
+    assert len(list((tmp_path / "sweep").glob("*/result.json"))) == 1
+
+
+def test_runs_get_directories_of_their_own_by_default(metarun: Metarun, tmp_path: Path) -> None:
+    metarun("train", *SHORT)
+    metarun("train", *SHORT)
+    runs = list((tmp_path / "outputs" / "train").iterdir())
+    assert len(runs) == 2 and all(r.name.endswith("_maml-sinusoid-s0") for r in runs)
+
+
+def test_impossible_tasks_are_refused_with_the_numbers(metarun: Metarun, tmp_path: Path) -> None:
+    done = metarun("train", "task.way=999", code=2)
+    assert "task.way=999 is more than the" in done.stderr and "split" in done.stderr
+    done = metarun("train", "task.shot=10", "task.query=15", code=2)
+    assert "10 + 15 = 25 is more than the 20 images of class" in done.stderr
+    assert files(tmp_path) == {}
+
+
+def test_patterns_and_hyperparameters_that_match_nothing_are_refused(metarun: Metarun) -> None:
+    base = ("train", "data=sinusoid", "backbone=mlp")
+    assert "no parameter matches 'tail" in metarun(*base, "algo.adapt=[tail.*]", code=2).stderr
+    assert "cannot learn 'speed'" in metarun(*base, "inner_opt.learn=[speed]", code=2).stderr
+    done = metarun(*base, "inner_opt.groups=[{params:tail.*,lr:0.1}]", code=2)
+    assert "no parameter matches 'tail.*'" in done.stderr
+    done = metarun(*base, "inner_opt.nesterov=true", code=2)
+    assert "nesterov needs a momentum" in done.stderr
+
+
+def test_a_missing_data_set_says_where_it_looked_and_what_would_do(metarun: Metarun) -> None:
+    done = metarun("train", "data=omniglot", "data.root=nowhere", "data.download=false", code=1)
+    for part in ("nowhere", "omniglot-py", "data=glyphs"):
+        assert part in done.stderr
+
+
+def test_a_damaged_archive_is_named(metarun: Metarun, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "omniglot-py"
+    folder.mkdir(parents=True)
+    for name in ("images_background.zip", "images_evaluation.zip"):
+        (folder / name).write_bytes(b"PK\x03\x04 cut short")
+    done = metarun("train", "data=omniglot", "data.root=data", "data.download=false", code=1)
+    assert "images_background.zip" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda_is_refused(metarun: Metarun, tmp_path: Path) -> None:
+    done = metarun("train", *SHORT, "device=cuda", code=2)
+    assert "torch sees no CUDA device; use device=auto or device=cpu" in done.stderr
+    assert files(tmp_path) == {}
+
+
+def test_numbers_that_explode_stop_the_run_and_spare_the_checkpoint(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    done = metarun(
+        "train", *SHORT, "outer_opt=sgd", "outer_opt.lr=0.05", "hydra.run.dir=run",
+        "trainer.steps=2000", "inner_opt.lr=0.7", "algo.inner_steps=8", code=1,
+    )  # fmt: skip
+    assert "became NaN or infinite at meta-step" in done.stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["status"] == "failed" and "NaN" in status["error"]
+    assert not (tmp_path / "run" / "result.json").exists()
+    for path in (tmp_path / "run" / "checkpoints").glob("*.pt"):
+        meta = torch.load(path, weights_only=True)["meta"]
+        assert all(value.isfinite().all() for value in meta.values())
+
+
+def test_an_output_directory_that_cannot_be_written(metarun: Metarun, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = metarun("train", *SHORT, "hydra.run.dir=file/run", code=1)
+    assert "file/run" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_checkpoints_that_cannot_be_used(metarun: Metarun, tmp_path: Path) -> None:
+    metarun("train", *SHORT, "hydra.run.dir=run")
+    best = tmp_path / "run" / "checkpoints" / "best.pt"
+    (tmp_path / "cut.pt").write_bytes(best.read_bytes()[:500])
+    assert "damaged, truncated" in metarun("eval", "ckpt=cut.pt", code=1).stderr
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    assert "not a checkpoint of metarun" in metarun("eval", "ckpt=foreign.pt", code=1).stderr
+    content = torch.load(best, weights_only=True)
+    torch.save(content | {"version": 2}, tmp_path / "newer.pt")
+    assert "newer metarun" in metarun("eval", "ckpt=newer.pt", code=1).stderr
+    shutil.copytree(tmp_path / "run", tmp_path / "empty")
+    shutil.rmtree(tmp_path / "empty" / "checkpoints")
+    done = metarun("eval", "ckpt=empty", code=2)
+    assert "no run directory with a checkpoint in it" in done.stderr
+    done = metarun("eval", "ckpt=run", "task.way=3", code=2)
+    assert "task.way=3" in done.stderr
+
+
+def test_a_plugin_brings_a_backbone_and_a_checkpoint_cannot(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    (tmp_path / "my_nets.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from metarun.backbones.mlp import MLP\n"
+        "from metarun.components import register\n"
+        "@dataclass\n"
+        "class WideConfig:\n"
+        "    name: str = 'wide'\n"
+        "    width: int = 64\n"
+        "register('backbone', 'wide', WideConfig,\n"
+        "         lambda shape, outputs, width: MLP(shape, outputs, hidden=(width,)))\n"
+    )
+    short = [a for a in SHORT if not a.startswith("backbone")]
+    plugin = ("+plugins=[my_nets]", "backbone=wide")
+    metarun("train", *short, *plugin, "backbone.width=9", "hydra.run.dir=run")
+    assert "no setting" in metarun("train", *short, *plugin, "backbone.with=9", code=2).stderr
+    done = metarun("eval", "ckpt=run", "episodes=5", code=1)
+    assert "backbone=wide, unknown here: give +plugins=[my_nets]" in done.stderr
+    assert "test mse" in metarun("eval", "ckpt=run", "episodes=5", "+plugins=[my_nets]").stdout
+
+
+def test_settings_reach_the_run(metarun: Metarun, tmp_path: Path) -> None:
+    """Each of these changes the training, so none is ignored."""
+    variants = {
+        "plain": (),
+        "order": ("algo.order=1",),
+        "anil": ("algo=anil",),
+        "momentum": ("inner_opt.momentum=0.5", "algo.inner_steps=2"),
+        "adam": ("inner_opt=adam",),
+        "groups": ("inner_opt.groups=[{params:head.*,lr:0.2}]",),
+        "learn": ("inner_opt.learn=[lr]", "inner_opt.granularity=parameter_step"),
+        "adamw": ("outer_opt=adamw", "outer_opt.weight_decay=0.5"),
+        "cosine": ("outer_opt.schedule=cosine",),
+        "clip": ("outer_opt=sgd", "outer_opt.clip_norm=0.01"),
+        "clip_value": ("outer_opt=sgd", "outer_opt.clip_value=0.01"),
+    }
+    final = {}
+    for name, extra in variants.items():
+        metarun(
+            "train", *SHORT, *extra, "trainer.steps=4", "trainer.test_episodes=2",
+            "engine.precision=float64", f"hydra.run.dir={name}",
+        )  # fmt: skip
+        meta = torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["meta"]
+        assert meta["head.weight"].dtype == torch.float64
+        final[name] = tuple(meta["head.weight"].flatten().tolist())
+    assert len(set(final.values())) == len(variants)
+
+
+def test_glyphs_and_omniglot_train(metarun: Metarun, tmp_path: Path, real_data: Path) -> None:
+    short = (
+        "trainer.steps=3", "trainer.meta_batch=2", "backbone.width=8", "trainer.eval_episodes=4",
+        "trainer.test_episodes=4", "task.query=2",
+    )  # fmt: skip
+    assert "test accuracy" in metarun("train", *short).stdout
+    root = {"METARUN_DATA": str(real_data)}
+    for extra in ((), ("data.split=vinyals", "backbone.pool=max"), ("task.way=20",)):
+        done = metarun("train", "data=omniglot", *short, *extra, **root)
+        assert "test accuracy" in done.stdout and "batch statistics" in done.stdout

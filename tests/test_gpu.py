@@ -1,0 +1,63 @@
+"""The same on a GPU. Skipped, saying so, where there is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from metarun.algos.base import OBJECTIVES, InnerLoop, Problem
+from metarun.algos.maml import maml
+from metarun.backbones.conv4 import Conv4
+from metarun.data.episodes import Episodes, ImageEpisodes
+from metarun.data.store import from_equal_classes
+from metarun.unroll import meta_gradient, sgd
+from tests.conftest import Metarun
+
+pytestmark = pytest.mark.gpu
+
+
+def test_episodes_are_those_of_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (20, 6, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    store = from_equal_classes(images, [str(c) for c in range(20)])
+    drawn = [
+        ImageEpisodes(
+            {"train": store}, way=5, shot=1, query=2, seed=3, device=torch.device(device)
+        ).sample("train", 5, 7)
+        for device in ("cpu", "cuda")
+    ]
+    for a, b in zip(*drawn, strict=True):
+        assert torch.equal(a, b.cpu())
+
+
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+def test_the_meta_gradient_is_that_of_the_cpu(batching: str) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(3, 10, 1, 28, 28, dtype=torch.float64)
+    labels = torch.arange(5).repeat(2).expand(3, 10)
+    gradients = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(1)
+        model = Conv4((1, 28, 28), 5, width=8).double().to(device)
+        inner = InnerLoop(sgd(0.4), (), "global", {})
+        algorithm = maml(Problem(model, OBJECTIVES["classification"], inner, 5), inner_steps=2)
+        meta = {k: v.requires_grad_() for k, v in algorithm.init().items()}
+        x, y = images.to(device), labels.to(device)
+        grads, _ = meta_gradient(algorithm.loss, meta, Episodes(x, y, x, y), batching)
+        gradients.append(torch.cat([g.flatten().cpu() for g in grads.values()]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-10 * gradients[0].norm()
+
+
+def test_a_run_on_the_gpu_gives_the_same_bits_twice(metarun: Metarun, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        metarun(
+            "train", "device=cuda", "trainer.steps=20", "trainer.eval_episodes=20",
+            "trainer.test_episodes=20", f"hydra.run.dir={name}",
+        )  # fmt: skip
+    a, b = (
+        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["meta"]
+        for name in "ab"
+    )
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert json.loads((tmp_path / "a" / "result.json").read_text())["peak_memory_gib"] > 0

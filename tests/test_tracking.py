@@ -1,0 +1,77 @@
+"""What is logged, read back from the event files; the evaluation's arithmetic."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from metarun.algos.base import OBJECTIVES
+from metarun.evaluation import Evaluation, confidence95
+from metarun.tracking import Tracker, read_metrics
+from tests.conftest import Metarun
+
+
+def test_tensorboard_has_the_curves_of_a_run(metarun: Metarun, tmp_path: Path) -> None:
+    metarun(
+        "train", "trainer.steps=4", "trainer.log_every=2", "trainer.eval_every=2",
+        "trainer.meta_batch=2", "trainer.eval_episodes=4", "trainer.test_episodes=4",
+        "backbone.width=4", "algo.inner_steps=2", "inner_opt.learn=[lr]",
+        "inner_opt.granularity=step", "hydra.run.dir=run",
+    )  # fmt: skip
+    events = EventAccumulator(str(tmp_path / "run" / "tb")).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags == {
+        "train/loss", "train/accuracy", "val/accuracy", "val/ci95", "val/loss",
+        "inner/loss_step0", "inner/loss_step1", "inner/lr_step0", "inner/lr_step1",
+        "optim/grad_norm", "optim/lr", "time/tasks_per_s",
+        "test/accuracy", "test/accuracy_by_inner_step", "test/loss_by_inner_step",
+        "val/best_accuracy",
+    }  # fmt: skip
+    records = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    logged = [(e.step, e.value) for e in events.Scalars("train/loss")]
+    assert [step for step, _ in logged] == [2, 4]
+    assert [v for _, v in logged] == pytest.approx(
+        [r["train/loss"] for r in records if "train/loss" in r], rel=1e-6
+    )
+    result = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
+    curve = events.Scalars("test/accuracy_by_inner_step")
+    assert [e.step for e in curve] == [0, 1, 2, 3]
+    assert [e.value for e in curve] == pytest.approx(result["accuracy_per_inner_step"], rel=1e-6)
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    assert len(list((tmp_path / "run" / "tb").iterdir())) == 1, "one event file, no child runs"
+
+
+def test_resuming_drops_what_will_be_logged_again(tmp_path: Path) -> None:
+    with Tracker(tmp_path, start=0, steps=10) as tracker:
+        for step in (2, 4, 6):
+            tracker.metrics(step, {"train/loss": float(step)})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "tra')
+    with Tracker(tmp_path, start=4, steps=10) as tracker:
+        tracker.metrics(6, {"train/loss": 60.0})
+    records = [(r["step"], r["train/loss"]) for r in read_metrics(tmp_path / "metrics.jsonl")]
+    assert records == [(2, 2.0), (4, 4.0), (6, 60.0)]
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == records
+
+
+def test_the_confidence_interval_is_students() -> None:
+    torch.manual_seed(0)
+    for count in (2, 5, 600):
+        values = torch.rand(count, dtype=torch.float64)
+        mean, error = values.mean().item(), stats.sem(values.numpy())
+        low, high = stats.t.interval(0.95, count - 1, loc=mean, scale=error)
+        assert confidence95(values) == pytest.approx((high - low) / 2, rel=1e-12)
+    assert confidence95(torch.ones(1)) != confidence95(torch.ones(1))  # NaN: it has no spread
+
+
+def test_an_evaluation_reports_the_last_inner_step() -> None:
+    scores = torch.tensor([[0.2, 0.5], [0.2, 0.7], [0.5, 0.9]], dtype=torch.float64)
+    figures = Evaluation(OBJECTIVES["classification"], scores, 1 - scores).summary()
+    assert figures["accuracy"] == pytest.approx(0.7)
+    assert figures["accuracy_per_inner_step"] == pytest.approx([0.3, 0.7])
+    assert figures["accuracy_per_task"] == [0.5, 0.7, 0.9]
+    assert (figures["episodes"], figures["inner_steps"]) == (3, 1)
