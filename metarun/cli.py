@@ -85,11 +85,17 @@ def _run(command: str, arguments: list[str]) -> None:
     compose.register_schemas()
     module = importlib.import_module(f"metarun.{command}")
     sys.argv = [f"metarun {command}", *arguments]
+    overrides = [a for a in arguments if not a.startswith("-")]
     try:
+        if "--help" in arguments or "-h" in arguments:
+            from metarun.help import command_help
+
+            config = compose.composed(command, overrides)
+            print(command_help(command, COMMANDS[command], config))
+            return
         module.main()
         compose.raise_failure()
     except compose.COMPOSITION_ERRORS as error:
-        overrides = [a for a in arguments if not a.startswith("-")]
         raise compose.explain(error, command, overrides) from error
 
 

@@ -63,6 +63,15 @@ def to_config(cfg: DictConfig) -> Any:
     return config
 
 
+def composed(command: str, overrides: list[str]) -> Any:
+    """The config of a command line without running it; required keys may be missing."""
+    with initialize_config_module(config_module="metarun.conf", version_base="1.3"):
+        cfg = compose(config_name=command, overrides=overrides)
+    for key in OmegaConf.missing_keys(cfg):
+        OmegaConf.update(cfg, str(key), "<required>")
+    return OmegaConf.to_object(cfg)
+
+
 def _refuse_extra_keys(cfg: DictConfig, config: Any, prefix: str = "") -> None:
     """`+key=value` adds a key that nothing reads: an error, not a silent wish."""
     known = [f.name for f in fields(config)]

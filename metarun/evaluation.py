@@ -12,7 +12,7 @@ from metarun.algos.base import Algorithm, Objective, Trace
 from metarun.data.episodes import EpisodeSource
 from metarun.unroll import Batching, Meta, map_tasks
 
-TASKS_AT_A_TIME = 50  # drawn and moved together; also how often an interruption is noticed
+TASKS_AT_A_TIME = 16  # few enough for a CPU's caches; an interruption is noticed between
 
 
 @dataclass(frozen=True)

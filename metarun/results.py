@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from metarun import checkpoint
+from metarun.errors import RunError
 from metarun.evaluation import Evaluation, evaluate
 from metarun.files import write_json
 from metarun.rundir import flat
@@ -24,7 +25,15 @@ def finish(
 
     Args:
         seconds: duration of this attempt so far.
+
+    Raises:
+        RunError: no validation had a finite score, so there is no best model.
     """
+    if state.best is None:
+        raise RunError(
+            "no validation had a finite score: a lower inner_opt.lr or algo.eval_inner_steps "
+            "may help (in a new run directory)"
+        )
     content = checkpoint.load(directory / "checkpoints" / "best.pt")
     start = time.perf_counter()
     evaluation = evaluate(

@@ -1,6 +1,7 @@
 """The shape of the project: one-way imports, configs that match their schemas, a true wheel."""
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -11,11 +12,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from metarun.components import BUILDERS
+from metarun.compose import composed, register_schemas
 from metarun.config import SCHEMAS
+from metarun.help import command_help
 from tests.conftest import REPO
 
 PACKAGE = REPO / "metarun"
 BASE = {"metarun", "metarun.errors", "metarun.files"}
+register_schemas()
 LEAVES = {
     "metarun.unroll": set(),
     "metarun.backbones": BASE,
@@ -101,13 +105,19 @@ def test_every_component_has_a_schema_a_builder_and_a_config() -> None:
             assert all(f.name == "name" or f.default is not ... for f in fields(schema))
 
 
-def test_the_help_text_names_every_option() -> None:
-    text = (REPO / "conf" / "hydra" / "help" / "train.yaml").read_text()
-    for group, schemas in SCHEMAS.items():
-        line = next(part for part in text.split() if part.startswith(f"{group}="))
-        assert set(line.removeprefix(f"{group}=").split("|")) == set(schemas)
-    for path in (REPO / "conf" / "experiment").glob("*.yaml"):
-        assert path.stem in text
+def test_the_help_names_every_option_and_explains_every_setting() -> None:
+    for name in SCHEMAS["inner_opt"]:
+        text = command_help("train", "", composed("train", [f"inner_opt={name}"]))
+        for group, schemas in SCHEMAS.items():
+            assert f"{group}={'|'.join(schemas)}" in text
+        for path in (REPO / "conf" / "experiment").glob("*.yaml"):
+            assert path.stem in text
+        for schema in SCHEMAS["inner_opt"][name].__mro__[:2]:
+            for f in fields(schema):
+                assert f.name == "name" or f" inner_opt.{f.name}=" in text
+    settings = [line for line in text.splitlines() if re.match(r"  [a-z_.]+=", line)]
+    explained = [line for line in settings if re.search(r"=\S*\s{2,}\w", line)]
+    assert len(explained) > 25
 
 
 def test_no_config_can_name_code() -> None:
