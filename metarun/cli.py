@@ -47,14 +47,14 @@ def main() -> int:
     0: done, 1: the run failed, 2: the command or config was wrong, 130: interrupted.
     """
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        _print_help()
-        return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version"):
-        print(f"metarun {__version__}")
-        return 0
-    command, rest = arguments[0], arguments[1:]
     try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            _print_help()
+            return 0 if arguments else 2
+        if arguments[0] in ("-V", "--version"):
+            print(f"metarun {__version__}")
+            return 0
+        command, rest = arguments[0], arguments[1:]
         if command not in COMMANDS:
             raise ConfigError(_unknown_command(command))
         _run(command, rest)
@@ -68,13 +68,18 @@ def main() -> int:
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
     except Exception as error:  # a defect of ours: still one line, and where to find more
-        return _fail(f"unexpected {type(error).__name__}: {error}", 1)
+        hint = "METARUN_DEBUG=1 shows where"
+        return _fail(f"unexpected {type(error).__name__}: {error} ({hint})", 1)
     return 0
 
 
 def _run(command: str, arguments: list[str]) -> None:
+    from hydra._internal.utils import get_args_parser
+
     from metarun import compose
 
+    if os.environ.get("METARUN_DATA") == "":
+        del os.environ["METARUN_DATA"]  # set to nothing means not set, not the current folder
     arguments = _with_plugins(arguments)
     _check_options(command, arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -85,7 +90,7 @@ def _run(command: str, arguments: list[str]) -> None:
     compose.register_schemas()
     module = importlib.import_module(f"metarun.{command}")
     sys.argv = [f"metarun {command}", *arguments]
-    overrides = [a for a in arguments if not a.startswith("-")]
+    overrides = get_args_parser().parse_args(arguments).overrides
     try:
         if "--help" in arguments or "-h" in arguments:
             from metarun.help import command_help
@@ -111,12 +116,13 @@ def _with_plugins(arguments: list[str]) -> list[str]:
             arguments = [*arguments[:index], f"plugins={value}", *arguments[index + 1 :]]
             found = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
     if found:
-        sys.path.insert(0, os.getcwd())  # a plugin is often a file beside the experiment
+        sys.path.append(os.getcwd())  # a plugin is often a file beside the experiment
     for name in found:
         try:
             importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigError(f"cannot import the plugin {name!r}: {error}") from error
+        except Exception as error:  # whatever a user's module may do wrong
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"cannot import the plugin {name!r}: {reason}") from error
     return arguments
 
 

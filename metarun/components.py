@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from metarun import compose
 from metarun.algos.anil import anil
 from metarun.algos.base import OBJECTIVES, Algorithm, InnerLoop, Problem
 from metarun.algos.maml import maml
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
-from metarun.config import SCHEMAS, TaskConfig, TrainConfig, settings
+from metarun.config import PLUGIN_OPTIONS, SCHEMAS, TaskConfig, TrainConfig, settings
 from metarun.data import glyphs, omniglot
 from metarun.data.episodes import EpisodeSource, ImageEpisodes
 from metarun.data.sinusoid import Sinusoids
@@ -101,7 +100,7 @@ def register(group: str, name: str, schema: type, build: Builder) -> None:
         raise ValueError(f"{group}={name} exists already")
     BUILDERS[group][name] = build
     SCHEMAS[group][name] = schema
-    compose.register_option(group, name, schema)
+    PLUGIN_OPTIONS.append((group, name))
 
 
 def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:

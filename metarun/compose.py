@@ -2,7 +2,9 @@
 
 import contextlib
 import difflib
+import logging
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from functools import wraps
@@ -21,10 +23,12 @@ from hydra.errors import (
 )
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from metarun.config import SCHEMAS, EvalConfig, TrainConfig
+from metarun.config import PLUGIN_OPTIONS, SCHEMAS, EvalConfig, TrainConfig
 from metarun.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
 
@@ -37,11 +41,8 @@ def register_schemas() -> None:
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
             store.store(group=f"_schema/{group}", name=name, node=schema, package=group)
-
-
-def register_option(group: str, name: str, schema: type) -> None:
-    """Offer `group=name` on the command line without a YAML file (for plugins)."""
-    ConfigStore.instance().store(group=group, name=name, node=schema, package=group)
+    for group, name in PLUGIN_OPTIONS:  # these have no YAML file: the schema is the option
+        store.store(group=group, name=name, node=SCHEMAS[group][name], package=group)
 
 
 def to_config(cfg: DictConfig) -> Any:
@@ -60,7 +61,18 @@ def to_config(cfg: DictConfig) -> Any:
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from error
     _refuse_extra_keys(cfg, config)
+    if isinstance(config, TrainConfig):
+        _check_components(config)
     return config
+
+
+def _check_components(config: TrainConfig) -> None:
+    """Each group holds a component under its own name: neither `~group` nor `group.name=…`."""
+    for group, schemas in SCHEMAS.items():
+        component = getattr(config, group)
+        name = str(getattr(component, "name", None))
+        if type(component) is not schemas.get(name):
+            raise ConfigError(f"choose {group}={'|'.join(schemas)}, not {group}.name={name}")
 
 
 def composed(command: str, overrides: list[str]) -> Any:
@@ -92,7 +104,7 @@ def job(run: Callable[[Any, Path], Any]) -> Callable[[DictConfig], Any]:
 
     In a sweep an error goes back to Hydra, which tells whose it was and goes on. The error of
     a single run is kept for `raise_failure`, because Hydra would print words of its own first.
-    A directory that Hydra made for a command that then proved wrong is removed.
+    A directory that Hydra made for a command that came to nothing is removed.
     """
 
     @wraps(run)
@@ -102,12 +114,13 @@ def job(run: Callable[[Any, Path], Any]) -> Callable[[DictConfig], Any]:
         try:
             return run(to_config(cfg), directory)
         except Exception as error:
-            if isinstance(error, ConfigError):
-                _remove_if_empty(directory)
             if hydra_config.mode == RunMode.MULTIRUN:
+                log.error("job %s of the sweep failed: %s", hydra_config.job.num, error)
                 raise
             failed.append(error)
             return None
+        finally:
+            _remove_if_empty(directory)
 
     return task
 
@@ -155,6 +168,15 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
     return ConfigError(f"{key}: {text[:1].lower()}{text[1:]}" if key else text)
 
 
+def as_argument(key: str, value: object) -> str:
+    """`key=value` as one types it in a shell, quoted for Hydra and for the shell."""
+    text = str(value)
+    if not re.fullmatch(r"[\w./:@%+-]+", text):
+        escaped = text.replace("'", "\\'")
+        text = f"'{escaped}'"
+    return shlex.quote(f"{key}={text}")
+
+
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """' (did you mean X?)' with the closest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -175,8 +197,8 @@ def suggest_key(key: str, known: Sequence[str]) -> str:
 
 
 def _is_unknown_key(error: Exception, cause: BaseException | None) -> bool:
-    text = f"{error}\n{cause}"
-    return "not in" in text or "Could not override" in text or "No match in the defaults" in text
+    missing = isinstance(cause, ConfigKeyError | ConfigAttributeError)
+    return missing or str(error).startswith("Could not ")
 
 
 def _quoted_key(text: str) -> str | None:

@@ -21,6 +21,7 @@ from metarun.schemas import (
     OuterSgdConfig,
     SinusoidConfig,
     at_least,
+    between,
     one_of,
 )
 
@@ -86,6 +87,9 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
+    def __post_init__(self) -> None:
+        between("seed", self.seed, 0, 2**63 - 1)
+
 
 @dataclass
 class EvalTask:
@@ -125,7 +129,7 @@ class EvalConfig:
 
     ckpt: str = "???"  # a run directory (its best.pt) or a checkpoint file
     split: str = "test"  # train, val or test
-    episodes: int = 600
+    episodes: int | None = None  # tasks; null: as many as the run itself took (600)
     device: str = "auto"
     seed: int | None = None  # of the episodes
     plugins: list[str] = field(default_factory=list)
@@ -135,8 +139,10 @@ class EvalConfig:
     data: EvalData = field(default_factory=EvalData)
 
     def __post_init__(self) -> None:
+        between("seed", self.seed or 0, 0, 2**63 - 1)
         one_of("split", self.split, ("train", "val", "test"))
-        at_least("episodes", self.episodes, 1)
+        if self.episodes is not None:
+            at_least("episodes", self.episodes, 1)
 
 
 SCHEMAS: dict[str, dict[str, type]] = {
@@ -147,6 +153,10 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "outer_opt": {"adam": OuterAdamConfig, "adamw": OuterAdamWConfig, "sgd": OuterSgdConfig},
 }
 """Group -> name -> schema. `metarun.components` has the implementation of each."""
+
+
+PLUGIN_OPTIONS: list[tuple[str, str]] = []
+"""Group and name of the components that plugins have added."""
 
 
 def settings(config: Any, *drop: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`metarun eval`."""
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ def run(config: EvalConfig, directory: Path) -> float:
     from metarun.setup import build, choose_device, from_plain
     from metarun.training_state import restore_meta
 
+    stored = directory / "result.json"
+    if stored.exists() or (directory / "config.yaml").exists():
+        raise ConfigError(f"{directory} holds results already: choose another hydra.run.dir")
     with Interruption():
         path = find_checkpoint(Path(config.ckpt).expanduser())
         content = checkpoint.load(path)
@@ -48,12 +52,11 @@ def run(config: EvalConfig, directory: Path) -> float:
             meta,
             setup.source,
             config.split,
-            config.episodes,
+            config.episodes or default_episodes(train_config, config.split),
             setup.batching,
             train_config.engine.chunk,
         )
         figures = results.describe(setup, evaluation)
-        stored = directory / "result.json"
         write_json(stored, {"ckpt": str(path), "step": content["step"], config.split: figures})
     print(results.line(figures, config.split))
     print(results.per_inner_step(figures))
@@ -71,25 +74,30 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if not path.exists():
         raise ConfigError(f"ckpt={path}: there is no such run directory or checkpoint file")
-    for candidate in (path / "checkpoints" / "best.pt", path / "checkpoints" / "last.pt"):
-        if candidate.is_file():
-            return candidate
+    for folder in (path / "checkpoints", path):
+        for candidate in (folder / "best.pt", folder / "last.pt"):
+            if candidate.is_file():
+                return candidate
     raise ConfigError(f"ckpt={path}: this folder is no run directory with a checkpoint in it")
+
+
+def default_episodes(config: TrainConfig, split: str) -> int:
+    """As many tasks as the training run took of that split to score itself."""
+    return config.trainer.eval_episodes if split == "val" else config.trainer.test_episodes
 
 
 def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
     """The checkpoint's config with what the command line changes."""
     parts: dict[str, Any] = {}
+    if config.data.root is None and hasattr(stored.data, "root"):
+        config = replace(config, data=replace(config.data, root=os.environ.get("METARUN_DATA")))
     for part in ("task", "algo", "engine", "data"):
         wanted = vars(getattr(config, part))
         given = {key: value for key, value in wanted.items() if value is not None}
         known = vars(getattr(stored, part))
         if unknown := [key for key in given if key not in known]:
             name = getattr(stored, part).name
-            if part == "data":  # $METARUN_DATA is set, but this data set has no files
-                given = {key: value for key, value in given.items() if key in known}
-            else:
-                raise ConfigError(f"{part}.{unknown[0]}: {part}={name} has no such setting")
+            raise ConfigError(f"{part}.{unknown[0]}: {part}={name} has no such setting")
         parts[part] = replace(getattr(stored, part), **given)
     if parts["task"].way != stored.task.way:
         raise ConfigError(

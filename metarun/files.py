@@ -1,6 +1,7 @@
 """Writing files so that a reader sees the old content or the new, never a part of it."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # write() and fsync() do not tell
         raise
     sync_folder(path.parent)
 
@@ -45,8 +48,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, indented, with a final newline."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write a JSON file atomically, indented; NaN and infinities become null."""
+    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null for each number that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cache_dir() -> Path:

@@ -12,11 +12,15 @@ class Interrupted(KeyboardInterrupt):
     """A signal ended the run. No `Exception`, so that a whole sweep stops."""
 
 
+class Aborted(KeyboardInterrupt):
+    """A second signal ended the run in the middle of something: nothing may be saved now."""
+
+
 class Interruption:
     """Turns SIGINT and SIGTERM into `Interrupted`.
 
     Within `deferred()` the first signal only sets a mark, on which `check` acts, and a second
-    one interrupts at once. Outside the main thread, where Python allows no signal handlers,
+    one raises `Aborted` at once. Outside the main thread, where Python allows no signal handlers,
     this does nothing.
     """
 
@@ -56,7 +60,8 @@ class Interruption:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = self._received is not None
+        if self._received is not None:
+            raise Aborted("interrupted twice: stopped at once, with the checkpoint there was")
         self._received = signal.Signals(number)
-        if again or not self._deferring:
+        if not self._deferring:
             self.check()

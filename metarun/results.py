@@ -1,6 +1,7 @@
 """The end of a run: the test, result.json, and the summary that a person reads."""
 
 import resource
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 
 from metarun import checkpoint
+from metarun.compose import as_argument
 from metarun.errors import RunError
-from metarun.evaluation import Evaluation, evaluate
+from metarun.evaluation import Evaluation, evaluate, format_score
 from metarun.files import write_json
 from metarun.rundir import flat
 from metarun.setup import Setup, to_plain
@@ -119,15 +121,10 @@ def summary(result: dict[str, Any], directory: Path) -> str:
             f"  {line(test, 'test')}",
             f"  {per_inner_step(test)}",
             f"  run directory {directory}",
-            f"next: metarun eval ckpt={directory} episodes=1000",
-            f"      tensorboard --logdir {directory.parent}",
+            f"next: metarun eval {as_argument('ckpt', directory)} episodes=1000",
+            f"      tensorboard --logdir {shlex.quote(str(directory.parent))}",
         ]
     )
-
-
-def format_score(name: str, value: float) -> str:
-    """Accuracies in per cent, errors as they are."""
-    return f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4f}"
 
 
 def device_name(device: torch.device) -> str:

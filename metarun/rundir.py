@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import platform
 import socket
@@ -15,10 +16,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from metarun.errors import ConfigError, RunError
 from metarun.files import write_json, write_text
+
+log = logging.getLogger(__name__)
 
 # Where the data lie is not part of what a run is: it may be resumed after they have moved.
 NEUTRAL_KEYS = ("data.root", "data.download")
@@ -34,8 +39,7 @@ def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] |
     status = read_status(directory)
     if status.get("status") != "completed":
         return None
-    result: dict[str, Any] = json.loads((directory / "result.json").read_text())
-    return result
+    return _read_json(directory / "result.json") or None  # without it the run is tested again
 
 
 @contextlib.contextmanager
@@ -67,18 +71,35 @@ def opened(directory: Path, config: dict[str, Any], device: str) -> Iterator[Non
             raise
         finally:
             status["ended"] = _now()
-            # On a full disk this fails as well; the first error is the one to report.
-            with contextlib.suppress(OSError):
-                write_json(directory / "status.json", status)
+            _write_final_status(directory / "status.json", status)
+
+
+def _write_final_status(path: Path, status: dict[str, Any]) -> None:
+    """Write a status even on a full disk, where there is no room for a second file."""
+    try:
+        write_json(path, status)
+    except OSError:
+        brief = {key: status[key] for key in ("status", "attempts")}
+        with contextlib.suppress(OSError), open(path, "r+") as file:
+            file.write(json.dumps(brief))
+            file.truncate()
 
 
 def read_status(directory: Path) -> dict[str, Any]:
     """The content of `status.json`, or nothing if there is none."""
+    return _read_json(directory / "status.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; nothing if the file is not there or damaged."""
     try:
-        status: dict[str, Any] = json.loads((directory / "status.json").read_text())
+        value = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    return status
+    except ValueError as error:
+        log.warning("ignoring the damaged file %s (%s)", path, error)
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _check_same_config(directory: Path, config: dict[str, Any]) -> None:
@@ -106,8 +127,12 @@ def _check_same_config(directory: Path, config: dict[str, Any]) -> None:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(content, dict)
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (ValueError, OSError, YAMLError) as error:
+        raise ConfigError(f"{path} is damaged, so nobody can tell whose run this is") from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{path} is damaged, so nobody can tell whose run this is")
     return {str(key): value for key, value in content.items()}
 
 
@@ -142,10 +167,8 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _write_provenance(directory: Path, device: str) -> None:
     path = directory / "provenance.json"
-    earlier: list[dict[str, Any]] = []
-    if path.exists():
-        last = json.loads(path.read_text())
-        earlier = [*last.pop("earlier_attempts"), last]
+    last = _read_json(path)
+    earlier = [*last.pop("earlier_attempts", []), last] if last else []
     write_json(path, {**_provenance(device), "earlier_attempts": earlier})
 
 
@@ -156,7 +179,7 @@ def _provenance(device: str) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions()},
         "git": _git_state(Path(__file__).parent),
         "device": device,
-        "cpu_threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
+        "cpu_threads": torch.get_num_threads(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "pid": os.getpid(),

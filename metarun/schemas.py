@@ -50,6 +50,9 @@ class GlyphsConfig:
     name: str = "glyphs"
     seed: int = 0  # of the drawings, not of the episodes
 
+    def __post_init__(self) -> None:
+        between("data.seed", self.seed, 0, 2**63 - 1)
+
 
 @dataclass
 class OmniglotConfig:
@@ -139,6 +142,12 @@ class InnerSgdConfig(InnerOptConfig):
     weight_decay: float = 0.0
     nesterov: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lr", "momentum", "weight_decay"):
+            at_least(f"inner_opt.{name}", getattr(self, name), 0)
+        between("inner_opt.dampening", self.dampening, 0, 1)
+
 
 @dataclass
 class InnerAdamConfig(InnerOptConfig):
@@ -150,6 +159,14 @@ class InnerAdamConfig(InnerOptConfig):
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lr", "weight_decay"):
+            at_least(f"inner_opt.{name}", getattr(self, name), 0)
+        for name in ("beta1", "beta2"):
+            between(f"inner_opt.{name}", getattr(self, name), 0, 1 - 1e-9)
+        positive("inner_opt.eps", self.eps)
 
 
 # ---------------------------------------------------------------- outer optimizers
@@ -169,6 +186,7 @@ class OuterOptConfig:
 
     def __post_init__(self) -> None:
         positive("outer_opt.lr", self.lr)
+        between("outer_opt.min_lr", self.min_lr, 0, self.lr)
         one_of("outer_opt.schedule", self.schedule, ("constant", "cosine"))
         positive("outer_opt.clip_norm", self.clip_norm)
         positive("outer_opt.clip_value", self.clip_value)
@@ -223,6 +241,12 @@ def at_least(key: str, value: float, least: float) -> None:
     """Refuse a value that is too small."""
     if value < least:
         raise ConfigError(f"{key}={value}: must be {least} or more")
+
+
+def between(key: str, value: float, least: float, most: float) -> None:
+    """Refuse a value outside a range."""
+    if not least <= value <= most:
+        raise ConfigError(f"{key}={value}: must be from {least} to {most}")
 
 
 def positive(key: str, value: float | None) -> None:

@@ -64,6 +64,7 @@ def choose_device(name: str) -> torch.device:
         seen = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
         raise ConfigError(f"device={name}: torch sees {seen}; use device=auto or device=cpu")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False  # engine.precision=float32 means float32
     torch.backends.cudnn.benchmark = False  # it may choose another algorithm in another run
     return torch.device(name)
 
@@ -75,13 +76,20 @@ def choose_batching(name: str, model: nn.Module) -> Batching:
     for networks with torch's own batch normalisation: vmap gets its second derivatives wrong.
 
     Raises:
-        ConfigError: vmap was asked for such a network.
+        ConfigError: vmap was asked for such a network, or it keeps running statistics.
     """
-    fused = [
-        name
+    torchs = {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
+    }
+    for module_name, module in torchs.items():
+        if module.track_running_stats:
+            raise ConfigError(
+                f"{module_name} of the backbone keeps running statistics, which tasks cannot "
+                "share: use metarun.backbones.norm.BatchNorm, or track_running_stats=False"
+            )
+    fused = list(torchs)
     if name == "loop" or (name == "auto" and fused):
         return "loop"
     if fused:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from metarun.files import write_text
+from metarun.files import finite, write_text
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +24,19 @@ class Tracker:
 
     On a terminal there is a bar; elsewhere, in a batch job's log say, there are lines. When a
     run goes on from step `start`, what an earlier attempt logged after that step is dropped
-    from both, since it will be logged again.
+    from both, since it will be logged again; so is a validation after step `last_eval`.
     """
 
-    def __init__(self, directory: Path, start: int, steps: int) -> None:
-        self._path = directory / "metrics.jsonl"
-        _drop_after(self._path, start)
-        self._file = open(self._path, "a")  # noqa: SIM115 (closed in __exit__)
-        purge = start + 1 if start else None
-        self._writer = SummaryWriter(str(directory / "tb"), purge_step=purge, flush_secs=10)
+    def __init__(self, directory: Path, start: int, last_eval: int, steps: int) -> None:
+        path = directory / "metrics.jsonl"
+        kept = _keep_until(path, start, last_eval)
+        self._file = open(path, "a")  # noqa: SIM115 (closed in __exit__)
+        # TensorBoard drops all of an earlier attempt's events from `purge_step` on, so those
+        # of step `start` itself are written once more.
+        self._writer = SummaryWriter(str(directory / "tb"), purge_step=start, flush_secs=10)
+        for record in kept:
+            if record["step"] == start:
+                self._scalars(record)
         self._bar = tqdm(total=steps, initial=start, disable=None, unit="step", dynamic_ncols=True)
         self._steps = steps
         self._done, self._since = 0, time.perf_counter()
@@ -76,10 +79,15 @@ class Tracker:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics by TensorBoard tag ("train/loss", …)."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        record = {"step": step, **values}
+        self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
         self._file.flush()
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+        self._scalars(record)
+
+    def _scalars(self, record: Mapping[str, Any]) -> None:
+        for tag, value in record.items():
+            if tag != "step" and value is not None:
+                self._writer.add_scalar(tag, value, record["step"])
 
     def show(self, step: int, values: Mapping[str, str]) -> None:
         """Show a few figures: behind the bar, or as a log line where there is no bar."""
@@ -121,7 +129,14 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _keep_until(path: Path, step: int, last_eval: int) -> list[dict[str, Any]]:
+    """Cut a metrics.jsonl back to what a checkpoint knows of, and return that."""
+    kept = [
+        record
+        for record in read_metrics(path)
+        if record["step"] <= step
+        and not (record["step"] > last_eval and any(tag.startswith("val/") for tag in record))
+    ]
     if path.exists():
-        kept = [record for record in read_metrics(path) if record["step"] <= step]
-        write_text(path, "".join(json.dumps(record) + os.linesep for record in kept))
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept

@@ -10,7 +10,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.compose import job
+from metarun.compose import as_argument, job
 from metarun.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ def run(config: TrainConfig, directory: Path) -> float:
                 log.info("resuming after meta-step %d", state.step)
             log.info("run directory %s, device %s, tasks by %s", directory, device, setup.batching)
             try:
-                with Tracker(directory, state.step, config.trainer.steps) as tracker:
+                with Tracker(
+                    directory, state.step, state.last_eval, config.trainer.steps
+                ) as tracker:
                     train(setup, state, folder, tracker, stop)
                     seconds = time.perf_counter() - start
                     result = results.finish(setup, state, directory, tracker, seconds)
@@ -68,6 +70,8 @@ def run(config: TrainConfig, directory: Path) -> float:
 
 
 def _command_to_resume(directory: Path) -> str:
-    """What was typed, with the run directory."""
-    given = [a for a in sys.argv[1:] if not a.startswith("hydra.run.dir=")]
-    return shlex.join(["metarun", "train", *given, f"hydra.run.dir={directory}"])
+    """What was typed, with the directory of the run, or of the sweep that it belongs to."""
+    sweep = any(a in ("-m", "--multirun") for a in sys.argv)
+    key, value = ("hydra.sweep.dir", directory.parent) if sweep else ("hydra.run.dir", directory)
+    given = [a for a in sys.argv[1:] if not a.startswith(f"{key}=")]
+    return f"{shlex.join(['metarun', 'train', *given])} {as_argument(key, value)}"

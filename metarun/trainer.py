@@ -7,11 +7,10 @@ import torch
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from metarun import checkpoint
-from metarun.algos.maml import HYPER_PREFIX
+from metarun.algos.base import HYPER_PREFIX
 from metarun.errors import RunError
-from metarun.evaluation import evaluate
+from metarun.evaluation import evaluate, format_score
 from metarun.interrupts import Interrupted, Interruption
-from metarun.results import format_score
 from metarun.setup import Setup
 from metarun.tracking import Tracker
 from metarun.training_state import TrainState, snapshot
@@ -42,6 +41,9 @@ def train(
                 if state.last_eval < state.step and (last or state.step % config.eval_every == 0):
                     with tracker.paused():
                         validate(setup, state, folder, tracker, stop)
+                if state.step > 0 and state.step % config.checkpoint_every == 0:
+                    with tracker.paused():
+                        save(setup, state, folder)
                 if last:
                     break
                 stop.check()
@@ -49,9 +51,6 @@ def train(
                 tracker.advance()
                 if state.step % config.log_every == 0 or state.step == config.steps:
                     log_recent(setup, state, tracker)
-                if state.step % config.checkpoint_every == 0:
-                    with tracker.paused():
-                        save(setup, state, folder)
         except Interrupted:
             save(setup, state, folder)
             raise
@@ -84,7 +83,7 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     if state.scheduler is not None:
         state.scheduler.step()
     state.step += 1
-    outcome = torch.stack([extra["loss"].mean(), extra["score"].mean(), norm])
+    outcome = torch.stack([extra["loss"].mean(), extra["score"].mean().to(norm.dtype), norm])
     state.recent.append(torch.cat([outcome, extra["inner_losses"].mean(dim=0)]))
 
 
@@ -143,8 +142,10 @@ def validate(
     )
     best = state.best
     sign = 1 if setup.objective.higher_is_better else -1
-    improved = best is None or sign * result.score > sign * best["score"]
-    if improved and math.isfinite(result.score):
+    improved = math.isfinite(result.score) and (
+        best is None or sign * result.score > sign * best["score"]
+    )
+    if improved:
         state.best = {"step": state.step, "score": result.score, "ci95": result.ci95}
         checkpoint.save_best(folder, snapshot(setup, state))
     shown = f"{format_score(name, result.score)} ± {format_score(name, result.ci95)}"
@@ -174,7 +175,7 @@ def check_finite(state: TrainState) -> None:
             return
         bad_step, what = state.step, "a parameter"
     raise RunError(
-        f"{what} became NaN or infinite at meta-step {bad_step}; the last good checkpoint is "
-        "kept. A lower inner_opt.lr or outer_opt.lr, or outer_opt.clip_norm=10, usually helps "
+        f"{what} became NaN or infinite at meta-step {bad_step}; checkpoints from before "
+        "are kept. A lower inner_opt.lr or outer_opt.lr, or outer_opt.clip_norm=10, usually helps "
         "(in a new run directory)"
     )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.algos.maml import HYPER_PREFIX
+from metarun.algos.base import HYPER_PREFIX
 from metarun.components import build_outer_optimizer
 from metarun.config import TrainConfig
 from metarun.errors import CheckpointError

@@ -71,6 +71,11 @@ def test_cfg_job_shows_the_config_without_torch(metarun: Metarun, tmp_path: Path
         ("train engine.batching=fast", "choose one of auto, vmap, loop"),
         ("train inner_opt.learn=lr", "inner_opt.learn"),
         ("train inner_opt.groups=[{lr:0.1}]", "names no parameters"),
+        ("train inner_opt.lr=-1", "inner_opt.lr=-1.0: must be 0 or more"),
+        ("train inner_opt=adam inner_opt.beta1=1", "inner_opt.beta1=1.0: must be from 0"),
+        ("train outer_opt.min_lr=5", "outer_opt.min_lr=5.0: must be from 0 to 0.001"),
+        ("train seed=-1", "seed=-1: must be from 0"),
+        ("train backbone.name=foo", "choose backbone=conv4|mlp, not backbone.name=foo"),
         ("train foo", "cannot read the argument 'foo': expected key=value"),
         ("train +plugins=[no_such_module]", "cannot import the plugin 'no_such_module'"),
         ("train experiment=nothing", "choose from demo"),
@@ -122,10 +127,15 @@ def test_a_run_leaves_what_the_contract_says_and_eval_repeats_its_figure(
     assert test["episodes"] == 20 and len(test["mse_per_inner_step"]) == 4
     assert test["mse"] == test["mse_per_inner_step"][-1]
 
-    again = metarun("eval", "ckpt=run", "episodes=20", "hydra.run.dir=eval")
+    again = metarun("eval", "ckpt=run", "hydra.run.dir=eval")
     figures = json.loads((tmp_path / "eval" / "result.json").read_text())["test"]
     assert figures == test
     assert "mse after 0, 1, … inner steps" in again.stdout
+    before = files(tmp_path)
+    for folder in ("run", "eval"):
+        refused = metarun("eval", "ckpt=run", f"hydra.run.dir={folder}", code=2)
+        assert "holds results already" in refused.stderr
+    assert files(tmp_path) == before
     metarun(
         "eval", "ckpt=run/checkpoints/last.pt", "split=val", "episodes=7", "task.shot=3",
         "algo.eval_inner_steps=5", "hydra.run.dir=other", "engine.batching=loop",
@@ -173,7 +183,7 @@ def test_a_sweep_gives_each_run_its_own_directory(metarun: Metarun, tmp_path: Pa
 
 def test_a_sweep_goes_on_after_a_failure_and_says_so(metarun: Metarun, tmp_path: Path) -> None:
     done = metarun("train", "-m", *SHORT, "task.shot=0,5", "hydra.sweep.dir=sweep", code=2)
-    assert "task.shot=0: must be 1 or more" in done.stderr
+    assert "job 0 of the sweep failed: task.shot=0: must be 1 or more" in done.stderr
     assert len(list((tmp_path / "sweep").glob("*/result.json"))) == 1
 
 
@@ -187,6 +197,7 @@ def test_runs_get_directories_of_their_own_by_default(metarun: Metarun, tmp_path
 def test_impossible_tasks_are_refused_with_the_numbers(metarun: Metarun, tmp_path: Path) -> None:
     done = metarun("train", "task.way=999", code=2)
     assert "task.way=999 is more than the" in done.stderr and "split" in done.stderr
+    assert "needs 2 classes or more" in metarun("train", "task.way=1", code=2).stderr
     done = metarun("train", "task.shot=10", "task.query=15", code=2)
     assert "10 + 15 = 25 is more than the 20 images of class" in done.stderr
     assert files(tmp_path) == {}
@@ -198,6 +209,8 @@ def test_patterns_and_hyperparameters_that_match_nothing_are_refused(metarun: Me
     assert "cannot learn 'speed'" in metarun(*base, "inner_opt.learn=[speed]", code=2).stderr
     done = metarun(*base, "inner_opt.groups=[{params:tail.*,lr:0.1}]", code=2)
     assert "no parameter matches 'tail.*'" in done.stderr
+    by_step = ("inner_opt.learn=[lr]", "inner_opt.granularity=step", "algo.inner_steps=0")
+    assert "needs 1 inner step or more" in metarun(*base, *by_step, code=2).stderr
     done = metarun(*base, "inner_opt.nesterov=true", code=2)
     assert "nesterov needs a momentum" in done.stderr
 
@@ -286,6 +299,70 @@ def test_a_plugin_brings_a_backbone_and_a_checkpoint_cannot(
     done = metarun("eval", "ckpt=run", "episodes=5", code=1)
     assert "backbone=wide, unknown here: give +plugins=[my_nets]" in done.stderr
     assert "test mse" in metarun("eval", "ckpt=run", "episodes=5", "+plugins=[my_nets]").stdout
+
+
+NETS = """
+from dataclasses import dataclass
+from torch import nn
+from metarun.backbones.mlp import MLP
+from metarun.components import register
+
+@dataclass
+class NoisyConfig:
+    name: str = "noisy"
+
+@dataclass
+class RunningConfig:
+    name: str = "running"
+
+class Noisy(nn.Module):
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.net, self.drop = MLP(shape, outputs), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.net(self.drop(x))
+
+register("backbone", "noisy", NoisyConfig, Noisy)
+register("backbone", "running", RunningConfig,
+         lambda shape, outputs: nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, outputs)))
+"""
+
+
+def test_dropout_does_not_change_a_figure_and_running_statistics_are_refused(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    (tmp_path / "nets.py").write_text(NETS)
+    short = [a for a in SHORT if not a.startswith("backbone")]
+    metarun("train", *short, "+plugins=[nets]", "backbone=noisy", "hydra.run.dir=run")
+    metarun("eval", "ckpt=run", "+plugins=[nets]", "hydra.run.dir=eval")
+    stored, again = (
+        json.loads((tmp_path / folder / "result.json").read_text())["test"]
+        for folder in ("run", "eval")
+    )
+    assert stored == again
+    done = metarun("train", *short, "+plugins=[nets]", "backbone=running", code=2)
+    assert "keeps running statistics" in done.stderr
+
+
+def test_damaged_records_do_not_block_a_run(metarun: Metarun, tmp_path: Path) -> None:
+    metarun("train", *SHORT, "hydra.run.dir=run")
+    stored = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
+    for name in ("status.json", "provenance.json", "result.json"):
+        (tmp_path / "run" / name).write_text("")
+    done = metarun("train", *SHORT, "hydra.run.dir=run")
+    assert "ignoring the damaged file" in done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test"] == stored
+    (tmp_path / "run" / "config.yaml").write_text("a: [")
+    done = metarun("train", *SHORT, "hydra.run.dir=run", code=2)
+    assert "config.yaml is damaged" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_one_task_has_no_interval(metarun: Metarun, tmp_path: Path) -> None:
+    done = metarun("train", *SHORT, "trainer.test_episodes=1", "hydra.run.dir=run")
+    assert "± ?" in done.stdout
+    text = (tmp_path / "run" / "result.json").read_text()
+    assert "NaN" not in text and json.loads(text)["test"]["ci95"] is None
 
 
 def test_settings_reach_the_run(metarun: Metarun, tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from metarun.interrupts import Aborted, Interrupted, Interruption
 from metarun.tracking import read_metrics
 
 STEPS = 60
 TRAIN = [
     sys.executable, "-m", "metarun", "train", "data=sinusoid", "backbone=mlp", "inner_opt=adam",
     "inner_opt.learn=[lr]", "inner_opt.granularity=parameter_step", "outer_opt.schedule=cosine",
-    "outer_opt.clip_norm=5", f"trainer.steps={STEPS}", "trainer.eval_every=20",
+    "outer_opt.clip_norm=5", f"trainer.steps={STEPS}", "trainer.eval_every=14",
     "trainer.checkpoint_every=7", "trainer.log_every=5", "trainer.eval_episodes=100",
     "trainer.test_episodes=10",
 ]  # fmt: skip
@@ -157,6 +158,25 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
     process.communicate()
     finish(folder, environment)
     assert_same_run(folder, undisturbed)
+
+
+def test_a_second_signal_stops_at_once_and_saves_nothing() -> None:
+    """It may come in the middle of a step, whose half must not get into a checkpoint."""
+    with Interruption() as stop:
+        with pytest.raises(Aborted), stop.deferred():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+        assert not issubclass(Aborted, Interrupted)
+    with Interruption() as stop:
+        reached = []
+        with pytest.raises(Interrupted, match="SIGTERM"), stop.deferred():
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("the end of the step")
+            stop.check()
+        assert reached
+    with Interruption(), pytest.raises(Interrupted):
+        signal.raise_signal(signal.SIGTERM)  # outside of `deferred` it acts at once
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_two_processes_do_not_share_a_run(tmp_path: Path, environment: dict[str, str]) -> None:

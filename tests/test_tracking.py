@@ -45,17 +45,49 @@ def test_tensorboard_has_the_curves_of_a_run(metarun: Metarun, tmp_path: Path) -
 
 
 def test_resuming_drops_what_will_be_logged_again(tmp_path: Path) -> None:
-    with Tracker(tmp_path, start=0, steps=10) as tracker:
+    with Tracker(tmp_path, start=0, last_eval=0, steps=10) as tracker:
         for step in (2, 4, 6):
             tracker.metrics(step, {"train/loss": float(step)})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 8, "tra')
-    with Tracker(tmp_path, start=4, steps=10) as tracker:
+    with Tracker(tmp_path, start=4, last_eval=4, steps=10) as tracker:
         tracker.metrics(6, {"train/loss": 60.0})
     records = [(r["step"], r["train/loss"]) for r in read_metrics(tmp_path / "metrics.jsonl")]
     assert records == [(2, 2.0), (4, 4.0), (6, 60.0)]
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == records
+
+
+def test_an_attempt_from_the_start_replaces_the_one_before(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        with Tracker(tmp_path, start=0, last_eval=0, steps=10) as tracker:
+            tracker.metrics(1, {"train/loss": value})
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 2.0)]
+    assert [r["train/loss"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [2.0]
+
+
+def test_a_validation_that_will_be_repeated_is_dropped(tmp_path: Path) -> None:
+    """The checkpoint of step 4 is from before the validation of step 4."""
+    with Tracker(tmp_path, start=0, last_eval=0, steps=10) as tracker:
+        tracker.metrics(2, {"val/mse": 1.0})
+        tracker.metrics(4, {"train/loss": 1.0})
+        tracker.metrics(4, {"val/mse": 2.0})
+    with Tracker(tmp_path, start=4, last_eval=2, steps=10) as tracker:
+        tracker.metrics(4, {"val/mse": 3.0})
+    values = [r["val/mse"] for r in read_metrics(tmp_path / "metrics.jsonl") if "val/mse" in r]
+    assert values == [1.0, 3.0]
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [e.value for e in events.Scalars("val/mse")] == [1.0, 3.0]
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(4, 1.0)]
+
+
+def test_numbers_that_json_does_not_know_become_null(tmp_path: Path) -> None:
+    with Tracker(tmp_path, start=0, last_eval=0, steps=10) as tracker:
+        tracker.metrics(1, {"val/ci95": float("nan"), "val/mse": float("inf")})
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"step": 1, "val/ci95": null, "val/mse": null}\n'
+    )
 
 
 def test_the_confidence_interval_is_students() -> None:

@@ -1,6 +1,7 @@
 """What an algorithm is, and what it works on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,10 @@ from metarun.unroll import Granularity, Groups, InnerOptimizer, Meta
 
 Episode = Any
 """One task: `support_x`, `support_y`, `query_x`, `query_y`, as in `metarun.data.episodes`."""
+
+
+HYPER_PREFIX = "inner_opt."
+"""Keeps learned hyperparameters apart from weights among the meta-parameters."""
 
 
 class Objective(NamedTuple):
@@ -30,8 +35,8 @@ class Objective(NamedTuple):
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
-    """Fraction of examples whose highest score is that of their label; float scalar."""
-    return (scores.argmax(dim=-1) == labels).to(scores.dtype).mean()
+    """Fraction of examples whose highest score is that of their label; float64 scalar."""
+    return (scores.argmax(dim=-1) == labels).double().mean()
 
 
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -88,6 +93,17 @@ class Algorithm(NamedTuple):
 def detached_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Copies of a model's parameters, by name."""
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode: without dropout, so that a figure can be repeated."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def apply_model(model: nn.Module, params: Meta, x: Tensor) -> Tensor:

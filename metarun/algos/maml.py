@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from metarun.algos.base import (
+    HYPER_PREFIX,
     Algorithm,
     Episode,
     Problem,
     Trace,
     apply_model,
     detached_parameters,
+    evaluating,
 )
 from metarun.unroll import (
     GradientMode,
@@ -23,8 +25,6 @@ from metarun.unroll import (
     match_names,
     unroll,
 )
-
-HYPER_PREFIX = "inner_opt."  # keeps learned hyperparameters apart from weights in `meta`
 
 
 def maml(
@@ -108,9 +108,10 @@ def maml(
         return query_loss, extra
 
     def trace(meta: Meta, episode: Episode) -> Trace:
-        unrolled = adapted_to(
-            meta, episode, eval_inner_steps, lambda fast: query_outcome(meta, fast, episode)
-        )
+        with evaluating(model):
+            unrolled = adapted_to(
+                meta, episode, eval_inner_steps, lambda fast: query_outcome(meta, fast, episode)
+            )
         losses, scores = zip(*unrolled.observed, strict=True)
         return Trace(torch.stack(losses), torch.stack(scores))
 

@@ -110,7 +110,7 @@ def sample_indices(
     classes = class_ranks.topk(way, dim=1).indices  # (count, way)
 
     class_keys = random_bits(episode_keys, -1 - classes)[:, :, None]  # negative: unused so far
-    image = torch.arange(int(store.sizes.max()), device=device)
+    image = torch.arange(store.largest, device=device)
     image_ranks = random_bits(class_keys, image)
     beyond_class = image >= store.sizes[classes][:, :, None]
     image_ranks = image_ranks.masked_fill(beyond_class, torch.iinfo(torch.int64).min)
@@ -120,6 +120,8 @@ def sample_indices(
 
 def _check_feasible(split: str, store: ClassStore, way: int, shot: int, query: int) -> None:
     classes = len(store.class_names)
+    if way < 2:
+        raise ValueError(f"task.way={way}: a classification task needs 2 classes or more")
     if way > classes:
         raise ValueError(f"task.way={way} is more than the {classes} classes of the {split} split")
     fewest = int(store.sizes.min())

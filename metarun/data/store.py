@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ class ClassStore:
     def sizes(self) -> Tensor:
         """Number of images of each class, int64 (classes,)."""
         return self.offsets.diff()
+
+    @cached_property
+    def largest(self) -> int:
+        """Number of images of the largest class; asked of a GPU once, not at every draw."""
+        return int(self.sizes.max())
 
     def to(self, device: torch.device) -> "ClassStore":
         """The same store with its tensors on `device`."""

@@ -84,7 +84,10 @@ def unroll(
         losses.append(loss)
         if observe is not None:
             observed.append(observe(params))
-    return Unrolled(params, state, torch.stack(losses) if losses else torch.empty(0), observed)
+    if not losses:  # of the parameters' device and type, like losses would be
+        losses_of_steps = next(iter(params.values()), torch.empty(0)).new_empty(0)
+        return Unrolled(params, state, losses_of_steps, observed)
+    return Unrolled(params, state, torch.stack(losses), observed)
 
 
 def _inner_graph(gradient: GradientMode) -> AbstractContextManager[Any]:

@@ -98,6 +98,8 @@ def learn_hyper(
         if name not in hyper:
             raise ValueError(f"cannot learn {name!r}: choose from {', '.join(hyper)}")
     by_step = granularity in ("step", "parameter_step")
+    if by_step and learn and steps < 1:
+        raise ValueError(f"granularity {granularity!r} needs 1 inner step or more")
     keys: dict[str, dict[str, str]] = {}  # hyperparameter -> parameter -> key in `initial`
     initial: dict[str, Tensor] = {}
     for name in learn:
