@@ -35,7 +35,7 @@ test-install: ## install the wheel with pip, from nothing, under each Python 3.1
 figures: setup  ## the pictures of the README
 	$(BIN)/python scripts/draw_glyphs.py --out docs/glyphs.png
 
-experiments: setup  ## the figures of the README: real trainings, about an hour on two cores
+experiments: setup  ## the figures of the README: real trainings, half an hour on two cores
 	bash scripts/reproduce.sh
 
 clean:  ## remove the virtual environment and caches, not the runs
