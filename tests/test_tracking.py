@@ -1,6 +1,14 @@
 """What is logged, read back from the event files; the evaluation's arithmetic."""
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -107,3 +115,27 @@ def test_an_evaluation_reports_the_last_inner_step() -> None:
     assert figures["accuracy_per_inner_step"] == pytest.approx([0.3, 0.7])
     assert figures["accuracy_per_task"] == [0.5, 0.7, 0.9]
     assert (figures["episodes"], figures["inner_steps"]) == (3, 1)
+
+
+def test_a_terminal_gets_a_bar_with_rate_loss_and_what_is_left(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metarun", "train", "data=sinusoid", "backbone=mlp",
+         "trainer.steps=400", "trainer.log_every=10", "trainer.eval_episodes=5",
+         "trainer.test_episodes=5"],
+        cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0
+    text = shown.decode()
+    assert "400/400" in text and "step/s" in text and "loss=" in text and "mse=" in text
+    assert "val mse" in text, "validations stay readable above the bar"
+    assert "step 10/400" not in text, "the log lines are for where there is no bar"
