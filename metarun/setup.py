@@ -72,8 +72,8 @@ def choose_device(name: str) -> torch.device:
 def choose_batching(name: str, model: nn.Module) -> Batching:
     """What `engine.batching` means for a network.
 
-    "auto" is vmap, which was the faster one for every network here, on CPUs as well, except
-    for networks with torch's own batch normalisation: vmap gets its second derivatives wrong.
+    "auto" is vmap, except for networks with torch's own batch normalisation, whose second
+    derivatives vmap gets wrong.
 
     Raises:
         ConfigError: vmap was asked for such a network, or it keeps running statistics.

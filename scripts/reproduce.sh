@@ -9,5 +9,5 @@ out=${1:-outputs/reproduce}
 "$bin/python" scripts/pixel_baseline.py --data omniglot --query 5
 "$bin/metarun" train experiment=demo hydra.run.dir="$out/glyphs_demo"
 "$bin/metarun" train experiment=omniglot_5w1s_quick hydra.run.dir="$out/omniglot_5w1s_quick"
-"$bin/metarun" eval ckpt="$out/omniglot_5w1s_quick" hydra.run.dir="$out/omniglot_5w1s_quick_eval"
+"$bin/metarun" eval ckpt="$out/omniglot_5w1s_quick"
 "$bin/metarun" train data=sinusoid backbone=mlp hydra.run.dir="$out/sinusoid"

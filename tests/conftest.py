@@ -69,7 +69,7 @@ def metarun(tmp_path: Path, environment: dict[str, str]) -> Metarun:
 
 
 @pytest.fixture(autouse=True)
-def float64_by_choice() -> Iterator[None]:
+def no_global_settings_leak() -> Iterator[None]:
     """No test may leave another default dtype, thread count or determinism setting behind."""
     before = (torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled())
     yield

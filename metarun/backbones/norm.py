@@ -8,9 +8,9 @@ class BatchNorm(nn.Module):
     """Batch normalisation of images by the statistics of the batch at hand, no running ones.
 
     Written out in elementary operations, and not `torch.nn.BatchNorm2d`, because the second
-    derivatives of torch's fused operation are wrong under `torch.func.vmap` (by about 1 % in
-    the meta-gradient of a small network, in float64, with torch 2.15): its backward takes the
-    saved mean and deviation as constants there. Same parameters, same names, same outputs.
+    derivatives of torch's fused operation are wrong under `torch.func.vmap`: in float64, with
+    torch 2.15, the meta-gradient of small networks was 0.07 to 1.6 % off that of a loop, which
+    agrees with finite differences. Same parameters, same names, same outputs.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
