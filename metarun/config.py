@@ -7,12 +7,12 @@ nor Hydra.
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from metarun.checks import at_least, between, one_of
+from metarun.inner_schemas import InnerAdamConfig, InnerSgdConfig
 from metarun.schemas import (
     AnilConfig,
     Conv4Config,
     GlyphsConfig,
-    InnerAdamConfig,
-    InnerSgdConfig,
     MamlConfig,
     MlpConfig,
     OmniglotConfig,
@@ -20,9 +20,6 @@ from metarun.schemas import (
     OuterAdamWConfig,
     OuterSgdConfig,
     SinusoidConfig,
-    at_least,
-    between,
-    one_of,
 )
 
 

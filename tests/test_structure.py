@@ -21,7 +21,9 @@ PACKAGE = REPO / "metarun"
 register_schemas()
 LAYERS = [
     {"errors"},
-    {"files", "schemas", "interrupts"},
+    {"files", "checks", "interrupts"},
+    {"inner_schemas"},
+    {"schemas"},
     {"config", "data", "backbones", "unroll", "checkpoint", "tracking", "rundir"},
     {"algos", "compose"},
     {"evaluation", "components", "help"},

@@ -2,9 +2,11 @@
 
 from metarun.unroll.optim.adam import AdamState, adam
 from metarun.unroll.optim.base import (
+    Derivatives,
     Hyper,
     HyperValue,
     InnerOptimizer,
+    LossOptimizer,
     Params,
     State,
     hyper_for,
@@ -14,9 +16,11 @@ from metarun.unroll.optim.sgd import SGDState, sgd
 
 __all__ = [
     "AdamState",
+    "Derivatives",
     "Hyper",
     "HyperValue",
     "InnerOptimizer",
+    "LossOptimizer",
     "Params",
     "SGDState",
     "State",

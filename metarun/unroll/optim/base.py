@@ -1,7 +1,7 @@
 """What an inner optimizer is: a pair of pure functions and its hyperparameters."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,42 @@ class InnerOptimizer(NamedTuple):
 
     init: Callable[[Params], State]
     update: Callable[[Params, State, Params, Hyper], tuple[Params, State]]
+    hyper: Mapping[str, HyperValue]
+
+
+class Derivatives(Protocol):
+    """The inner loss at the current parameters, and its derivatives on demand."""
+
+    loss: Tensor
+
+    def gradient(self) -> Params:
+        """The gradient, by parameter name."""
+        ...
+
+    def hessian(self, name: str, joint: bool) -> Tensor:
+        """The second derivative with respect to one parameter.
+
+        Args:
+            name: the parameter, of shape (..., D).
+            joint: False takes the parameter as a batch of independent variables of dimension
+                D, and gives (..., D, D); True as one variable, and gives (N, N) for its N
+                elements.
+        """
+        ...
+
+
+class LossOptimizer(NamedTuple):
+    """An optimizer that needs more of the loss than its gradient, such as Newton's method.
+
+    Attributes:
+        init: `init(params) -> state`.
+        update: `update(derivatives, state, params, hyper) -> (params, state)`, out of place and
+            differentiable.
+        hyper: as of `InnerOptimizer`.
+    """
+
+    init: Callable[[Params], State]
+    update: Callable[[Derivatives, State, Params, Hyper], tuple[Params, State]]
     hyper: Mapping[str, HyperValue]
 
 
