@@ -1,6 +1,13 @@
 """The differentiable unroll engine. Needs torch only, and can be used without the runner."""
 
-from metarun.unroll.engine import GradientMode, Unrolled, unroll
+from metarun.unroll.engine import Unrolled, unroll
+from metarun.unroll.gradients import (
+    Checkpoint,
+    Evolution,
+    GradientMode,
+    Implicit,
+    Truncated,
+)
 from metarun.unroll.hyper import (
     Granularity,
     Groups,
@@ -14,16 +21,20 @@ from metarun.unroll.tasks import Batching, Meta, map_tasks, meta_gradient
 
 __all__ = [
     "Batching",
+    "Checkpoint",
+    "Evolution",
     "GradientMode",
     "Granularity",
     "Groups",
     "Hyper",
     "HyperValue",
+    "Implicit",
     "InnerOptimizer",
     "LearnedHyper",
     "Meta",
     "Params",
     "State",
+    "Truncated",
     "Unrolled",
     "adam",
     "group_settings",

@@ -1,16 +1,29 @@
 """The differentiable unroll: inner adaptation as one function of its starting point."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from metarun.unroll.optim.base import Hyper, InnerOptimizer, Params, State
+from metarun.unroll.closure import check_closure
+from metarun.unroll.evolution import by_evolution
+from metarun.unroll.gradients import (
+    Checkpoint,
+    Evolution,
+    GradientMode,
+    Implicit,
+    Truncated,
+    parse_gradient,
+)
+from metarun.unroll.implicit import attach_implicit
+from metarun.unroll.inner import ContextLoss, Remember, checked, inner_gradient
+from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
+from metarun.unroll.recompute import Pullback, by_reverse, recomputed, tensor_leaves
 
-GradientMode = Literal["reverse", "first_order"]
-LossFn = Callable[[Params, int], Tensor]
+LossFn = Callable[..., Tensor]
 
 
 class Unrolled(NamedTuple):
@@ -33,9 +46,10 @@ class Unrolled(NamedTuple):
 def unroll(
     loss_fn: LossFn,
     params: Params,
-    optimizer: InnerOptimizer,
+    optimizer: InnerOptimizer | LossOptimizer,
     steps: int,
     *,
+    context: Any = None,
     hyper: Hyper | Callable[[int], Hyper] | None = None,
     state: State | None = None,
     gradient: GradientMode = "reverse",
@@ -43,54 +57,188 @@ def unroll(
 ) -> Unrolled:
     """Take `steps` optimizer steps on `loss_fn`, differentiably.
 
-    The result is a function of `params`, `state`, the tensors in `hyper` and whatever
-    `loss_fn` closes over, and can be differentiated by `torch.autograd` or `torch.func`,
-    inside or outside `torch.func.vmap`. Nothing is changed in place. Under `torch.no_grad()`
-    no graph is kept, and memory does not grow with the number of steps.
+    The result is a function of `params`, `state`, the tensors in `hyper` and those in
+    `context`, and can be differentiated by `torch.autograd` or `torch.func`, inside or outside
+    `torch.func.vmap`. Nothing is changed in place. Under `torch.no_grad()` no graph is kept, and
+    memory does not grow with the number of steps.
+
+    Gradient modes:
+
+    - "reverse" keeps the graph of every step (second-order MAML: Finn et al. 2017, eq. 1).
+    - "first_order" takes the inner gradients as constants (FOMAML: section 5.2 there);
+      derivatives still flow through the initial params and the hyperparameters.
+    - "checkpoint" or `Checkpoint(block)`: exact; recomputes instead of remembering.
+    - "mixed": exact; remembers the fast weights only, and differentiates the inner gradient by
+      one forward-mode derivative of it (MixFlow-MG, Kemaev et al. 2025). Falls back to
+      "checkpoint", with a warning that names the operation, where torch has no forward mode.
+    - `Truncated(last)`: exact through the last steps, first-order weights before them.
+    - "implicit" or `Implicit(…)`: by the implicit function theorem, of a proximal inner loss.
+    - "evolution" or `Evolution(…)`: an estimate by evolution strategies.
 
     Args:
-        loss_fn: `loss_fn(params, step)` gives the scalar inner loss of step 0, 1, ….
+        loss_fn: `loss_fn(params, step)`, or `loss_fn(params, step, context)` if there is a
+            context, gives the scalar inner loss of step 0, 1, …. May be a
+            `metarun.unroll.BlockLoss`.
         params: the initial fast weights; only these are adapted.
-        optimizer: see `metarun.unroll.optim`.
+        optimizer: see `metarun.unroll.optim`. The increment of a `LossOptimizer` is a constant
+            as a whole in "first_order".
         steps: number of inner steps, 0 or more.
+        context: a pytree with whatever else the loss depends on: meta-parameters, data. Modes
+            other than "reverse", "first_order" and truncated ones see the tensors given here
+            only: they refuse a loss that closes over others that need gradients or are mapped.
         hyper: hyperparameters, or a function of the step that gives them (learned values a
             step, schedules); the optimizer's own defaults if absent.
         state: the optimizer state to go on from; a fresh one if absent.
-        gradient: "reverse" keeps every derivative (second-order MAML: Finn et al. 2017, eq. 1).
-            "first_order" treats the inner gradients as constants (FOMAML: section 5.2 there);
-            derivatives still flow through the initial params and the hyperparameters, and no
-            graph is built for the inner loss.
+        gradient: see above.
         observe: called on the fast weights at the start and after each step.
 
     Raises:
-        ValueError: an unknown gradient mode, or a negative number of steps.
+        ValueError: an unknown gradient mode, a negative number of steps, a loss that is no
+            scalar, does not depend on the parameters, or closes over tensors whose gradient
+            would be lost; hyperparameters that need a gradient under "implicit"; `observe`
+            where a mode does not visit each step.
     """
-    if gradient not in get_args(GradientMode):
-        allowed = ", ".join(get_args(GradientMode))
-        raise ValueError(f"unknown gradient mode {gradient!r}: choose one of {allowed}")
+    mode = parse_gradient(gradient)
     if steps < 0:
         raise ValueError(f"the number of inner steps must be 0 or more, not {steps}")
+    if not params:
+        raise ValueError("there are no parameters to adapt: params is empty")
+    loss = checked(loss_fn, has_context=context is not None)
     if state is None:
         state = optimizer.init(params)
     constant_hyper = optimizer.hyper if hyper is None else hyper
     hyper_at = constant_hyper if callable(constant_hyper) else lambda _: constant_hyper
+    path = _Path(loss, optimizer, context, hyper_at, observe)
+    if not isinstance(mode, Implicit) and not torch.is_grad_enabled():
+        mode = "reverse"  # there is nothing to remember, and nothing to recompute
+    if mode in ("checkpoint", "mixed") or isinstance(mode, Checkpoint | Implicit | Evolution):
+        check_closure(lambda given: loss(given[0], 0, given[1]), (params, context))
 
-    losses: list[Tensor] = []
-    observed = [] if observe is None else [observe(params)]
-    for step in range(steps):
-        with _inner_graph(gradient):
-            grads, loss = torch.func.grad_and_value(loss_fn)(params, step)
-        params, state = optimizer.update(grads, state, params, hyper_at(step))
-        losses.append(loss)
-        if observe is not None:
-            observed.append(observe(params))
-    if not losses:  # of the parameters' device and type, like losses would be
-        losses_of_steps = next(iter(params.values()), torch.empty(0)).new_empty(0)
-        return Unrolled(params, state, losses_of_steps, observed)
-    return Unrolled(params, state, torch.stack(losses), observed)
+    if isinstance(mode, Truncated):
+        return _truncated(path, params, state, steps, mode.last)
+    if isinstance(mode, Implicit):
+        return _implicit(path, params, state, steps, mode)
+    if isinstance(mode, Evolution):
+        return _in_blocks(path, params, state, [range(steps)], by_evolution(mode))
+    if isinstance(mode, Checkpoint):
+        size = mode.size(steps)
+        if size > 1 or isinstance(optimizer, LossOptimizer):
+            blocks = [range(a, min(a + size, steps)) for a in range(0, steps, size)]
+            return _in_blocks(path, params, state, blocks, by_reverse)
+        return path.walk(params, state, range(steps), "checkpoint")
+    return path.walk(params, state, range(steps), mode)
 
 
-def _inner_graph(gradient: GradientMode) -> AbstractContextManager[Any]:
-    # `torch.func.grad` differentiates within its own level whatever surrounds it; no_grad
-    # outside it only keeps the *outer* level from recording, which is first order exactly.
-    return torch.no_grad() if gradient == "first_order" else nullcontext()
+class _Path(NamedTuple):
+    """What stays the same from step to step."""
+
+    loss: Callable[..., Tensor]
+    optimizer: InnerOptimizer | LossOptimizer
+    context: Any
+    hyper_at: Callable[[int], Hyper]
+    observe: Callable[[Params], Any] | None
+
+    def walk(self, params: Params, state: State, steps: range, remember: Remember) -> Unrolled:
+        """The steps with these numbers."""
+        losses: list[Tensor] = []
+        observed = [] if self.observe is None else [self.observe(params)]
+        for step in steps:
+            params, state, loss = self.take(params, state, step, remember)
+            losses.append(loss)
+            if self.observe is not None:
+                observed.append(self.observe(params))
+        if not losses:  # of the parameters' device and type, like losses would be
+            return Unrolled(params, state, next(iter(params.values())).new_empty(0), observed)
+        return Unrolled(params, state, torch.stack(losses), observed)
+
+    def take(
+        self, params: Params, state: State, step: int, remember: Remember
+    ) -> tuple[Params, State, Tensor]:
+        """One step: the new parameters and state, and the loss before it."""
+
+        def loss(params: Params, context: Any) -> Tensor:
+            return self.loss(params, step, context)
+
+        hyper = self.hyper_at(step)
+        if isinstance(self.optimizer, LossOptimizer):
+            return self._take_loss_driven(loss, params, state, hyper, remember)
+        grads, value = inner_gradient(loss, params, self.context, remember)
+        params, state = self.optimizer.update(grads, state, params, hyper)
+        return params, state, value
+
+    def _take_loss_driven(
+        self, loss: ContextLoss, params: Params, state: State, hyper: Hyper, remember: Remember
+    ) -> tuple[Params, State, Tensor]:
+        assert isinstance(self.optimizer, LossOptimizer)
+        if remember == "mixed":
+            raise ValueError(
+                "gradient='mixed' needs an inner optimizer that is driven by the gradient "
+                "alone: choose gradient='checkpoint'"
+            )
+        with torch.no_grad() if remember == "first_order" else nullcontext():
+            from metarun.unroll.derivatives import derivatives_of
+
+            derivatives = derivatives_of(lambda p: loss(p, self.context), params)
+            moved, state = self.optimizer.update(derivatives, state, params, hyper)
+        if remember == "first_order":
+            moved = {name: _straight_through(params[name], moved[name]) for name in params}
+        return moved, state, derivatives.loss
+
+
+def _truncated(path: _Path, start: Params, state: State, steps: int, last: int) -> Unrolled:
+    cut = max(steps - last, 0)
+    with torch.no_grad():
+        early = path.walk(start, state, range(cut), "reverse")
+    params = {name: _straight_through(start[name], early.params[name]) for name in start}
+    state = pytree.tree_map(lambda s: s.detach(), early.state) if cut else state
+    late = path.walk(params if cut else start, state, range(cut, steps), "reverse")
+    losses = torch.cat([early.losses, late.losses])
+    return late._replace(losses=losses, observed=early.observed[:-1] + late.observed)
+
+
+def _in_blocks(
+    path: _Path, params: Params, state: State, blocks: Iterable[range], pullback: Pullback
+) -> Unrolled:
+    """Each block of steps as one recomputed function of everything that it depends on."""
+    if path.observe is not None:
+        raise ValueError("observe sees each step, which this gradient mode only recomputes")
+    losses = [next(iter(params.values())).new_empty(0)]
+    for steps in blocks:
+        hypers = {step: path.hyper_at(step) for step in steps}
+
+        def block(given: Any, steps: range = steps) -> tuple[Params, State, Tensor]:
+            params, state, hypers, context = given
+            inside = path._replace(context=context, hyper_at=hypers.__getitem__)
+            return inside.walk(params, state, steps, "reverse")[:3]
+
+        given = (params, state, hypers, path.context)
+        params, state, block_losses = recomputed(block, given, pullback)
+        losses.append(block_losses)
+    return Unrolled(params, state, torch.cat(losses), [])
+
+
+def _implicit(path: _Path, start: Params, state: State, steps: int, mode: Implicit) -> Unrolled:
+    """Plain steps on the proximal loss, then the implicit derivative at their end."""
+
+    def proximal(params: Params, step: int, context: Any) -> Tensor:
+        distance = sum((params[name] - start[name]).pow(2).sum() for name in start)
+        return path.loss(params, step, context) + mode.proximal / 2 * distance
+
+    hypers = [path.hyper_at(step) for step in range(steps)]
+    if any(h.requires_grad for h in tensor_leaves(hypers)):
+        raise ValueError(
+            "gradient='implicit' has no derivative with respect to the inner optimizer's "
+            "hyperparameters: do not learn them, or choose another gradient mode"
+        )
+    with torch.no_grad():
+        walked = path._replace(loss=proximal).walk(start, state, range(steps), "reverse")
+    last = max(steps - 1, 0)
+    params = attach_implicit(
+        walked.params, start, path.context, lambda p, c: path.loss(p, last, c), mode
+    )
+    return walked._replace(params=params)
+
+
+def _straight_through(start: Tensor, end: Tensor) -> Tensor:
+    """The value of `end` with the derivative of `start`."""
+    return end.detach() + (start - start.detach())

@@ -1,0 +1,129 @@
+"""The ways in which an unroll can be differentiated, and their options."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Solver = Literal["cg", "neumann", "fixed_point"]
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """Exact through the last steps only (truncated back-propagation; Shaban et al. 2019).
+
+    The steps before them are taken without a graph, so memory does not grow with their number.
+    Their derivative with respect to the initial parameters is taken to be the identity, as in
+    first-order MAML; with respect to everything else it is zero. So `last=steps` is "reverse".
+    """
+
+    last: int  # steps that are differentiated through, 0 or more
+
+    def __post_init__(self) -> None:
+        if self.last < 0:
+            raise ValueError(f"Truncated(last={self.last}): must be 0 or more")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Exact; keeps the parameters at the start of each block and recomputes the rest.
+
+    Memory for `steps` inner steps falls from O(steps · activations) to O(steps · parameters +
+    activations), and with blocks of √steps to O(√steps · (parameters + activations)), for one
+    more evaluation of each step (Chen et al. 2016).
+    """
+
+    block: int | None = 1  # inner steps in a block; None: the square root of their number
+
+    def __post_init__(self) -> None:
+        if self.block is not None and self.block < 1:
+            raise ValueError(f"Checkpoint(block={self.block}): must be 1 or more")
+
+    def size(self, steps: int) -> int:
+        """Inner steps in a block of an unroll of `steps`."""
+        return self.block or max(1, round(math.sqrt(steps)))
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """The implicit function theorem at the end of the unroll (iMAML, Rajeswaran et al. 2019).
+
+    The inner problem becomes min L(θ) + proximal / 2 · ‖θ − θ₀‖², and is differentiated as
+    though it had been solved: with H the Hessian of L, v = (H + proximal · I)⁻¹ · ∂outer/∂θ,
+    the derivative is proximal · v for the initial parameters θ₀ and −(∂²L / ∂context ∂θ) · v
+    for the context. It knows nothing of the path: the optimizer's hyperparameters have none.
+
+    "cg" takes `solver_steps` conjugate-gradient steps. "neumann" sums that many powers of
+    I − solver_lr · (H + proximal · I) after the first term; "fixed_point" iterates
+    v ← v − solver_lr · ((H + proximal · I) · v − ∂outer/∂θ) that often from zero, and so
+    equals "neumann" with one step less (Lorraine et al. 2020; Grazzi et al. 2020). Both
+    converge where solver_lr is below 2 / (largest eigenvalue of H + proximal · I).
+    """
+
+    proximal: float = 2.0
+    solver: Solver = "cg"
+    solver_steps: int = 5
+    solver_lr: float = 0.1  # of neumann and fixed_point
+
+    def __post_init__(self) -> None:
+        if self.solver not in get_args(Solver):
+            allowed = ", ".join(get_args(Solver))
+            raise ValueError(f"unknown solver {self.solver!r}: choose one of {allowed}")
+        if not self.proximal > 0:
+            raise ValueError(f"Implicit(proximal={self.proximal}): must be above 0")
+        if self.solver_steps < 1:
+            raise ValueError(f"Implicit(solver_steps={self.solver_steps}): must be 1 or more")
+        if not self.solver_lr > 0:
+            raise ValueError(f"Implicit(solver_lr={self.solver_lr}): must be above 0")
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """Antithetic evolution strategies over the unroll (Salimans et al. 2017; Metz et al. 2019).
+
+    An unbiased estimate of the derivative of the unroll smoothed by a Gaussian of standard
+    deviation `sigma` in everything that it is differentiated by; for inner loops that are
+    chaotic or have no useful derivative. Its error falls with the square root of `samples`
+    and grows with that of the number of parameters. Costs 2 · samples unrolls, no graph.
+    """
+
+    samples: int = 16  # antithetic pairs
+    sigma: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"Evolution(samples={self.samples}): must be 1 or more")
+        if not self.sigma > 0:
+            raise ValueError(f"Evolution(sigma={self.sigma}): must be above 0")
+
+
+GradientName = Literal[
+    "reverse", "first_order", "truncated", "checkpoint", "mixed", "implicit", "evolution"
+]
+Simple = Literal["reverse", "first_order", "mixed"]
+Parsed = Simple | Truncated | Checkpoint | Implicit | Evolution
+GradientMode = Parsed | Literal["checkpoint", "implicit", "evolution"]
+"""A name, or an object where there are options; see `unroll`."""
+
+
+def parse_gradient(gradient: GradientMode | str) -> Parsed:
+    """The mode with its options: names that have some become objects with the defaults.
+
+    Raises:
+        ValueError: an unknown name, or "truncated" without its number of steps.
+    """
+    if not isinstance(gradient, str):
+        return gradient
+    if gradient == "truncated":
+        raise ValueError("gradient 'truncated' needs a length: give Truncated(last=…)")
+    if gradient not in get_args(GradientName):
+        allowed = ", ".join(get_args(GradientName))
+        raise ValueError(f"unknown gradient mode {gradient!r}: choose one of {allowed}")
+    modes: dict[str, Parsed] = {
+        "reverse": "reverse",
+        "first_order": "first_order",
+        "mixed": "mixed",
+        "checkpoint": Checkpoint(),
+        "implicit": Implicit(),
+        "evolution": Evolution(),
+    }
+    return modes[gradient]

@@ -1,0 +1,142 @@
+"""One gradient of the inner loss, and what is remembered of it for the outer derivative."""
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metarun.unroll.optim.base import Params
+from metarun.unroll.recompute import Flat, Pullback, by_reverse, flattened, of_wanted, recomputed
+
+ContextLoss = Callable[[Params, Any], Tensor]
+"""`loss(params, context)`, a scalar."""
+
+Remember = Literal["reverse", "first_order", "checkpoint", "mixed"]
+
+
+def inner_gradient(
+    loss: ContextLoss, params: Params, context: Any, remember: Remember
+) -> tuple[Params, Tensor]:
+    """The gradient of the inner loss and its value, differentiable in the given way.
+
+    Args:
+        loss: a function of the parameters and of the context.
+        params: where the gradient is taken.
+        context: a pytree.
+        remember: "reverse" keeps the graph of the gradient, "first_order" nothing, "checkpoint"
+            and "mixed" the arguments, of which they recompute the rest.
+    """
+
+    def gradient(given: tuple[Params, Any]) -> tuple[Params, Tensor]:
+        grads, value = torch.func.grad_and_value(_dependent(loss))(*given)
+        return grads, value
+
+    if remember == "reverse":
+        return gradient((params, context))
+    if remember == "first_order":
+        # `torch.func.grad` differentiates within its own level whatever surrounds it; no_grad
+        # outside it only keeps the *outer* level from recording, which is first order exactly.
+        with torch.no_grad():
+            return gradient((params, context))
+    pullback: Pullback = by_reverse
+    if remember == "mixed":
+        pullback = by_forward_over_reverse(loss, (params, context))
+    found: tuple[Params, Tensor] = recomputed(gradient, (params, context), pullback)
+    return found
+
+
+def _dependent(loss: ContextLoss) -> ContextLoss:
+    def dependent(params: Params, context: Any) -> Tensor:
+        value = loss(params, context)
+        if not value.requires_grad:  # within torch.func.grad: of its own level
+            raise ValueError(
+                "the inner loss does not depend on the parameters that it is given: compute it "
+                "from them, with torch.func.functional_call(model, params, (x,)) for a module"
+            )
+        return value
+
+    return dependent
+
+
+def by_forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pullback:
+    """The pullback of `inner_gradient` by one forward-mode derivative.
+
+    The gradient g of a scalar has a symmetric Jacobian. So for a cotangent u on g, both H·u and
+    (∂g/∂context)ᵀ·u are tangents of (∂loss/∂params, ∂loss/∂context) along (u, 0): the walk
+    through the inner backward pass needs no graph (MixFlow-MG, Kemaev et al. 2025, section 3).
+
+    Args:
+        loss: a function of the parameters and of the context.
+        given: these two, for their structure.
+    """
+    _load_forward_rules()
+    flat_loss = flattened(lambda both: loss(*both), given)
+
+    def pullback(
+        fn: Flat, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[int]
+    ) -> Sequence[Tensor]:
+        *along, of_value = cotangents
+        params = tuple(inputs[: len(along)])  # a pytree of (params, context) begins with params
+
+        def wanted_gradient(*moved: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+            every = [*moved, *inputs[len(along) :]]
+            scalar = of_wanted(flat_loss, every, wanted)
+            values = tuple(every[i] for i in wanted)
+            return torch.func.grad_and_value(scalar, argnums=tuple(range(len(wanted))))(*values)
+
+        try:
+            both = torch.func.jvp(wanted_gradient, params, tuple(along))
+            (grads, _), (products, _) = both[0], both[1]
+        except RuntimeError as error:  # NotImplementedError is one
+            warn_without_forward_mode(error)
+            return by_reverse(fn, inputs, cotangents, wanted)
+        return [product + of_value * grad for product, grad in zip(products, grads, strict=True)]
+
+    return pullback
+
+
+def warn_without_forward_mode(error: RuntimeError) -> None:
+    """Say which operation has no forward mode; raise `error` again if it is another one."""
+    text = str(error)
+    missing = re.search(r"forward AD with (\S+) that does not support it", text)
+    if missing:
+        operation = missing.group(1)
+    elif "ZeroTensors are immutable" in text:
+        operation = "mse_loss, or another that writes over a zero tangent"
+    else:
+        raise error
+    warnings.warn(
+        f"gradient='mixed' falls back to 'checkpoint': torch has no forward mode for {operation}. "
+        "The result is exact all the same; replace the operation (a mean squared error by "
+        "(x - y).pow(2).mean(), say) or choose gradient='checkpoint'",
+        stacklevel=2,
+    )
+
+
+@cache
+def _load_forward_rules() -> None:
+    # torch compiles some rules for forward mode at their first use, and warns that the compiler
+    # it uses for that is deprecated: not the user's concern.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import torch._decomp.decompositions_for_jvp  # noqa: F401
+
+
+def checked(loss_fn: Callable[..., Tensor], has_context: bool) -> Callable[..., Tensor]:
+    """`loss(params, step, context)`, which refuses what is no loss of the parameters."""
+
+    def loss(params: Params, step: int, context: Any) -> Tensor:
+        value = loss_fn(params, step, context) if has_context else loss_fn(params, step)
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"the inner loss must be a scalar tensor, not {seen}: take its mean or sum"
+            )
+        return value
+
+    return loss

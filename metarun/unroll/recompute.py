@@ -1,0 +1,132 @@
+"""Functions with a backward pass of one's own, which keep their inputs and nothing else."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree  # what torch.func itself maps over
+
+Flat = Callable[..., tuple[Tensor, ...]]
+Pullback = Callable[[Flat, Sequence[Tensor], Sequence[Tensor], Sequence[int]], Sequence[Tensor]]
+"""`pullback(fn, inputs, cotangents, wanted)`: the gradients of the inputs with the numbers in
+`wanted`, for `fn(*inputs)`, whose outputs have the given cotangents."""
+
+
+class _Plan(NamedTuple):
+    fn: Flat
+    pullback: Pullback
+    random_state: "RandomState"
+
+
+class _Recomputed(torch.autograd.Function):
+    # Lets torch.func.vmap map over forward and backward, each with its own batching.
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(plan: _Plan, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return plan.fn(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.plan = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        inputs: Sequence[Tensor] = ctx.saved_tensors
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
+        with ctx.plan.random_state.restored():
+            found = ctx.plan.pullback(ctx.plan.fn, inputs, cotangents, wanted)
+        grads: list[Tensor | None] = [None] * len(inputs)
+        for i, grad in zip(wanted, found, strict=True):
+            grads[i] = grad
+        return None, *grads
+
+
+def recomputed(fn: Callable[[Any], Any], inputs: Any, pullback: Pullback) -> Any:
+    """`fn(inputs)`, differentiated by `pullback` and remembered by its inputs alone.
+
+    Random numbers are drawn again as they were: a pullback that calls `fn` sees the same
+    dropout masks. Works under `torch.func.vmap` and `torch.func.grad`, inside and out.
+
+    Args:
+        fn: from a pytree to a pytree of tensors. A tensor that it closes over gets no gradient
+            (see `metarun.unroll.closure`).
+        inputs: a pytree; what is no tensor in it is a constant.
+        pullback: see `Pullback`.
+    """
+    of_tensors = flattened(fn, inputs)
+    structures: list[pytree.TreeSpec] = []
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs, structure = pytree.tree_flatten(of_tensors(*tensors))
+        structures[:] = [structure]
+        # An output that is an input as it came would be taken for a view of it.
+        return tuple(out.clone() if any(out is t for t in tensors) else out for out in outputs)
+
+    tensors = tensor_leaves(inputs)
+    outputs = _Recomputed.apply(_Plan(flat, pullback, RandomState(tensors)), *tensors)
+    return pytree.tree_unflatten(list(outputs), structures[0])
+
+
+def tensor_leaves(tree: Any) -> list[Tensor]:
+    """The tensors of a pytree, in its order."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def flattened(fn: Callable[[Any], Any], inputs: Any) -> Callable[..., Any]:
+    """`fn` as a function of the tensors of its pytree argument, which it does not keep."""
+    leaves, structure = pytree.tree_flatten(inputs)
+    constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def of_tensors(*tensors: Tensor) -> Any:
+        values = list(constants)
+        for i, tensor in zip(places, tensors, strict=True):
+            values[i] = tensor
+        return fn(pytree.tree_unflatten(values, structure))
+
+    return of_tensors
+
+
+def of_wanted(
+    fn: Callable[..., Any], inputs: Sequence[Tensor], wanted: Sequence[int]
+) -> Callable[..., Any]:
+    """`fn` as a function of the wanted inputs, the others held fixed."""
+
+    def restricted(*values: Tensor) -> Any:
+        every = list(inputs)
+        for i, value in zip(wanted, values, strict=True):
+            every[i] = value
+        return fn(*every)
+
+    return restricted
+
+
+def by_reverse(
+    fn: Flat, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[int]
+) -> Sequence[Tensor]:
+    """The pullback that evaluates `fn` again, this time with a graph."""
+    pull = torch.func.vjp(of_wanted(fn, inputs, wanted), *(inputs[i] for i in wanted))[1]
+    grads: Sequence[Tensor] = pull(tuple(cotangents))
+    return grads
+
+
+class RandomState:
+    """The random state of the CPU and of the CUDA devices that tensors are on."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
+        self.cpu = torch.get_rng_state()
+        self.cuda = [torch.cuda.get_rng_state(device) for device in self.devices]
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """This state inside the block, what it was before after it."""
+        with torch.random.fork_rng(self.devices):
+            torch.set_rng_state(self.cpu)
+            for device, state in zip(self.devices, self.cuda, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
