@@ -1,6 +1,6 @@
 """What an inner optimizer is: a pair of pure functions and its hyperparameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -43,14 +43,23 @@ class Derivatives(Protocol):
         """The gradient, by parameter name."""
         ...
 
-    def hessian(self, name: str, joint: bool) -> Tensor:
-        """The second derivative with respect to one parameter.
+    def hessian(self, name: str) -> Tensor:
+        """The second derivative of a parameter that is a batch of independent variables.
 
         Args:
             name: the parameter, of shape (..., D).
-            joint: False takes the parameter as a batch of independent variables of dimension
-                D, and gives (..., D, D); True as one variable, and gives (N, N) for its N
-                elements.
+
+        Returns:
+            (..., D, D). Where the variables are *not* independent, a block is the sum of all
+            blocks in its row of the whole Hessian; see `metarun.unroll.optim.newton`.
+        """
+        ...
+
+    def joint_hessian(self, names: Sequence[str]) -> Tensor:
+        """The second derivative of several parameters together, with all cross terms.
+
+        Returns:
+            (N, N), for the N elements of the flattened parameters one after the other.
         """
         ...
 
