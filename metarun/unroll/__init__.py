@@ -1,5 +1,6 @@
 """The differentiable unroll engine. Needs torch only, and can be used without the runner."""
 
+from metarun.unroll.blocks import BlockLoss
 from metarun.unroll.engine import Unrolled, unroll
 from metarun.unroll.gradients import (
     Checkpoint,
@@ -14,14 +15,41 @@ from metarun.unroll.hyper import (
     LearnedHyper,
     group_settings,
     learn_hyper,
-    match_names,
 )
-from metarun.unroll.optim import Hyper, HyperValue, InnerOptimizer, Params, State, adam, sgd
+from metarun.unroll.names import match_names
+from metarun.unroll.optim import (
+    OPTIMIZERS,
+    Continued,
+    Hyper,
+    HyperValue,
+    InnerOptimizer,
+    Params,
+    State,
+    adadelta,
+    adafactor,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    asgd,
+    from_torch,
+    muon,
+    nadam,
+    partition,
+    radam,
+    rmsprop,
+    rprop,
+    sgd,
+    translate,
+)
 from metarun.unroll.tasks import Batching, Meta, map_tasks, meta_gradient
 
 __all__ = [
+    "OPTIMIZERS",
     "Batching",
+    "BlockLoss",
     "Checkpoint",
+    "Continued",
     "Evolution",
     "GradientMode",
     "Granularity",
@@ -36,12 +64,26 @@ __all__ = [
     "State",
     "Truncated",
     "Unrolled",
+    "adadelta",
+    "adafactor",
+    "adagrad",
     "adam",
+    "adamax",
+    "adamw",
+    "asgd",
+    "from_torch",
     "group_settings",
     "learn_hyper",
     "map_tasks",
     "match_names",
     "meta_gradient",
+    "muon",
+    "nadam",
+    "partition",
+    "radam",
+    "rmsprop",
+    "rprop",
     "sgd",
+    "translate",
     "unroll",
 ]

@@ -1,30 +1,17 @@
 """Settings by parameter group, and inner hyperparameters that are themselves learned."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from metarun.unroll.names import match_names, matches
 from metarun.unroll.optim.base import Hyper, HyperValue, Params
 
 Granularity = Literal["global", "parameter", "step", "parameter_step"]
 Groups = Mapping[str, Mapping[str, float]]
 """Name pattern -> settings, such as {"head.*": {"lr": 0.1}}. The first match counts."""
-
-
-def match_names(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """The names that match any of the shell-style patterns, in the order of `names`.
-
-    Raises:
-        ValueError: a pattern matches nothing.
-    """
-    names = list(names)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"no parameter matches {pattern!r}; there are: {', '.join(names)}")
-    return [name for name in names if any(fnmatchcase(name, p) for p in patterns)]
 
 
 def group_settings(
@@ -135,7 +122,7 @@ def _labels(hyper: str, groups: Groups, names: Sequence[str]) -> dict[str, str |
             (
                 pattern
                 for pattern, settings in groups.items()
-                if fnmatchcase(name, pattern) and hyper in settings
+                if matches(name, pattern) and hyper in settings
             ),
             None,
         )

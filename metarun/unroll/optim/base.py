@@ -1,7 +1,7 @@
 """What an inner optimizer is: a pair of pure functions and its hyperparameters."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ Hyper = Mapping[str, HyperValue]
 must broadcast against the parameters that it serves; a Python float is a constant."""
 
 State = Any  # a pytree of tensors that only the optimizer itself looks into
+
+Settings = Mapping[str, float | Tensor]
+"""The hyperparameters of one parameter, by name."""
+
+S = TypeVar("S")
 
 
 class InnerOptimizer(NamedTuple):
@@ -102,12 +107,74 @@ def safe_sqrt(x: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
 
 
-def zeros_like(params: Params) -> Params:
-    """A zero for every parameter."""
-    return {name: torch.zeros_like(p) for name, p in params.items()}
+def safe_norm(x: Tensor) -> Tensor:
+    """Euclidean norm of all elements, (), whose derivatives at zero are zero instead of NaN."""
+    nonzero = (x != 0).any()
+    return torch.where(nonzero, torch.where(nonzero, x, 1.0).norm(), 0.0)
 
 
-def step_count(params: Params) -> Tensor:
-    """A step counter starting at zero: float64 (), a tensor so that states are pytrees."""
-    device = next(iter(params.values())).device if params else None
-    return torch.zeros((), dtype=torch.float64, device=device)
+def per_parameter(
+    init: Callable[[Tensor], S],
+    rule: Callable[[Tensor, S, Tensor, Settings], tuple[Tensor, S]],
+    hyper: Mapping[str, HyperValue],
+) -> InnerOptimizer:
+    """An optimizer that treats each parameter by itself; its state is a dict by name.
+
+    Args:
+        init: `init(param) -> state` of one parameter.
+        rule: `rule(grad, state, param, settings) -> (param, state)`.
+        hyper: the default hyperparameters, those that `settings` has.
+    """
+
+    def init_all(params: Params) -> dict[str, S]:
+        return {name: init(p) for name, p in params.items()}
+
+    def update(
+        grads: Params, state: Mapping[str, S], params: Params, given: Hyper
+    ) -> tuple[Params, dict[str, S]]:
+        moved, states = {}, {}
+        for name, p in params.items():
+            settings = {key: hyper_for(given, key, name) for key in hyper}
+            moved[name], states[name] = rule(grads[name], state[name], p, settings)
+        return moved, states
+
+    return InnerOptimizer(init_all, update, dict(hyper))
+
+
+def signed(grad: Tensor, maximize: bool) -> Tensor:
+    """The gradient of what is minimised."""
+    return -grad if maximize else grad
+
+
+def decayed_gradient(grad: Tensor, param: Tensor, decay: float | Tensor) -> Tensor:
+    """The gradient with weight decay as an L2 penalty."""
+    return grad if is_off(decay) else grad + decay * param
+
+
+def decayed_param(param: Tensor, lr: float | Tensor, decay: float | Tensor) -> Tensor:
+    """The parameter after decoupled weight decay (Loshchilov and Hutter 2019)."""
+    return param if is_off(decay) else param * (1 - lr * decay)
+
+
+def step_count(param: Tensor) -> Tensor:
+    """A step counter starting at zero: float64 (), a tensor so that states are pytrees.
+
+    Each parameter has its own, as in torch: a parameter may join later than the others.
+    """
+    return torch.zeros((), dtype=torch.float64, device=param.device)
+
+
+def as_double(value: float | Tensor, like: Tensor) -> Tensor:
+    """The value as a float64 tensor, still in its graph; a constant on the device of `like`."""
+    if isinstance(value, Tensor):
+        return value.double()
+    return torch.full((), value, dtype=torch.float64, device=like.device)
+
+
+def power(base: float | Tensor, exponent: Tensor) -> Tensor:
+    """base ** exponent in float64.
+
+    Bias corrections are tensors so that learned betas get their derivative, and float64 so that
+    float32 runs do not lose 1 - beta to rounding.
+    """
+    return torch.pow(base.double() if isinstance(base, Tensor) else base, exponent)

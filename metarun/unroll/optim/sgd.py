@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 from metarun.unroll.optim.base import (
-    Hyper,
     InnerOptimizer,
-    Params,
-    hyper_for,
+    Settings,
+    decayed_gradient,
     is_off,
+    per_parameter,
+    signed,
     step_count,
-    zeros_like,
 )
 
 
 class SGDState(NamedTuple):
-    """Momentum buffers (shapes of the parameters) and the number of steps taken."""
+    """Of one parameter: momentum buffer (its shape) and number of steps taken."""
 
-    momentum: Params
+    momentum: Tensor
     step: Tensor
 
 
@@ -29,6 +29,7 @@ def sgd(
     dampening: float | Tensor = 0.0,
     weight_decay: float | Tensor = 0.0,
     nesterov: bool = False,
+    maximize: bool = False,
 ) -> InnerOptimizer:
     """SGD with the update rule of `torch.optim.SGD`.
 
@@ -41,32 +42,18 @@ def sgd(
     if nesterov and (is_off(momentum) or not is_off(dampening)):
         raise ValueError("nesterov needs a momentum above 0 and no dampening")
 
-    def init(params: Params) -> SGDState:
-        return SGDState(zeros_like(params), step_count(params))
+    def init(p: Tensor) -> SGDState:
+        return SGDState(torch.zeros_like(p), step_count(p))
 
-    def update(
-        grads: Params, state: SGDState, params: Params, hyper: Hyper
-    ) -> tuple[Params, SGDState]:
-        new_params, buffers = {}, {}
-        for name, p in params.items():
-            decay = hyper_for(hyper, "weight_decay", name)
-            mu = hyper_for(hyper, "momentum", name)
-            g = grads[name] if is_off(decay) else grads[name] + decay * p
-            buffer = state.momentum[name]
-            if not is_off(mu):
-                damp = hyper_for(hyper, "dampening", name)
-                # The first gradient enters undamped: torch's buffer starts as a copy of it.
-                fresh = g if is_off(damp) else torch.where(state.step == 0, g, (1 - damp) * g)
-                buffer = mu * buffer + fresh
-                g = g + mu * buffer if nesterov else buffer
-            new_params[name] = p - hyper_for(hyper, "lr", name) * g
-            buffers[name] = buffer
-        return new_params, SGDState(buffers, state.step + 1)
+    def rule(g: Tensor, state: SGDState, p: Tensor, h: Settings) -> tuple[Tensor, SGDState]:
+        g = decayed_gradient(signed(g, maximize), p, h["weight_decay"])
+        buffer, mu, damp = state.momentum, h["momentum"], h["dampening"]
+        if not is_off(mu):
+            # The first gradient enters undamped: torch's buffer starts as a copy of it.
+            fresh = g if is_off(damp) else torch.where(state.step == 0, g, (1 - damp) * g)
+            buffer = mu * buffer + fresh
+            g = g + mu * buffer if nesterov else buffer
+        return p - h["lr"] * g, SGDState(buffer, state.step + 1)
 
-    hyper = {
-        "lr": lr,
-        "momentum": momentum,
-        "dampening": dampening,
-        "weight_decay": weight_decay,
-    }
-    return InnerOptimizer(init, update, hyper)
+    hyper = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+    return per_parameter(init, rule, hyper)

@@ -1,0 +1,98 @@
+"""Adafactor (Shazeer and Stern 2018), as a differentiable inner optimizer."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarun.unroll.optim.base import (
+    HyperValue,
+    InnerOptimizer,
+    Settings,
+    as_double,
+    decayed_param,
+    per_parameter,
+    safe_norm,
+    signed,
+    step_count,
+)
+
+
+class AdafactorState(NamedTuple):
+    """Of one parameter: its second moment and the number of steps taken.
+
+    `second` is (rows (…, n, 1), columns (…, 1, m)) for a parameter of shape (…, n, m), and one
+    tensor of the parameter's shape for a vector or a scalar.
+    """
+
+    second: tuple[Tensor, ...]
+    step: Tensor
+
+
+def adafactor(
+    lr: float | Tensor = 0.01,
+    beta2_decay: float | Tensor = -0.8,
+    eps1: float | Tensor | None = None,
+    eps2: float | Tensor = 1e-3,
+    d: float | Tensor = 1.0,
+    weight_decay: float | Tensor = 0.0,
+    maximize: bool = False,
+) -> InnerOptimizer:
+    """Adafactor with the update rule of `torch.optim.Adafactor`.
+
+    Args:
+        lr: the largest relative step size.
+        beta2_decay: exponent of the decay of the second moment.
+        eps1: lower bound of the root of the second moment; None takes the machine epsilon of
+            the parameter's type, and is then no hyperparameter.
+        eps2: lower bound of the parameter's root mean square.
+        d: threshold at which updates are clipped.
+        weight_decay: decoupled.
+        maximize: climb instead of descend.
+    """
+
+    def init(p: Tensor) -> AdafactorState:
+        if p.dim() > 1:
+            rows, columns = torch.zeros_like(p[..., :1]), torch.zeros_like(p[..., :1, :])
+            return AdafactorState((rows, columns), step_count(p))
+        return AdafactorState((torch.zeros_like(p),), step_count(p))
+
+    def rule(
+        g: Tensor, state: AdafactorState, p: Tensor, h: Settings
+    ) -> tuple[Tensor, AdafactorState]:
+        step = state.step + 1
+        eps = h["eps1"] if "eps1" in h else torch.finfo(p.dtype).eps
+        g = signed(g, maximize)
+        fresh = torch.pow(step, as_double(h["beta2_decay"], p)).to(p.dtype)
+        relative = torch.minimum(as_double(h["lr"], p), step.rsqrt())
+        size = _root_mean_square(p).double().clamp(min=h["eps2"]) * relative
+        means: tuple[Tensor, ...] = (g * g,)
+        if p.dim() > 1:
+            means = ((g * g).mean(dim=-1, keepdim=True), (g * g).mean(dim=-2, keepdim=True))
+        second = tuple(
+            old + fresh * (mean - old) for old, mean in zip(state.second, means, strict=True)
+        )
+        if p.dim() > 1:
+            rows, columns = second
+            estimate = rows @ columns / rows.mean(dim=-2, keepdim=True).clamp(min=eps)
+        else:
+            estimate = second[0]
+        update = estimate.clamp(min=eps * eps).rsqrt() * g
+        clip = (_root_mean_square(update).double() / h["d"]).clamp(min=1)
+        p = decayed_param(p, h["lr"], h["weight_decay"])
+        return p - (size / clip).to(p.dtype) * update, AdafactorState(second, step)
+
+    hyper: dict[str, HyperValue] = {
+        "lr": lr,
+        "beta2_decay": beta2_decay,
+        **({} if eps1 is None else {"eps1": eps1}),
+        "eps2": eps2,
+        "d": d,
+        "weight_decay": weight_decay,
+    }
+    return per_parameter(init, rule, hyper)
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    return safe_norm(x) / math.sqrt(x.numel())

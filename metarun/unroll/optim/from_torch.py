@@ -1,0 +1,201 @@
+"""A `torch.optim` optimizer, or one of its param groups, as a differentiable inner optimizer."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metarun.unroll.optim.base import Hyper, InnerOptimizer, Params, State
+from metarun.unroll.optim.optimizers import OPTIMIZERS
+from metarun.unroll.optim.partition import partition
+
+_SPLIT = {
+    "betas": ("beta1", "beta2"),
+    "etas": ("eta_minus", "eta_plus"),
+    "step_sizes": ("step_size_min", "step_size_max"),
+    "ns_coefficients": ("ns_a", "ns_b", "ns_c"),
+    "eps": ("eps1", "eps2"),  # Adafactor's; the others' is one number
+}
+"""torch's tuples -> the names of their items here."""
+
+_EXECUTION = {"foreach", "fused", "capturable", "differentiable"}
+_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
+_PASSED_OVER = {"params", "param_names"} | _EXECUTION | _SCHEDULERS
+
+_REFUSED = {
+    torch.optim.LBFGS: "it evaluates the loss as often as its line search wants",
+    torch.optim.SparseAdam: "the gradients of an unroll are dense; use Adam",
+}
+
+_MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq"}
+_KEYS: dict[type[torch.optim.Optimizer], dict[str, Any]] = {
+    torch.optim.SGD: {"momentum": "momentum_buffer"},
+    torch.optim.Adam: {**_MOMENTS, "max_second": ("max_exp_avg_sq",)},
+    torch.optim.AdamW: {**_MOMENTS, "max_second": ("max_exp_avg_sq",)},
+    torch.optim.NAdam: {**_MOMENTS, "mu_product": "mu_product"},
+    torch.optim.RAdam: _MOMENTS,
+    torch.optim.Adamax: {"first": "exp_avg", "norm": "exp_inf"},
+    torch.optim.Adadelta: {"second": "square_avg", "moves": "acc_delta"},
+    torch.optim.Adagrad: {"sum": "sum"},
+    torch.optim.RMSprop: {
+        "second": "square_avg",
+        "momentum": "momentum_buffer",
+        "first": ("grad_avg",),
+    },
+    torch.optim.Rprop: {"previous": "prev", "step_size": "step_size"},
+    torch.optim.ASGD: {"ax": "ax", "eta": "eta", "mu": "mu"},
+    torch.optim.Adafactor: {"second": ("row_var", "col_var", "variance")},
+    torch.optim.Muon: {"momentum": "momentum_buffer"},
+}
+"""Field of a parameter's state here -> torch's key, or keys where the field is a tuple."""
+
+_IN_DEFAULT_TYPE = {"mu_product", "eta", "mu"}
+"""Numbers that torch keeps in its default type, with the rounding that this means."""
+
+
+class Continued(NamedTuple):
+    """A live torch optimizer, taken over.
+
+    Attributes:
+        optimizer: a `partition` with one part a param group: hyperparameters "0.lr", "1.lr" ….
+        state: where the torch optimizer stands; goes to `unroll(state=...)`.
+    """
+
+    optimizer: InnerOptimizer
+    state: State
+
+
+def translate(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> InnerOptimizer:
+    """The differentiable optimizer with the settings of one param group.
+
+    Args:
+        kind: a class of `torch.optim`.
+        group: its options by torch's names; numbers or tensors, also within tuples. Options
+            left out have this package's defaults. `params`, `param_names` and what schedulers
+            note down (`initial_lr` …) are passed over; so are `foreach`, `fused`, `capturable`
+            and `differentiable`, which say how torch computes and not what.
+
+    Returns:
+        The optimizer; its `hyper` has the group's values, tensors as they are.
+
+    Raises:
+        ValueError: a class without counterpart, an unknown option, or one that contradicts.
+    """
+    if kind in _REFUSED:
+        raise ValueError(f"{kind.__name__} cannot be unrolled: {_REFUSED[kind]}")
+    if kind not in OPTIMIZERS:
+        known = ", ".join(known.__name__ for known in OPTIMIZERS)
+        raise ValueError(f"{kind.__name__} has no differentiable counterpart; there are: {known}")
+    factory = OPTIMIZERS[kind]
+    options: dict[str, Any] = {}
+    for key, value in group.items():
+        if key in _PASSED_OVER:
+            continue
+        if key in _SPLIT and isinstance(value, tuple | list):
+            options |= zip(_SPLIT[key], value, strict=True)
+        else:
+            options[key] = value
+    if kind is torch.optim.AdamW and options.pop("decoupled_weight_decay", True) is not True:
+        raise ValueError("decoupled_weight_decay=False: AdamW without it is Adam")
+    unknown = set(options) - set(inspect.signature(factory).parameters)
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no option {', '.join(sorted(unknown))}")
+    return factory(**{key: _scalar(value) for key, value in options.items()})
+
+
+def from_torch(
+    optimizer: torch.optim.Optimizer, params: nn.Module | Iterable[tuple[str, nn.Parameter]]
+) -> Continued:
+    """Go on, differentiably, from where a torch optimizer stands.
+
+    Steps of the result are the steps that the torch optimizer would have taken next, with its
+    param groups and its state (momenta, step counts …), which is copied. One difference is
+    deliberate: torch skips a parameter whose `grad` is None, whereas in an unroll a parameter
+    without influence has the gradient zero, and so still moves by momentum or weight decay.
+
+    Parameters that the torch optimizer does not have, and those that do not require gradients,
+    belong to no part and stay where they are.
+
+    Args:
+        optimizer: a live optimizer of `torch.optim`.
+        params: a module, or the names and parameters under which the unroll knows them.
+
+    Raises:
+        ValueError: as `translate`; or a parameter of the optimizer is not among `params`.
+    """
+    named = params.named_parameters() if isinstance(params, nn.Module) else params
+    name_of = {id(p): name for name, p in named}
+    kind = type(optimizer)
+    parts, states = [], []
+    moving: set[str] = set()
+    for index, group in enumerate(optimizer.param_groups):
+        settings = dict(group)
+        if kind is torch.optim.Adagrad:  # torch itself reads this one from the defaults
+            settings["initial_accumulator_value"] = optimizer.defaults["initial_accumulator_value"]
+        functional = translate(kind, settings)
+        owned = {}
+        for p in group["params"]:
+            if id(p) not in name_of:
+                raise ValueError(
+                    f"group {index} of the optimizer has a parameter of shape {tuple(p.shape)} "
+                    "that is not among those given: is it another model's?"
+                )
+            if p.requires_grad:
+                owned[name_of[id(p)]] = p
+        fresh = functional.init({name: p.detach() for name, p in owned.items()})
+        parts.append((list(owned), functional))
+        moving.update(owned)
+        states.append(
+            {
+                name: _continued(kind, optimizer.state.get(p, {}), fresh[name])
+                for name, p in owned.items()
+            }
+        )
+    still = frozenset(name_of.values()) - moving
+    return Continued(_leaving(partition(parts), still), tuple(states))
+
+
+def _leaving(optimizer: InnerOptimizer, still: frozenset[str]) -> InnerOptimizer:
+    """The optimizer for all parameters but some, which stay where they are."""
+
+    def others(params: Params) -> Params:
+        return {name: p for name, p in params.items() if name not in still}
+
+    def init(params: Params) -> State:
+        return optimizer.init(others(params))
+
+    def update(grads: Params, state: State, params: Params, hyper: Hyper) -> tuple[Params, State]:
+        moved, state = optimizer.update(others(grads), state, others(params), hyper)
+        return {name: moved.get(name, p) for name, p in params.items()}, state
+
+    return InnerOptimizer(init, update, optimizer.hyper)
+
+
+def _scalar(value: Any) -> Any:
+    """torch takes tensors of one element, whatever their shape, for numbers."""
+    return value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def _continued(kind: type[torch.optim.Optimizer], live: Mapping[str, Any], fresh: Any) -> Any:
+    """The state of one parameter: torch's where it has one, a fresh one where it has not."""
+    taken: dict[str, Any] = {}
+    for field, keys in _KEYS[kind].items():
+        value = getattr(fresh, field)
+        if isinstance(value, tuple):
+            present = [key for key in keys if live.get(key) is not None]
+            if len(present) == len(value):
+                taken[field] = tuple(map(_copy, (live[key] for key in present), value))
+        elif live.get(keys) is not None:
+            taken[field] = _copy(live[keys], value)
+        elif keys in _IN_DEFAULT_TYPE:
+            taken[field] = value.to(torch.get_default_dtype())
+    if hasattr(fresh, "step"):  # ours are float64; torch's SGD does not count: a buffer will do
+        steps = 1.0 if kind is torch.optim.SGD and taken else live.get("step", 0.0)
+        taken["step"] = _copy(steps, fresh.step).double()
+    return fresh._replace(**taken)
+
+
+def _copy(value: Any, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, device=like.device).detach().clone()

@@ -1,0 +1,130 @@
+"""Muon: orthogonalised momentum (Jordan et al. 2024), as a differentiable inner optimizer."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from metarun.unroll.optim.base import (
+    InnerOptimizer,
+    Params,
+    Settings,
+    decayed_param,
+    per_parameter,
+    safe_norm,
+)
+
+AdjustLr = Literal["original", "match_rms_adamw", "spectral_unclamped"]
+Precision = Literal["bfloat16", "full"]
+
+_LR_FACTOR: dict[str, Callable[[int, int], float]] = {
+    "original": lambda rows, columns: max(1.0, rows / columns) ** 0.5,
+    "match_rms_adamw": lambda rows, columns: 0.2 * max(rows, columns) ** 0.5,
+    "spectral_unclamped": lambda rows, columns: (rows / columns) ** 0.5,
+}
+
+
+class MuonState(NamedTuple):
+    """Of one parameter: its momentum buffer (its shape)."""
+
+    momentum: Tensor
+
+
+def muon(
+    lr: float | Tensor = 0.001,
+    weight_decay: float | Tensor = 0.1,
+    momentum: float | Tensor = 0.95,
+    nesterov: bool = True,
+    ns_a: float | Tensor = 3.4445,
+    ns_b: float | Tensor = -4.775,
+    ns_c: float | Tensor = 2.0315,
+    eps: float | Tensor = 1e-7,
+    ns_steps: int = 5,
+    adjust_lr_fn: AdjustLr | None = None,
+    ns_precision: Precision = "bfloat16",
+) -> InnerOptimizer:
+    """Muon with the update rule of `torch.optim.Muon`, for parameters of two dimensions.
+
+    Args:
+        lr, momentum, nesterov: as in torch.
+        weight_decay: decoupled, and not scaled by `adjust_lr_fn`, as in torch.
+        ns_a, ns_b, ns_c: coefficients of the Newton-Schulz polynomial a·X + (b·A + c·A²)·X with
+            A = X·Xᵀ.
+        eps: lower bound of the norm by which the momentum is divided.
+        ns_steps: Newton-Schulz iterations, below 100.
+        adjust_lr_fn: how the lr depends on the shape; None is "original".
+        ns_precision: "bfloat16" iterates in bfloat16, as torch does. Values are then torch's
+            own, but derivatives (and the agreement of a loop with vmap) have two to three
+            digits. "full" iterates in the parameters' type.
+
+    Raises:
+        ValueError: an unknown `adjust_lr_fn` or `ns_precision`, too many iterations; from `init`,
+            a parameter that is not a matrix.
+    """
+    for option, value, kinds in (
+        ("adjust_lr_fn", adjust_lr_fn or "original", AdjustLr),
+        ("ns_precision", ns_precision, Precision),
+    ):
+        if value not in get_args(kinds):
+            allowed = ", ".join(get_args(kinds))
+            raise ValueError(f"unknown {option} {value!r}: choose one of {allowed}")
+    if not 0 <= ns_steps < 100:
+        raise ValueError(f"ns_steps must be from 0 to 99, not {ns_steps}")
+
+    def rule(g: Tensor, state: MuonState, p: Tensor, h: Settings) -> tuple[Tensor, MuonState]:
+        mu = h["momentum"]
+        buffer = mu * state.momentum + (1 - mu) * g
+        update = g + mu * (buffer - g) if nesterov else buffer
+        if ns_precision == "bfloat16":
+            update = update.to(torch.bfloat16)
+        update = _orthogonalised(update, h, ns_steps).to(p.dtype)
+        factor = _LR_FACTOR[adjust_lr_fn or "original"](p.shape[0], p.shape[1])
+        moved = decayed_param(p, h["lr"], h["weight_decay"]) - h["lr"] * factor * update
+        return moved, MuonState(buffer)
+
+    hyper = {
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+        "ns_a": ns_a,
+        "ns_b": ns_b,
+        "ns_c": ns_c,
+        "eps": eps,
+    }
+    of_matrices = per_parameter(lambda p: MuonState(torch.zeros_like(p)), rule, hyper)
+
+    def init(params: Params) -> dict[str, MuonState]:
+        for name, p in params.items():
+            if p.dim() != 2:
+                raise ValueError(
+                    f"muon takes parameters of two dimensions only, and {name} has the shape "
+                    f"{tuple(p.shape)}: give the others another optimizer (`partition` in Python, "
+                    "inner_opt=mixed on the command line)"
+                )
+        states: dict[str, MuonState] = of_matrices.init(params)
+        return states
+
+    return of_matrices._replace(init=init)
+
+
+def _orthogonalised(x: Tensor, h: Settings, steps: int) -> Tensor:
+    """Newton-Schulz iteration towards the nearest orthogonal matrix, on the wide side."""
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / safe_norm(x).clamp(min=h["eps"])
+    for _ in range(steps):
+        gram = x @ x.T
+        x = _combined(h["ns_a"], x, 1.0, _combined(h["ns_b"], gram, h["ns_c"], gram, gram), x)
+    return x.T if tall else x
+
+
+def _combined(
+    beta: float | Tensor, x: Tensor, alpha: float | Tensor, y: Tensor, z: Tensor
+) -> Tensor:
+    """beta·x + alpha·y·z."""
+    if isinstance(beta, Tensor) or isinstance(alpha, Tensor):
+        return beta * x + alpha * (y @ z)
+    # One rounding instead of three, which in bfloat16 is the difference between torch's values
+    # and others.
+    return torch.addmm(x, y, z, beta=beta, alpha=alpha)

@@ -1,0 +1,78 @@
+"""Different inner optimizers for different parameters."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from metarun.unroll.names import match_names
+from metarun.unroll.optim.base import Hyper, HyperValue, InnerOptimizer, Params, State
+
+
+def partition(parts: Sequence[tuple[Sequence[str], InnerOptimizer]]) -> InnerOptimizer:
+    """One optimizer of several, each for the parameters that its names or patterns match.
+
+    The hyperparameters of part i are called "i.<name>" ("0.lr", "1.momentum"); the state is a
+    tuple with one item a part.
+
+    Args:
+        parts: (names or shell-style patterns, optimizer). A name written in full stands for
+            itself, whatever characters it has. A part without names owns nothing.
+
+    Raises:
+        ValueError: (from `init` and `update`, which know the parameters) a parameter belongs to
+            two parts or to none, or a name or pattern matches nothing.
+    """
+    patterns = [tuple(names) for names, _ in parts]
+    optimizers = [optimizer for _, optimizer in parts]
+
+    @lru_cache(maxsize=8)
+    def owned(names: tuple[str, ...]) -> list[list[str]]:
+        return _owned(names, patterns)
+
+    def init(params: Params) -> tuple[State, ...]:
+        owners = owned(tuple(params))
+        return tuple(
+            optimizer.init({name: params[name] for name in names})
+            for optimizer, names in zip(optimizers, owners, strict=True)
+        )
+
+    def update(
+        grads: Params, state: Sequence[State], params: Params, hyper: Hyper
+    ) -> tuple[Params, tuple[State, ...]]:
+        moved: Params = {}
+        states = []
+        for index, names in enumerate(owned(tuple(params))):
+            new_params, new_state = optimizers[index].update(
+                {name: grads[name] for name in names},
+                state[index],
+                {name: params[name] for name in names},
+                _of_part(hyper, index),
+            )
+            moved.update(new_params)
+            states.append(new_state)
+        return {name: moved[name] for name in params}, tuple(states)
+
+    hyper: dict[str, HyperValue] = {
+        f"{index}.{name}": value
+        for index, optimizer in enumerate(optimizers)
+        for name, value in optimizer.hyper.items()
+    }
+    return InnerOptimizer(init, update, hyper)
+
+
+def _owned(names: tuple[str, ...], patterns: Sequence[Sequence[str]]) -> list[list[str]]:
+    owners: dict[str, int] = {}
+    parts = [match_names(names, part) for part in patterns]
+    for index, part in enumerate(parts):
+        for name in part:
+            if name in owners:
+                raise ValueError(f"{name} belongs to part {owners[name]} and to part {index}")
+            owners[name] = index
+    missing = [name for name in names if name not in owners]
+    if missing:
+        raise ValueError(f"no part of the partition matches {', '.join(missing)}")
+    return parts
+
+
+def _of_part(hyper: Hyper, index: int) -> Hyper:
+    prefix = f"{index}."
+    return {k.removeprefix(prefix): v for k, v in hyper.items() if k.startswith(prefix)}

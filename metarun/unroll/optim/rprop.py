@@ -1,0 +1,61 @@
+"""Rprop (Riedmiller and Braun 1993), as a differentiable inner optimizer."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarun.unroll.optim.base import (
+    InnerOptimizer,
+    Settings,
+    per_parameter,
+    signed,
+    step_count,
+)
+
+
+class RpropState(NamedTuple):
+    """Of one parameter: last gradient and step size (its shape), number of steps taken."""
+
+    previous: Tensor
+    step_size: Tensor
+    step: Tensor
+
+
+def rprop(
+    lr: float | Tensor = 0.01,
+    eta_minus: float | Tensor = 0.5,
+    eta_plus: float | Tensor = 1.2,
+    step_size_min: float | Tensor = 1e-6,
+    step_size_max: float | Tensor = 50.0,
+    maximize: bool = False,
+) -> InnerOptimizer:
+    """Rprop with the update rule of `torch.optim.Rprop`.
+
+    Only the signs of the gradients count, so the result is piecewise constant in them: the
+    derivatives with respect to `lr` (the first step size), the etas and the limits are those of
+    the piece, and none flows through the gradients.
+    """
+
+    def init(p: Tensor) -> RpropState:
+        return RpropState(torch.zeros_like(p), torch.zeros_like(p), step_count(p))
+
+    def rule(g: Tensor, state: RpropState, p: Tensor, h: Settings) -> tuple[Tensor, RpropState]:
+        g = signed(g, maximize)
+        agreement = g * state.previous
+        grown = torch.where(agreement > 0, h["eta_plus"], torch.ones_like(p))
+        factor = torch.where(agreement < 0, h["eta_minus"], grown).to(p.dtype)
+        # Read here, not in `init`, so that the lr is a hyperparameter like the others.
+        start = torch.where(state.step == 0, h["lr"], state.step_size).to(p.dtype)
+        size = (start * factor).clamp(min=h["step_size_min"]).clamp(max=h["step_size_max"])
+        g = torch.where(agreement < 0, 0.0, g)
+        return p - g.sign() * size, RpropState(g, size, state.step + 1)
+
+    hyper = {
+        "lr": lr,
+        "eta_minus": eta_minus,
+        "eta_plus": eta_plus,
+        "step_size_min": step_size_min,
+        "step_size_max": step_size_max,
+    }
+    return per_parameter(init, rule, hyper)
