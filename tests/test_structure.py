@@ -25,7 +25,7 @@ LAYERS = [
     {"inner_schemas"},
     {"schemas"},
     {"config", "data", "backbones", "unroll", "checkpoint", "tracking", "rundir"},
-    {"algos", "compose"},
+    {"algos", "compose", "higher"},
     {"evaluation", "components", "help"},
     {"setup"},
     {"training_state"},

@@ -1,0 +1,266 @@
+"""Differentiable versions of `torch.optim` optimizers, behind `higher`'s interface.
+
+The update rules are those of `metarun.unroll.optim`. Each parameter has a state of its own, since
+`torch.optim` leaves a parameter that has no gradient at some step, and its state, as they are.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from metarun.unroll.higher.differentiable import DifferentiableOptimizer
+from metarun.unroll.higher.settings import (
+    Override,
+    apply_trainable_opt_params,
+    get_trainable_opt_params,
+)
+from metarun.unroll.optim.from_torch import _continued, translate
+
+__all__ = [
+    "DifferentiableASGD",
+    "DifferentiableAdadelta",
+    "DifferentiableAdafactor",
+    "DifferentiableAdagrad",
+    "DifferentiableAdam",
+    "DifferentiableAdamW",
+    "DifferentiableAdamax",
+    "DifferentiableMuon",
+    "DifferentiableNAdam",
+    "DifferentiableOptimizer",
+    "DifferentiableRAdam",
+    "DifferentiableRMSprop",
+    "DifferentiableRprop",
+    "DifferentiableSGD",
+    "apply_trainable_opt_params",
+    "create_diff_optim",
+    "get_diff_optim",
+    "get_trainable_opt_params",
+    "register_optim",
+]
+
+
+class _Translated(DifferentiableOptimizer):
+    """An optimizer whose update rule is that of `kind`'s counterpart in `metarun.unroll.optim`.
+
+    Raises:
+        ValueError: also for settings that the counterpart does not have.
+    """
+
+    kind: ClassVar[type[torch.optim.Optimizer]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for group in self.param_groups:
+            translate(self.kind, group)
+
+    def _update(self, grouped_grads: list[list[Tensor | None]], **kwargs: Any) -> None:
+        for group, states, grads in zip(self.param_groups, self.state, grouped_grads, strict=True):
+            optimizer = translate(self.kind, group)
+            for i, grad in enumerate(grads):
+                if grad is None:
+                    continue
+                params = {"": group["params"][i]}
+                live = states[i]  # torch's state, none yet, or ours
+                state = live if "" in live else optimizer.init(params)
+                if live and "" not in live:
+                    state = {"": _continued(self.kind, live, state[""])}
+                moved, states[i] = optimizer.update({"": grad}, state, params, optimizer.hyper)
+                group["params"][i] = moved[""]
+
+
+class DifferentiableSGD(_Translated):
+    """Differentiable `torch.optim.SGD`."""
+
+    kind = torch.optim.SGD
+
+
+class DifferentiableAdam(_Translated):
+    """Differentiable `torch.optim.Adam`."""
+
+    kind = torch.optim.Adam
+
+
+class DifferentiableAdamW(_Translated):
+    """Differentiable `torch.optim.AdamW`."""
+
+    kind = torch.optim.AdamW
+
+
+class DifferentiableNAdam(_Translated):
+    """Differentiable `torch.optim.NAdam`."""
+
+    kind = torch.optim.NAdam
+
+
+class DifferentiableRAdam(_Translated):
+    """Differentiable `torch.optim.RAdam`."""
+
+    kind = torch.optim.RAdam
+
+
+class DifferentiableAdamax(_Translated):
+    """Differentiable `torch.optim.Adamax`."""
+
+    kind = torch.optim.Adamax
+
+
+class DifferentiableAdadelta(_Translated):
+    """Differentiable `torch.optim.Adadelta`."""
+
+    kind = torch.optim.Adadelta
+
+
+class DifferentiableAdagrad(_Translated):
+    """Differentiable `torch.optim.Adagrad`."""
+
+    kind = torch.optim.Adagrad
+
+
+class DifferentiableRMSprop(_Translated):
+    """Differentiable `torch.optim.RMSprop`."""
+
+    kind = torch.optim.RMSprop
+
+
+class DifferentiableRprop(_Translated):
+    """Differentiable `torch.optim.Rprop`. Only signs of gradients enter: derivatives through
+    the gradients are zero."""
+
+    kind = torch.optim.Rprop
+
+
+class DifferentiableASGD(_Translated):
+    """Differentiable `torch.optim.ASGD`."""
+
+    kind = torch.optim.ASGD
+
+
+class DifferentiableAdafactor(_Translated):
+    """Differentiable `torch.optim.Adafactor`."""
+
+    kind = torch.optim.Adafactor
+
+
+class DifferentiableMuon(_Translated):
+    """Differentiable `torch.optim.Muon`."""
+
+    kind = torch.optim.Muon
+
+
+_opt_mapping: dict[type[torch.optim.Optimizer], type[DifferentiableOptimizer]] = {
+    cls.kind: cls for cls in _Translated.__subclasses__()
+}
+
+
+def register_optim(
+    optim_type: type[torch.optim.Optimizer], diff_optim_type: type[DifferentiableOptimizer]
+) -> None:
+    """Use `diff_optim_type` for optimizers of the class `optim_type` from now on."""
+    _opt_mapping[optim_type] = diff_optim_type
+
+
+def _differentiable(kind: type[torch.optim.Optimizer]) -> type[DifferentiableOptimizer]:
+    if kind not in _opt_mapping:
+        known = ", ".join(known.__name__ for known in _opt_mapping)
+        raise ValueError(
+            f"{kind.__name__} has no differentiable version; there are: {known}. "
+            "register_optim adds one"
+        )
+    return _opt_mapping[kind]
+
+
+def get_diff_optim(
+    opt: torch.optim.Optimizer,
+    reference_params: Iterable[Tensor],
+    fmodel: Any = None,
+    device: torch.device | str | None = None,
+    override: Override | None = None,
+    track_higher_grads: bool = True,
+    **kwargs: Any,
+) -> DifferentiableOptimizer:
+    """The differentiable version of an optimizer, going on from where it stands.
+
+    Args:
+        opt: an optimizer of `torch.optim`, or of a registered class.
+        reference_params: the parameters of the model whose parameters `opt` holds.
+        fmodel, device, override, track_higher_grads: see `DifferentiableOptimizer`.
+        kwargs: further arguments of the differentiable optimizer, such as `grad_callback`.
+
+    Raises:
+        ValueError: `opt`'s class has no differentiable version, or as `DifferentiableOptimizer`.
+    """
+    return _differentiable(type(opt))(
+        opt,
+        reference_params,
+        fmodel=fmodel,
+        device=device,
+        override=override,
+        track_higher_grads=track_higher_grads,
+        **kwargs,
+    )
+
+
+def create_diff_optim(
+    opt_type: type[torch.optim.Optimizer],
+    opt_kwargs: Mapping[str, Any] | None = None,
+    params: Iterable[Any] | None = None,
+    fmodel: Any = None,
+    device: torch.device | str | None = None,
+    override: Override | None = None,
+    track_higher_grads: bool = True,
+    **kwargs: Any,
+) -> DifferentiableOptimizer:
+    """A differentiable optimizer from scratch.
+
+    Args:
+        opt_type: a class of `torch.optim`, or a registered one.
+        opt_kwargs: the arguments of `opt_type`, such as `{"lr": 0.1}`.
+        params: the (fast) weights that it shall update, or param groups of them: dicts with
+            "params" and the group's settings. Only their shapes matter, and their order, which
+            is that in which `step` takes parameters; except that groups of an `fmodel`'s
+            parameters are parts of those. All parameters of `fmodel`, if None.
+        fmodel, device, override, track_higher_grads: see `DifferentiableOptimizer`.
+        kwargs: further arguments of the differentiable optimizer, such as `grad_callback`.
+
+    Raises:
+        ValueError: neither `params` nor `fmodel` is given, `params` are neither `fmodel`'s nor
+            as many, or as `get_diff_optim`.
+    """
+    kind = _differentiable(opt_type)
+    if params is None:
+        if fmodel is None:
+            raise ValueError("give params= or fmodel= to create_diff_optim")
+        params = fmodel.parameters()
+    groups: list[Any] = list(params)
+    if not isinstance(groups[0], dict):
+        groups = [{"params": groups}]
+    groups = [{**g, "params": _tensors(g["params"])} for g in groups]
+    given = [p for group in groups for p in group["params"]]
+    reference = given if fmodel is None else list(fmodel.parameters())
+    if not {id(p) for p in given} <= {id(p) for p in reference}:
+        if len(given) != len(reference):
+            raise ValueError(
+                f"params= has {len(given)} tensors, fmodel {len(reference)} parameters: give all "
+                "of them, or groups of fmodel.parameters() themselves"
+            )
+        reference = given
+    stand_ins = {id(p): torch.zeros_like(p, requires_grad=True) for p in reference}
+    opt = opt_type(
+        [{**g, "params": [stand_ins[id(p)] for p in g["params"]]} for g in groups],
+        **(opt_kwargs or {}),
+    )
+    return kind(
+        opt,
+        [stand_ins[id(p)] for p in reference],
+        fmodel=fmodel,
+        device=device,
+        override=override,
+        track_higher_grads=track_higher_grads,
+        **kwargs,
+    )
+
+
+def _tensors(params: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [params] if isinstance(params, Tensor) else list(params)
