@@ -16,7 +16,7 @@ from metarun.unroll.higher.settings import (
     apply_trainable_opt_params,
     get_trainable_opt_params,
 )
-from metarun.unroll.optim.from_torch import _continued, translate
+from metarun.unroll.optim.from_torch import continued_state, translate
 
 __all__ = [
     "DifferentiableASGD",
@@ -65,7 +65,7 @@ class _Translated(DifferentiableOptimizer):
                 live = states[i]  # torch's state, none yet, or ours
                 state = live if "" in live else optimizer.init(params)
                 if live and "" not in live:
-                    state = {"": _continued(self.kind, live, state[""])}
+                    state = {"": continued_state(self.kind, live, state[""])}
                 moved, states[i] = optimizer.update({"": grad}, state, params, optimizer.hyper)
                 group["params"][i] = moved[""]
 

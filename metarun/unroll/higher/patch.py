@@ -205,7 +205,7 @@ def _share(root: nn.Module, fast: FastWeights) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _patched_class(kind: Any, is_root: bool) -> type:
+def _patched_class(kind: type, is_root: bool) -> type:
     base, prefix = (_Root, "Functional") if is_root else (PatchedModule, "InnerFunctional")
     namespace = {"__module__": kind.__module__, "__doc__": kind.__doc__}
     return types.new_class(
@@ -231,10 +231,13 @@ def make_functional(
             raise ValueError("the module is patched already")
         if hasattr(part, "_orig_mod"):
             raise ValueError("patch the module that torch.compile was given, not what it returned")
+
+    def twin_class(part: nn.Module) -> type:
+        kind: Any = type(part)
+        return _patched_class(kind, part is module)
+
     named = dict(module.named_parameters())
-    twins = copy_modules(
-        module, named.values(), lambda part: _patched_class(type(part), part is module)
-    )
+    twins = copy_modules(module, named.values(), twin_class)
     _share(twins.root, FastWeights(twins.places, list(named)))
     if encapsulator is not None:
         encapsulator(twins.root, module)

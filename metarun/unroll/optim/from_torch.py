@@ -149,7 +149,7 @@ def from_torch(
         moving.update(owned)
         states.append(
             {
-                name: _continued(kind, optimizer.state.get(p, {}), fresh[name])
+                name: continued_state(kind, optimizer.state.get(p, {}), fresh[name])
                 for name, p in owned.items()
             }
         )
@@ -178,7 +178,7 @@ def _scalar(value: Any) -> Any:
     return value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
-def _continued(kind: type[torch.optim.Optimizer], live: Mapping[str, Any], fresh: Any) -> Any:
+def continued_state(kind: type[torch.optim.Optimizer], live: Mapping[str, Any], fresh: Any) -> Any:
     """The state of one parameter: torch's where it has one, a fresh one where it has not."""
     taken: dict[str, Any] = {}
     for field, keys in _KEYS[kind].items():
