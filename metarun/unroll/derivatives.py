@@ -46,7 +46,8 @@ class _OfFunction:
     def __init__(self, loss_fn: Callable[[Params], Tensor], params: Params, constant: bool) -> None:
         self._loss_fn, self._params, self._constant = loss_fn, params, constant
         with self._graph():
-            self._gradient, self.loss = torch.func.grad_and_value(loss_fn)(params)
+            found: tuple[Params, Tensor] = torch.func.grad_and_value(loss_fn)(params)
+        self._gradient, self.loss = found
 
     def gradient(self) -> Params:
         return self._gradient
@@ -70,7 +71,7 @@ class _OfFunction:
             gradient = torch.func.grad(self._loss_fn)(point)
             return tuple(gradient[name] for name in names)
 
-        _, pullback = torch.func.vjp(gradient_at, *(self._params[name] for name in names))
+        pullback = torch.func.vjp(gradient_at, *(self._params[name] for name in names))[1]
         products: tuple[Tensor, ...] = torch.func.vmap(pullback)(directions)
         return products
 
@@ -140,5 +141,5 @@ def _joint_basis(params: Sequence[Tensor]) -> list[Tensor]:
     """For each parameter (N, *shape): direction n is one at element n of all N together."""
     sizes = [p.numel() for p in params]
     eye = torch.eye(sum(sizes), dtype=params[0].dtype, device=params[0].device)
-    parts = eye.split(sizes, dim=1)
+    parts = torch.split(eye, sizes, dim=1)
     return [part.reshape(-1, *p.shape) for part, p in zip(parts, params, strict=True)]

@@ -21,8 +21,10 @@ from metarun.unroll.optim.base import (
     safe_sqrt,
 )
 from metarun.unroll.optim.from_torch import Continued, from_torch, translate
+from metarun.unroll.optim.mixed import mixed
 from metarun.unroll.optim.muon import MuonState, muon
 from metarun.unroll.optim.nadam import NAdamState, nadam
+from metarun.unroll.optim.newton import newton
 from metarun.unroll.optim.optimizers import OPTIMIZERS
 from metarun.unroll.optim.partition import partition
 from metarun.unroll.optim.radam import RAdamState, radam
@@ -62,8 +64,10 @@ __all__ = [
     "asgd",
     "from_torch",
     "hyper_for",
+    "mixed",
     "muon",
     "nadam",
+    "newton",
     "partition",
     "per_parameter",
     "radam",

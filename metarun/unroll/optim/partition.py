@@ -26,7 +26,7 @@ def partition(parts: Sequence[tuple[Sequence[str], InnerOptimizer]]) -> InnerOpt
 
     @lru_cache(maxsize=8)
     def owned(names: tuple[str, ...]) -> list[list[str]]:
-        return _owned(names, patterns)
+        return owned_names(names, patterns)
 
     def init(params: Params) -> tuple[State, ...]:
         owners = owned(tuple(params))
@@ -45,7 +45,7 @@ def partition(parts: Sequence[tuple[Sequence[str], InnerOptimizer]]) -> InnerOpt
                 {name: grads[name] for name in names},
                 state[index],
                 {name: params[name] for name in names},
-                _of_part(hyper, index),
+                hyper_of_part(hyper, index),
             )
             moved.update(new_params)
             states.append(new_state)
@@ -59,7 +59,12 @@ def partition(parts: Sequence[tuple[Sequence[str], InnerOptimizer]]) -> InnerOpt
     return InnerOptimizer(init, update, hyper)
 
 
-def _owned(names: tuple[str, ...], patterns: Sequence[Sequence[str]]) -> list[list[str]]:
+def owned_names(names: Sequence[str], patterns: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The names that each part owns, by its names and patterns.
+
+    Raises:
+        ValueError: a name belongs to two parts or to none, or a pattern matches nothing.
+    """
     owners: dict[str, int] = {}
     parts = [match_names(names, part) for part in patterns]
     for index, part in enumerate(parts):
@@ -73,6 +78,7 @@ def _owned(names: tuple[str, ...], patterns: Sequence[Sequence[str]]) -> list[li
     return parts
 
 
-def _of_part(hyper: Hyper, index: int) -> Hyper:
+def hyper_of_part(hyper: Hyper, index: int) -> Hyper:
+    """The hyperparameters of a part, by the names that its optimizer knows."""
     prefix = f"{index}."
     return {k.removeprefix(prefix): v for k, v in hyper.items() if k.startswith(prefix)}
