@@ -10,7 +10,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from metarun.unroll.recompute import RandomState
+from metarun.unroll.recompute import RandomState, tensor_leaves
 
 
 class ClosureError(ValueError):
@@ -44,15 +44,10 @@ def check_closure(fn: Callable[[Any], Any], inputs: Any) -> None:
         ClosureError: it uses a tensor from outside that requires gradients or that belongs to
             a surrounding `torch.func.vmap` or `grad`.
     """
-    plain = pytree.tree_map(lambda x: _plain(x) if isinstance(x, Tensor) else x, inputs)
-    leaves = [leaf for leaf in pytree.tree_leaves(plain) if isinstance(leaf, Tensor)]
-    with (
-        temporarily_clear_interpreter_stack(),
-        torch.no_grad(),
-        RandomState(leaves).restored(),
-        _Watch(),
-    ):
-        fn(plain)
+    with temporarily_clear_interpreter_stack(), torch.no_grad():
+        plain = pytree.tree_map(lambda x: _plain(x) if isinstance(x, Tensor) else x, inputs)
+        with RandomState(tensor_leaves(plain)).restored(), _Watch():
+            fn(plain)
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -61,8 +56,7 @@ def _plain(x: Tensor) -> Tensor:
         task_dim = _functorch.maybe_get_bdim(x) if _functorch.is_batchedtensor(x) else None
         x = _functorch.get_unwrapped(x)
         if task_dim is not None:
-            with temporarily_clear_interpreter_stack():
-                x = x.select(task_dim, 0)
+            x = x.select(task_dim, 0)
     return x.detach()
 
 

@@ -1,14 +1,16 @@
 """The differentiable unroll: inner adaptation as one function of its starting point."""
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metarun.unroll.advice import explained
+from metarun.unroll.blocks import BlockLoss, blockwise_gradient
 from metarun.unroll.closure import check_closure
+from metarun.unroll.derivatives import derivatives_of
 from metarun.unroll.evolution import by_evolution
 from metarun.unroll.gradients import (
     Checkpoint,
@@ -19,11 +21,11 @@ from metarun.unroll.gradients import (
     parse_gradient,
 )
 from metarun.unroll.implicit import attach_implicit
-from metarun.unroll.inner import ContextLoss, Remember, checked, inner_gradient
+from metarun.unroll.inner import ContextLoss, Remember, inner_gradient
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
 from metarun.unroll.recompute import Pullback, by_reverse, recomputed, tensor_leaves
 
-LossFn = Callable[..., Tensor]
+LossFn = Callable[..., Tensor] | BlockLoss
 
 
 class Unrolled(NamedTuple):
@@ -80,8 +82,8 @@ def unroll(
             context, gives the scalar inner loss of step 0, 1, …. May be a
             `metarun.unroll.BlockLoss`.
         params: the initial fast weights; only these are adapted.
-        optimizer: see `metarun.unroll.optim`. The increment of a `LossOptimizer` is a constant
-            as a whole in "first_order".
+        optimizer: see `metarun.unroll.optim`. For a `LossOptimizer`, "first_order" takes the
+            Hessians as constants too.
         steps: number of inner steps, 0 or more.
         context: a pytree with whatever else the loss depends on: meta-parameters, data. Modes
             other than "reverse", "first_order" and truncated ones see the tensors given here
@@ -103,16 +105,16 @@ def unroll(
         raise ValueError(f"the number of inner steps must be 0 or more, not {steps}")
     if not params:
         raise ValueError("there are no parameters to adapt: params is empty")
-    loss = checked(loss_fn, has_context=context is not None)
+    loss_at = _losses(loss_fn, has_context=context is not None)
     if state is None:
         state = optimizer.init(params)
     constant_hyper = optimizer.hyper if hyper is None else hyper
     hyper_at = constant_hyper if callable(constant_hyper) else lambda _: constant_hyper
-    path = _Path(loss, optimizer, context, hyper_at, observe)
+    path = _Path(loss_at, optimizer, context, hyper_at, observe)
     if not isinstance(mode, Implicit) and not torch.is_grad_enabled():
         mode = "reverse"  # there is nothing to remember, and nothing to recompute
     if mode in ("checkpoint", "mixed") or isinstance(mode, Checkpoint | Implicit | Evolution):
-        check_closure(lambda given: loss(given[0], 0, given[1]), (params, context))
+        check_closure(lambda given: loss_at(0)(*given), (params, context))
 
     if isinstance(mode, Truncated):
         return _truncated(path, params, state, steps, mode.last)
@@ -132,7 +134,7 @@ def unroll(
 class _Path(NamedTuple):
     """What stays the same from step to step."""
 
-    loss: Callable[..., Tensor]
+    loss_at: Callable[[int], ContextLoss]
     optimizer: InnerOptimizer | LossOptimizer
     context: Any
     hyper_at: Callable[[int], Hyper]
@@ -155,14 +157,15 @@ class _Path(NamedTuple):
         self, params: Params, state: State, step: int, remember: Remember
     ) -> tuple[Params, State, Tensor]:
         """One step: the new parameters and state, and the loss before it."""
-
-        def loss(params: Params, context: Any) -> Tensor:
-            return self.loss(params, step, context)
-
+        loss = self.loss_at(step)
         hyper = self.hyper_at(step)
         if isinstance(self.optimizer, LossOptimizer):
             return self._take_loss_driven(loss, params, state, hyper, remember)
-        grads, value = inner_gradient(loss, params, self.context, remember)
+        with explained():
+            if remember == "mixed" and isinstance(loss, BlockLoss):
+                grads, value = blockwise_gradient(loss, params, self.context)
+            else:
+                grads, value = inner_gradient(loss, params, self.context, remember)
         params, state = self.optimizer.update(grads, state, params, hyper)
         return params, state, value
 
@@ -175,14 +178,32 @@ class _Path(NamedTuple):
                 "gradient='mixed' needs an inner optimizer that is driven by the gradient "
                 "alone: choose gradient='checkpoint'"
             )
-        with torch.no_grad() if remember == "first_order" else nullcontext():
-            from metarun.unroll.derivatives import derivatives_of
+        with explained():
+            derivatives = derivatives_of(
+                lambda p: loss(p, self.context), params, constant=remember == "first_order"
+            )
+            params, state = self.optimizer.update(derivatives, state, params, hyper)
+        return params, state, derivatives.loss
 
-            derivatives = derivatives_of(lambda p: loss(p, self.context), params)
-            moved, state = self.optimizer.update(derivatives, state, params, hyper)
-        if remember == "first_order":
-            moved = {name: _straight_through(params[name], moved[name]) for name in params}
-        return moved, state, derivatives.loss
+
+def _losses(loss_fn: LossFn, has_context: bool) -> Callable[[int], ContextLoss]:
+    """The loss of each step as a function of params and context that must give a scalar."""
+    if isinstance(loss_fn, BlockLoss):
+        return lambda _: loss_fn
+
+    def loss_at(step: int) -> ContextLoss:
+        def loss(params: Params, context: Any) -> Tensor:
+            value = loss_fn(params, step, context) if has_context else loss_fn(params, step)
+            if not isinstance(value, Tensor) or value.dim() != 0:
+                seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"the inner loss must be a scalar tensor, not {seen}: take its mean or sum"
+                )
+            return value
+
+        return loss
+
+    return loss_at
 
 
 def _truncated(path: _Path, start: Params, state: State, steps: int, last: int) -> Unrolled:
@@ -220,9 +241,12 @@ def _in_blocks(
 def _implicit(path: _Path, start: Params, state: State, steps: int, mode: Implicit) -> Unrolled:
     """Plain steps on the proximal loss, then the implicit derivative at their end."""
 
-    def proximal(params: Params, step: int, context: Any) -> Tensor:
-        distance = sum((params[name] - start[name]).pow(2).sum() for name in start)
-        return path.loss(params, step, context) + mode.proximal / 2 * distance
+    def proximal_at(step: int) -> ContextLoss:
+        def proximal(params: Params, context: Any) -> Tensor:
+            distance = sum((params[name] - start[name]).pow(2).sum() for name in start)
+            return path.loss_at(step)(params, context) + mode.proximal / 2 * distance
+
+        return proximal
 
     hypers = [path.hyper_at(step) for step in range(steps)]
     if any(h.requires_grad for h in tensor_leaves(hypers)):
@@ -231,11 +255,9 @@ def _implicit(path: _Path, start: Params, state: State, steps: int, mode: Implic
             "hyperparameters: do not learn them, or choose another gradient mode"
         )
     with torch.no_grad():
-        walked = path._replace(loss=proximal).walk(start, state, range(steps), "reverse")
+        walked = path._replace(loss_at=proximal_at).walk(start, state, range(steps), "reverse")
     last = max(steps - 1, 0)
-    params = attach_implicit(
-        walked.params, start, path.context, lambda p, c: path.loss(p, last, c), mode
-    )
+    params = attach_implicit(walked.params, start, path.context, path.loss_at(last), mode)
     return walked._replace(params=params)
 
 

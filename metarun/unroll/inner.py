@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from metarun.unroll.optim.base import Params
-from metarun.unroll.recompute import Flat, Pullback, by_reverse, flattened, of_wanted, recomputed
+from metarun.unroll.recompute import (
+    Flat,
+    Pullback,
+    RandomState,
+    by_reverse,
+    flattened,
+    of_wanted,
+    recomputed,
+)
 
 ContextLoss = Callable[[Params, Any], Tensor]
 """`loss(params, context)`, a scalar."""
@@ -73,11 +81,10 @@ def by_forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pul
         loss: a function of the parameters and of the context.
         given: these two, for their structure.
     """
-    _load_forward_rules()
     flat_loss = flattened(lambda both: loss(*both), given)
 
     def pullback(
-        fn: Flat, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[int]
+        inputs: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[int]
     ) -> Sequence[Tensor]:
         *along, of_value = cotangents
         params = tuple(inputs[: len(along)])  # a pytree of (params, context) begins with params
@@ -88,18 +95,32 @@ def by_forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pul
             values = tuple(every[i] for i in wanted)
             return torch.func.grad_and_value(scalar, argnums=tuple(range(len(wanted))))(*values)
 
-        try:
-            both = torch.func.jvp(wanted_gradient, params, tuple(along))
-            (grads, _), (products, _) = both[0], both[1]
-        except RuntimeError as error:  # NotImplementedError is one
-            warn_without_forward_mode(error)
-            return by_reverse(fn, inputs, cotangents, wanted)
+        both = torch.func.jvp(wanted_gradient, params, tuple(along))
+        (grads, _), (products, _) = both[0], both[1]
         return [product + of_value * grad for product, grad in zip(products, grads, strict=True)]
 
-    return pullback
+    return or_by_reverse(pullback)
 
 
-def warn_without_forward_mode(error: RuntimeError) -> None:
+def or_by_reverse(pullback: Callable[..., Sequence[Tensor]]) -> Pullback:
+    """A forward-mode pullback that falls back, loudly, where torch has no forward mode."""
+    _load_forward_rules()
+
+    def with_fallback(
+        fn: Flat, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[int]
+    ) -> Sequence[Tensor]:
+        random_state = RandomState(inputs)
+        try:
+            return pullback(inputs, cotangents, wanted)
+        except RuntimeError as error:  # NotImplementedError is one
+            _warn_without_forward_mode(error)
+        with random_state.restored():
+            return by_reverse(fn, inputs, cotangents, wanted)
+
+    return with_fallback
+
+
+def _warn_without_forward_mode(error: RuntimeError) -> None:
     """Say which operation has no forward mode; raise `error` again if it is another one."""
     text = str(error)
     missing = re.search(r"forward AD with (\S+) that does not support it", text)
@@ -125,18 +146,3 @@ def _load_forward_rules() -> None:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         import torch._decomp.decompositions_for_jvp  # noqa: F401
-
-
-def checked(loss_fn: Callable[..., Tensor], has_context: bool) -> Callable[..., Tensor]:
-    """`loss(params, step, context)`, which refuses what is no loss of the parameters."""
-
-    def loss(params: Params, step: int, context: Any) -> Tensor:
-        value = loss_fn(params, step, context) if has_context else loss_fn(params, step)
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"the inner loss must be a scalar tensor, not {seen}: take its mean or sum"
-            )
-        return value
-
-    return loss

@@ -11,6 +11,8 @@ Batching = Literal["vmap", "loop"]
 Meta = Mapping[str, Tensor]
 """Meta-parameters by name: initial weights, learned hyperparameters."""
 
+TaskLoss = Callable[[Meta, Any], tuple[Tensor, Any]]
+
 
 def map_tasks(
     fn: Callable[[Meta, Any], Any],
@@ -38,7 +40,7 @@ def map_tasks(
 
 
 def meta_gradient(
-    task_loss: Callable[[Meta, Any], tuple[Tensor, Any]],
+    task_loss: TaskLoss,
     meta: Meta,
     tasks: Any,
     batching: Batching,
@@ -51,7 +53,7 @@ def meta_gradient(
 
     Args:
         task_loss: `task_loss(meta, task) -> (loss, extra)`: a scalar and a pytree of tensors.
-        meta: leaf tensors that require gradients.
+        meta: what the gradient is taken for.
         tasks, batching, chunk: as in `map_tasks`.
 
     Returns:
@@ -59,16 +61,30 @@ def meta_gradient(
         `extra`, detached, with a first dimension of tasks.
     """
     count = pytree.tree_leaves(tasks)[0].shape[0]
-    leaves = list(meta.values())
-    totals = [torch.zeros_like(leaf) for leaf in leaves]
+    totals = {name: torch.zeros_like(value) for name, value in meta.items()}
+    gradient = _gradient_of_one if batching == "loop" else _gradients_of_many
     extras = []
     for part in _chunks(tasks, batching, chunk):
-        losses, extra = _run(task_loss, meta, part, batching)
-        grads = torch.autograd.grad(losses.sum() / count, leaves, materialize_grads=True)
-        totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
+        grads, extra = gradient(task_loss, meta, part)
+        totals = {name: total + grads[name] / count for name, total in totals.items()}
         extras.append(pytree.tree_map(torch.Tensor.detach, extra))
-    joined = pytree.tree_map(lambda *parts: torch.cat(parts), *extras)
-    return dict(zip(meta, totals, strict=True)), joined
+    return totals, pytree.tree_map(lambda *parts: torch.cat(parts), *extras)
+
+
+def _gradient_of_one(task_loss: TaskLoss, meta: Meta, part: Any) -> tuple[Meta, Any]:
+    leaves = {name: value.detach().requires_grad_() for name, value in meta.items()}
+    losses, extra = _run(task_loss, leaves, part, "loop")
+    grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, grads, strict=True)), extra
+
+
+def _gradients_of_many(task_loss: TaskLoss, meta: Meta, part: Any) -> tuple[Meta, Any]:
+    # The gradient of each task inside vmap, not that of their sum around it: vmap's rules for
+    # layer, batch and instance norms take the saved mean and deviation for constants, so that
+    # an autograd around it gets wrong second derivatives of them.
+    fixed = {name: value.detach() for name, value in meta.items()}
+    grads, extra = _run(torch.func.grad(task_loss, has_aux=True), fixed, part, "vmap")
+    return {name: grad.sum(0) for name, grad in grads.items()}, extra
 
 
 def _run(fn: Callable[[Meta, Any], Any], meta: Meta, part: Any, batching: Batching) -> Any:

@@ -1,6 +1,5 @@
 """Gradient modes: the exact ones equal "reverse", the others approach what they estimate."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +9,8 @@ from torch.func import functional_call
 
 from metarun.backbones.norm import BatchNorm
 from metarun.unroll import (
+    BlockLoss,
     Checkpoint,
-    Evolution,
-    Implicit,
-    Truncated,
     adam,
     meta_gradient,
     sgd,
@@ -127,3 +124,91 @@ def test_exact_modes_equal_reverse(gradient, model, optimizer, batching: str) ->
     assert torch.equal(losses, same_losses)
     assert relative_difference(ours, reverse) < 1e-10
     assert all(grad.norm() > 0 for name, grad in ours.items() if ".1.bias" not in name)
+
+
+def block_problem(model: nn.Sequential, optimizer: Any, gradient: Any, tokens: bool) -> Any:
+    meta = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    weights = list(meta)
+    meta |= {"scale": torch.tensor(1.5, dtype=F64), "temperature": torch.ones(3, dtype=F64)}
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randint(0, 4, (4, 9, 6), generator=generator)
+    batch = (x if tokens else x.double().sin(), torch.randint(0, 3, (4, 9), generator=generator))
+
+    loss_fn = BlockLoss(
+        model,
+        inputs=lambda context: context[0] if tokens else context[0] * context[2],
+        loss=lambda out, context: nn.functional.cross_entropy(out * context[3], context[1]),
+    )
+
+    def task_loss(meta: dict[str, Tensor], task: Any) -> tuple[Tensor, Tensor]:
+        context = (*task, meta["scale"], meta["temperature"])
+        start = {name: meta[name] for name in weights}
+        result = unroll(loss_fn, start, optimizer, 3, context=context, gradient=gradient)
+        return loss_fn(result.params, context) + 0.1 * result.losses.sum(), result.losses
+
+    for value in meta.values():
+        value.requires_grad_()
+    torch.manual_seed(5)
+    return task_loss, meta, batch
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.body = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.body(self.norm(x)))
+
+
+def block_networks() -> dict[str, nn.Sequential]:
+    torch.manual_seed(0)
+    shared = nn.Linear(6, 6)
+    models = {
+        "residual with dropout": nn.Sequential(
+            nn.Linear(6, 6), Residual(6), nn.Dropout(0.3), Residual(6), nn.Linear(6, 3)
+        ),
+        "tied and frozen": nn.Sequential(
+            shared, nn.Tanh(), shared, nn.Linear(6, 6).requires_grad_(False), nn.Linear(6, 3)
+        ),
+        "tokens": nn.Sequential(
+            nn.Embedding(4, 5), nn.Flatten(), nn.Dropout(0.2), nn.Tanh(), nn.Linear(30, 3)
+        ),
+    }
+    return {name: model.double() for name, model in models.items()}
+
+
+BLOCK_NETWORKS = block_networks()
+
+
+@pytest.mark.parametrize("batching", ["loop", "vmap"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("name", BLOCK_NETWORKS)
+@pytest.mark.parametrize("gradient", ["mixed", "checkpoint", "first_order"])
+def test_block_losses_have_the_gradient_of_the_whole(name, optimizer, batching, gradient) -> None:
+    model = BLOCK_NETWORKS[name]
+    results = []
+    for mode in (gradient, "first_order" if gradient == "first_order" else "reverse"):
+        task_loss, meta, batch = block_problem(model, optimizer, mode, tokens=name == "tokens")
+        results.append(meta_gradient(task_loss, meta, batch, batching))
+    (ours, losses), (reverse, same_losses) = results
+    torch.testing.assert_close(losses, same_losses, rtol=1e-13, atol=0)
+    assert relative_difference(ours, reverse) < 1e-10
+
+
+NORMS = {
+    "layer": lambda: nn.LayerNorm(6),
+    "batch": lambda: nn.BatchNorm1d(6, track_running_stats=False),
+    "instance": lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.InstanceNorm1d(2), nn.Flatten()),
+    "group": lambda: nn.GroupNorm(2, 6),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_torchs_own_norms_have_right_second_derivatives_under_vmap(norm) -> None:
+    """They would not, if the meta-gradient were taken around vmap (see `meta_gradient`)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), norm(), nn.Tanh(), nn.Linear(6, 3)).double()
+    loop, _ = of(model, sgd(0.1), "reverse", "loop")
+    mapped, _ = of(model, sgd(0.1), "reverse", "vmap")
+    assert relative_difference(mapped, loop) < 1e-10

@@ -1,0 +1,42 @@
+"""Plain words for what torch says when a model cannot be unrolled or mapped over tasks."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_ADVICE = {
+    r"would mutate a captured Tensor|vmap: .*in-place": (
+        "the model changes a tensor in place in its forward pass, most likely the running "
+        "statistics of a batch normalisation, which the tasks of a batch would share: use "
+        "track_running_stats=False (or metarun.backbones.norm.BatchNorm), or call model.eval()"
+    ),
+    r"vmap: It looks like you're .*calling \.item\(\)": (
+        "the loss turns a tensor into a Python number (.item(), float(), `if` on a tensor), "
+        "which is not possible when tasks are mapped by vmap: use torch.where, or a loop over "
+        "tasks (batching='loop')"
+    ),
+    r"randomness error mode": (
+        "the loss draws random numbers under torch.func.vmap: give vmap "
+        "randomness='different', as metarun.unroll.map_tasks does"
+    ),
+    r"Batching rule not implemented|doesn't match the broadcast shape": (
+        "an operation of the model cannot be mapped over tasks by vmap (recurrent layers cannot, "
+        "but for LSTMs): use a loop over tasks (batching='loop')"
+    ),
+    r"saved tensor hooks|must override the setup_context staticmethod": (
+        "torch.func cannot differentiate the model; most likely it checkpoints its own "
+        "activations: switch that off, and use gradient='checkpoint' of the unroll instead"
+    ),
+}
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Add advice to errors of torch inside the block whose cause is known."""
+    try:
+        yield
+    except RuntimeError as error:
+        for pattern, advice in _ADVICE.items():
+            if re.search(pattern, str(error)):
+                raise RuntimeError(f"{advice}\n(torch: {str(error).splitlines()[0]})") from error
+        raise
