@@ -22,9 +22,12 @@ from metarun.data.episodes import EpisodeSource, ImageEpisodes
 from metarun.data.sinusoid import Sinusoids
 from metarun.data.store import ClassStore
 from metarun.errors import ConfigError
-from metarun.unroll import adam, sgd
+from metarun.inner_schemas import part_settings
+from metarun.unroll import LossOptimizer, adam, mixed, newton, sgd
 
 Builder = Callable[..., Any]
+
+OF_EVERY_INNER_OPTIMIZER = ("learn", "granularity", "groups")
 
 
 def _image_episodes(load: Callable[..., dict[str, ClassStore]]) -> Builder:
@@ -52,6 +55,15 @@ def _sinusoids(task: TaskConfig, seed: int, device: torch.device, dtype: torch.d
     return Sinusoids(shot=task.shot, query=task.query, seed=seed, device=device, dtype=dtype)
 
 
+def _mixed(parts: list[dict[str, Any]]) -> LossOptimizer:
+    built = []
+    for part in parts:
+        patterns, config = part_settings(part)
+        build = BUILDERS["inner_opt"][config.name]
+        built.append((patterns, build(**settings(config, *OF_EVERY_INNER_OPTIMIZER))))
+    return mixed(built)
+
+
 def _outer_adam(kind: Callable[..., torch.optim.Optimizer]) -> Builder:
     def build(params: Any, beta1: float, beta2: float, **rest: Any) -> torch.optim.Optimizer:
         return kind(params, betas=(beta1, beta2), **rest)
@@ -70,8 +82,8 @@ BUILDERS: dict[str, dict[str, Builder]] = {
     },
     # build(input_shape, outputs, **settings) -> nn.Module
     "backbone": {"conv4": Conv4, "mlp": MLP},
-    # build(**settings) -> InnerOptimizer
-    "inner_opt": {"sgd": sgd, "adam": adam},
+    # build(**settings) -> InnerOptimizer or LossOptimizer
+    "inner_opt": {"sgd": sgd, "adam": adam, "newton": newton, "mixed": _mixed},
     # build(params, **settings) -> torch.optim.Optimizer
     "outer_opt": {
         "adam": _outer_adam(torch.optim.Adam),
@@ -141,9 +153,8 @@ def build_algorithm(config: TrainConfig, model: nn.Module, source: EpisodeSource
         ConfigError: a pattern matches no parameter, or an optimizer's settings contradict.
     """
     inner_config = config.inner_opt
-    optimizer = _build(
-        "inner_opt", inner_config, **settings(inner_config, "learn", "granularity", "groups")
-    )
+    own = settings(inner_config, *OF_EVERY_INNER_OPTIMIZER)
+    optimizer = _build("inner_opt", inner_config, **own)
     groups = {
         group["params"]: {k: v for k, v in group.items() if k != "params"}
         for group in inner_config.groups

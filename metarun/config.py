@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from metarun.checks import at_least, between, one_of
-from metarun.inner_schemas import InnerAdamConfig, InnerSgdConfig
+from metarun.inner_schemas import INNER_SCHEMAS
 from metarun.schemas import (
     AnilConfig,
     Conv4Config,
@@ -146,7 +146,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "algo": {"maml": MamlConfig, "anil": AnilConfig},
     "data": {"glyphs": GlyphsConfig, "omniglot": OmniglotConfig, "sinusoid": SinusoidConfig},
     "backbone": {"conv4": Conv4Config, "mlp": MlpConfig},
-    "inner_opt": {"sgd": InnerSgdConfig, "adam": InnerAdamConfig},
+    "inner_opt": INNER_SCHEMAS,
     "outer_opt": {"adam": OuterAdamConfig, "adamw": OuterAdamWConfig, "sgd": OuterSgdConfig},
 }
 """Group -> name -> schema. `metarun.components` has the implementation of each."""

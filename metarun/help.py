@@ -69,6 +69,8 @@ def _described(config: Any, prefix: str = "") -> list[str]:
 def _as_typed(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(_as_typed(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_as_typed(item)}" for key, item in value.items()) + "}"
     return str(OmegaConf.to_yaml({"v": value})).removeprefix("v: ").strip().strip("'")
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.unroll import Granularity, Groups, InnerOptimizer, Meta
+from metarun.unroll import Granularity, Groups, InnerOptimizer, LossOptimizer, Meta
 
 Episode = Any
 """One task: `support_x`, `support_y`, `query_x`, `query_y`, as in `metarun.data.episodes`."""
@@ -53,7 +53,7 @@ OBJECTIVES = {
 class InnerLoop(NamedTuple):
     """The inner optimizer and what of it is learned (see `metarun.unroll.hyper`)."""
 
-    optimizer: InnerOptimizer
+    optimizer: InnerOptimizer | LossOptimizer
     learn: tuple[str, ...]
     granularity: Granularity
     groups: Groups

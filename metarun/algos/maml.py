@@ -51,21 +51,16 @@ def maml(
             learning rates mean the same here.
 
     Raises:
-        ValueError: a pattern of `adapt` or of the inner groups matches no parameter, or an
-            unknown hyperparameter is to be learned.
+        ValueError: a pattern of `adapt` or of the inner groups matches no parameter, the inner
+            optimizer cannot serve the parameters, or an unknown hyperparameter is to be learned.
     """
     model, objective, inner = problem.model, problem.objective, problem.inner
     weights = detached_parameters(model)
     adapted = match_names(weights, adapt)
+    start = {name: weights[name] for name in adapted}
+    inner.optimizer.init(start)  # refuses parameters that it cannot serve, before a run begins
     hyper = group_settings(inner.optimizer.hyper, inner.groups, adapted)
-    learned = learn_hyper(
-        hyper,
-        inner.learn,
-        inner.granularity,
-        {name: weights[name] for name in adapted},
-        inner_steps,
-        inner.groups,
-    )
+    learned = learn_hyper(hyper, inner.learn, inner.granularity, start, inner_steps, inner.groups)
     gradient: GradientMode = "reverse" if order == 2 else "first_order"
     scale = problem.outputs if reduction == "per_shot" else 1
 

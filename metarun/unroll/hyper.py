@@ -76,7 +76,7 @@ def learn_hyper(
         groups: the groups that `hyper` was made with.
 
     Raises:
-        ValueError: an unknown granularity or name.
+        ValueError: an unknown granularity or name, or a value to start from that is infinite.
     """
     if granularity not in get_args(Granularity):
         allowed = ", ".join(get_args(Granularity))
@@ -99,6 +99,8 @@ def learn_hyper(
             value = hyper[name]
             base = value[p] if isinstance(value, Mapping) else value
             start = torch.as_tensor(base, dtype=torch.float64)
+            if not start.isfinite().all():
+                raise ValueError(f"cannot learn {name!r} from {base}: give it a finite value")
             start = start.to(params[p]).detach()
             initial[key] = start.expand(steps).clone() if by_step else start.clone()
 
