@@ -47,53 +47,60 @@ def copy_modules(
     Raises:
         ValueError: a parameter in a tuple or set, where it cannot be exchanged.
     """
-    index = {id(tensor): i for i, tensor in enumerate(tensors)}
-    places: list[list[Place]] = [[] for _ in index]
-    memo: dict[int, Any] = {}
+    copier = _Copier(tensors)
+    for module in root.modules():
+        copier.add(module, kind(module))
+    for module in root.modules():
+        copier.fill(copier.memo[id(vars(module))], vars(module).items())
+    return Twins(copier.memo[id(root)], copier.memo, copier.places)
 
-    def fill(copy: Any, items: Iterable[tuple[Any, Any]]) -> Any:
+
+class _Copier:  # a class, since functions that call each other would be a cycle that holds memory
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.index = {id(tensor): i for i, tensor in enumerate(tensors)}
+        self.places: list[list[Place]] = [[] for _ in self.index]
+        self.memo: dict[int, Any] = {}
+
+    def add(self, module: nn.Module, kind: type) -> None:
+        """An empty copy of the module, and copies of its buffers."""
+        twin: Any = object.__new__(kind)
+        self.memo[id(module)] = twin
+        self.memo[id(vars(module))] = vars(twin)
+        for buffer in module._buffers.values():
+            if buffer is not None and id(buffer) not in self.memo:
+                self.memo[id(buffer)] = buffer.detach().clone()
+
+    def fill(self, copy: Any, items: Iterable[tuple[Any, Any]]) -> Any:
         for key, value in items:
-            if id(value) in index:
-                places[index[id(value)]].append((copy, key))
-            copy[key] = converted(value)
+            if id(value) in self.index:
+                self.places[self.index[id(value)]].append((copy, key))
+            copy[key] = self.copied(value)
         return copy
 
-    def converted(value: Any) -> Any:
-        if id(value) in memo:
-            return memo[id(value)]
-        kind_of = type(value)
-        if kind_of in (dict, OrderedDict):
-            memo[id(value)] = kind_of()
-            return fill(memo[id(value)], value.items())
-        if kind_of is list:
-            memo[id(value)] = [None] * len(value)
-            return fill(memo[id(value)], enumerate(value))
-        if kind_of in (tuple, set, frozenset):
-            if any(id(item) in index for item in value):
+    def copied(self, value: Any) -> Any:
+        if id(value) in self.memo:
+            return self.memo[id(value)]
+        kind = type(value)
+        if kind in (dict, OrderedDict):
+            self.memo[id(value)] = kind()
+            return self.fill(self.memo[id(value)], value.items())
+        if kind is list:
+            self.memo[id(value)] = [None] * len(value)
+            return self.fill(self.memo[id(value)], enumerate(value))
+        if kind in (tuple, set, frozenset):
+            if any(id(item) in self.index for item in value):
                 raise ValueError(
-                    f"a module keeps parameters in a {kind_of.__name__}, where fast weights "
+                    f"a module keeps parameters in a {kind.__name__}, where fast weights "
                     "cannot take their place; keep them in a list or a ParameterList"
                 )
-            return kind_of(converted(item) for item in value)
-        if kind_of is MethodType:
-            return MethodType(value.__func__, converted(value.__self__))
-        if kind_of is functools.partial:
-            arguments = [converted(a) for a in value.args]
-            keywords = {k: converted(v) for k, v in value.keywords.items()}
-            return functools.partial(converted(value.func), *arguments, **keywords)
+            return kind(self.copied(item) for item in value)
+        if kind is MethodType:
+            return MethodType(value.__func__, self.copied(value.__self__))
+        if kind is functools.partial:
+            arguments = [self.copied(a) for a in value.args]
+            keywords = {key: self.copied(a) for key, a in value.keywords.items()}
+            return functools.partial(self.copied(value.func), *arguments, **keywords)
         return value
-
-    modules = list(root.modules())
-    for module in modules:
-        twin: Any = object.__new__(kind(module))
-        memo[id(module)] = twin
-        memo[id(vars(module))] = vars(twin)
-        for buffer in module._buffers.values():
-            if buffer is not None and id(buffer) not in memo:
-                memo[id(buffer)] = buffer.detach().clone()
-    for module in modules:
-        fill(vars(memo[id(module)]), vars(module).items())
-    return Twins(memo[id(root)], memo, places)
 
 
 def buffer_sync(
