@@ -24,7 +24,7 @@ class SGDState(NamedTuple):
 
 
 def sgd(
-    lr: float | Tensor = 0.01,
+    lr: float | Tensor = 0.001,
     momentum: float | Tensor = 0.0,
     dampening: float | Tensor = 0.0,
     weight_decay: float | Tensor = 0.0,

@@ -1,0 +1,137 @@
+"""The functional optimizers take torch's steps, with every option of every optimizer."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from metarun.unroll import OPTIMIZERS, muon, sgd, translate
+from tests.unroll.optim_cases import (
+    CASES,
+    EVERY_CASE,
+    IDS,
+    assert_same,
+    run,
+    start,
+    step_torch,
+)
+
+IGNORED = {"foreach", "fused", "capturable", "differentiable"}
+"""Options that say how torch computes, not what."""
+
+LR = 0.03
+
+
+@pytest.fixture(autouse=True)
+def float64_by_default() -> Iterator[None]:
+    """torch keeps some numbers in its default type (ASGD's eta, NAdam's product of momenta)."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(("kind", "options"), EVERY_CASE, ids=IDS)
+def test_twenty_steps_are_those_of_torch(kind: type[Optimizer], options: dict[str, Any]) -> None:
+    theirs = {name: p.requires_grad_() for name, p in start(kind).items()}
+    step_torch(kind(list(theirs.values()), lr=LR, **options), theirs, 20)
+    ours, _ = run(translate(kind, {"lr": LR, **options}), start(kind), 20)
+    assert_same(ours, theirs)
+    assert all((ours[name] - p).abs().max() > 1e-3 for name, p in start(kind).items())
+
+
+def test_each_dense_optimizer_of_torch_is_here() -> None:
+    there = {
+        kind
+        for kind in vars(torch.optim).values()
+        if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+    }
+    refused = there - set(OPTIMIZERS)
+    assert {kind.__name__ for kind in refused} == {"LBFGS", "SparseAdam"}
+    for kind in refused:
+        with pytest.raises(ValueError, match=f"{kind.__name__} cannot be unrolled: "):
+            translate(kind, {})
+    assert set(CASES) == set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_each_option_of_torch_is_compared_or_passed_over(kind: type[Optimizer]) -> None:
+    parameters = inspect.signature(kind).parameters
+    compared = {
+        option
+        for options in CASES[kind]
+        for option, value in options.items()
+        if value != parameters[option].default
+    }
+    assert compared | {"lr"} == set(parameters) - {"params"} - IGNORED
+    for option in IGNORED & set(parameters):
+        assert translate(kind, {option: True}).hyper == translate(kind, {}).hyper
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_defaults_are_those_of_torch(kind: type[Optimizer]) -> None:
+    theirs = kind([torch.nn.Parameter(torch.ones(1, 1))]).param_groups[0]
+    translated, default = translate(kind, theirs), OPTIMIZERS[kind]()
+    assert translated.hyper == default.hyper
+    for option, parameter in inspect.signature(OPTIMIZERS[kind]).parameters.items():
+        if option in theirs:
+            assert parameter.default == theirs[option]
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_unknown_options_and_classes_are_refused(kind: type[Optimizer]) -> None:
+    with pytest.raises(ValueError, match=f"{kind.__name__} has no option speed"):
+        translate(kind, {"lr": 0.1, "speed": 3})
+
+    class Mine(kind):  # type: ignore[misc,valid-type]
+        pass
+
+    with pytest.raises(ValueError, match="Mine has no differentiable counterpart; there are: SGD"):
+        translate(Mine, {})
+
+
+def test_contradicting_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="decoupled_weight_decay=False: AdamW without it is Adam"):
+        translate(torch.optim.AdamW, {"decoupled_weight_decay": False})
+    with pytest.raises(ValueError, match="nesterov needs a momentum"):
+        sgd(nesterov=True)
+    with pytest.raises(ValueError, match="unknown adjust_lr_fn 'mine': choose one of original"):
+        muon(adjust_lr_fn="mine")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown ns_precision 'double'"):
+        muon(ns_precision="double")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ns_steps must be from 0 to 99, not 100"):
+        muon(ns_steps=100)
+
+
+def test_muon_names_the_parameter_that_is_no_matrix() -> None:
+    with pytest.raises(ValueError, match=r"b has the shape \(3,\): give the others another"):
+        muon().init({"w": torch.ones(2, 2), "b": torch.ones(3)})
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_update_changes_nothing_in_place(kind: type[Optimizer]) -> None:
+    optimizer = translate(kind, CASES[kind][-1])
+    params = start(kind)
+    state = optimizer.init(params)
+    optimizer.update(start(kind), state, params, optimizer.hyper)
+    assert_same(params, start(kind))
+    again = optimizer.update(start(kind), optimizer.init(params), params, optimizer.hyper)
+    assert_same(optimizer.update(start(kind), state, params, optimizer.hyper)[0], again[0])
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_parameters_and_state_keep_their_type(kind: type[Optimizer]) -> None:
+    """Step counts and bias corrections are float64; they must not spread."""
+    params = {name: p.float() for name, p in start(kind).items()}
+    for options in CASES[kind]:
+        optimizer = translate(kind, options)
+        single, state = run(optimizer, params, 2)
+        assert {p.dtype for p in single.values()} == {torch.float32}
+        batch = {name: torch.stack([p, 2 * p]) for name, p in params.items()}
+        batched = torch.func.vmap(lambda p, o=optimizer: run(o, p, 2)[0])(batch)
+        assert {p.dtype for p in batched.values()} == {torch.float32}
+        of_parameters = [x for x in pytree.tree_leaves(state) if x.dim() > 0]
+        assert {x.dtype for x in of_parameters} <= {torch.float32}
