@@ -16,6 +16,7 @@ from metarun.unroll.hyper import (
     group_settings,
     learn_hyper,
 )
+from metarun.unroll.look_ahead import LookAhead, look_ahead
 from metarun.unroll.names import match_names
 from metarun.unroll.optim import (
     OPTIMIZERS,
@@ -62,6 +63,7 @@ __all__ = [
     "Implicit",
     "InnerOptimizer",
     "LearnedHyper",
+    "LookAhead",
     "LossOptimizer",
     "Meta",
     "Params",
@@ -78,6 +80,7 @@ __all__ = [
     "from_torch",
     "group_settings",
     "learn_hyper",
+    "look_ahead",
     "map_tasks",
     "match_names",
     "meta_gradient",

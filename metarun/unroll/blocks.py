@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metarun.unroll.inner import or_by_reverse
 from metarun.unroll.optim.base import Params
@@ -28,7 +29,8 @@ class _Block(NamedTuple):
         return {own: params[name] for own, name in self.names.items() if name in params}
 
     def __call__(self, own: Params, x: Tensor) -> Tensor:
-        outputs: Tensor = torch.func.functional_call(self.module, own, (x,))
+        with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no 2nd derivative
+            outputs: Tensor = torch.func.functional_call(self.module, own, (x,))
         return outputs
 
 

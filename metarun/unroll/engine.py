@@ -1,10 +1,12 @@
 """The differentiable unroll: inner adaptation as one function of its starting point."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from metarun.unroll.advice import explained
@@ -23,7 +25,7 @@ from metarun.unroll.gradients import (
 from metarun.unroll.implicit import attach_implicit
 from metarun.unroll.inner import ContextLoss, Remember, inner_gradient
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
-from metarun.unroll.recompute import Pullback, by_reverse, recomputed, tensor_leaves
+from metarun.unroll.recompute import Pullback, by_reverse, distinct, recomputed, tensor_leaves
 
 LossFn = Callable[..., Tensor] | BlockLoss
 
@@ -193,7 +195,8 @@ def _losses(loss_fn: LossFn, has_context: bool) -> Callable[[int], ContextLoss]:
 
     def loss_at(step: int) -> ContextLoss:
         def loss(params: Params, context: Any) -> Tensor:
-            value = loss_fn(params, step, context) if has_context else loss_fn(params, step)
+            with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no 2nd derivative
+                value = loss_fn(params, step, context) if has_context else loss_fn(params, step)
             if not isinstance(value, Tensor) or value.dim() != 0:
                 seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(
@@ -225,17 +228,21 @@ def _in_blocks(
         raise ValueError("observe sees each step, which this gradient mode only recomputes")
     losses = [next(iter(params.values())).new_empty(0)]
     for steps in blocks:
-        hypers = {step: path.hyper_at(step) for step in steps}
-
-        def block(given: Any, steps: range = steps) -> tuple[Params, State, Tensor]:
-            params, state, hypers, context = given
-            inside = path._replace(context=context, hyper_at=hypers.__getitem__)
-            return inside.walk(params, state, steps, "reverse")[:3]
-
+        # A value that serves several steps is one input: one derivative, one perturbation.
+        hypers, hypers_from = distinct({step: path.hyper_at(step) for step in steps})
+        block = partial(_block, path, steps, hypers_from)
         given = (params, state, hypers, path.context)
         params, state, block_losses = recomputed(block, given, pullback)
         losses.append(block_losses)
     return Unrolled(params, state, torch.cat(losses), [])
+
+
+def _block(
+    path: _Path, steps: range, hypers_from: Callable[[list[Tensor]], Any], given: Any
+) -> tuple[Params, State, Tensor]:
+    params, state, hypers, context = given
+    inside = path._replace(context=context, hyper_at=hypers_from(hypers).__getitem__)
+    return inside.walk(params, state, steps, "reverse")[:3]
 
 
 def _implicit(path: _Path, start: Params, state: State, steps: int, mode: Implicit) -> Unrolled:

@@ -91,6 +91,24 @@ def flattened(fn: Callable[[Any], Any], inputs: Any) -> Callable[..., Any]:
     return of_tensors
 
 
+def distinct(tree: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+    """The tensors of a pytree, each once, and a function from such a list back to the pytree."""
+    leaves, structure = pytree.tree_flatten(tree)
+    tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+    place = {key: i for i, key in enumerate(tensors)}
+    places = [place.get(id(leaf)) for leaf in leaves]
+    constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+    def rebuild(values: Sequence[Tensor]) -> Any:
+        filled = [
+            constant if i is None else values[i]
+            for constant, i in zip(constants, places, strict=True)
+        ]
+        return pytree.tree_unflatten(filled, structure)
+
+    return list(tensors.values()), rebuild
+
+
 def of_wanted(
     fn: Callable[..., Any], inputs: Sequence[Tensor], wanted: Sequence[int]
 ) -> Callable[..., Any]:
