@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from metarun.unroll.higher.guards import patched_call, without_cudnn
 from metarun.unroll.higher.twins import Place, buffer_sync, copy_modules
@@ -70,6 +71,12 @@ class PatchedModule(nn.Module):
         return self._run(super().__call__, args, kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self, _NormBase) and self.training:
+            # Updated in place, unseen by autograd, they would falsify the derivatives of what
+            # was computed with them in evaluation mode.
+            self._buffers.update(
+                {k: b if b is None else b.clone() for k, b in self._buffers.items()}
+            )
         with without_cudnn() if isinstance(self, nn.RNNBase) else nullcontext():
             return self._run(super().forward, args, kwargs)
 
