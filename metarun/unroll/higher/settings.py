@@ -105,5 +105,5 @@ def _applied(key: str, value: Any, setting: Any) -> Any:
         with torch.no_grad():
             return setting.copy_(torch.as_tensor(value))
     elif _is_numeric(setting) and not isinstance(value, list | tuple):
-        return float(value)
+        return float(value.detach() if isinstance(value, Tensor) else value)
     raise ValueError(f"cannot apply {value!r} to the setting {key}={setting!r}")
