@@ -25,7 +25,8 @@ _ADVICE = {
     ),
     r"saved tensor hooks|must override the setup_context staticmethod": (
         "torch.func cannot differentiate the model; most likely it checkpoints its own "
-        "activations: switch that off, and use gradient='checkpoint' of the unroll instead"
+        "activations, or save_on_cpu or the like surrounds the unroll: switch that off, and use "
+        "gradient='checkpoint' of the unroll instead"
     ),
 }
 
@@ -35,6 +36,14 @@ def explained() -> Iterator[None]:
     """Add advice to errors of torch inside the block whose cause is known."""
     try:
         yield
+    except AttributeError as error:
+        missing = re.search(r"has no attribute `(.+)`", str(error))  # of functional_call
+        if missing is None:
+            raise
+        raise ValueError(
+            f"the model has no {missing.group(1)}: params must be named as in "
+            "model.named_parameters(), of the model that the loss calls"
+        ) from error
     except RuntimeError as error:
         for pattern, advice in _ADVICE.items():
             if re.search(pattern, str(error)):

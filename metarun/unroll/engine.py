@@ -23,7 +23,7 @@ from metarun.unroll.gradients import (
     parse_gradient,
 )
 from metarun.unroll.implicit import attach_implicit
-from metarun.unroll.inner import ContextLoss, Remember, inner_gradient
+from metarun.unroll.inner import ContextLoss, Remember, dependent, inner_gradient
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
 from metarun.unroll.recompute import Pullback, by_reverse, distinct, recomputed, tensor_leaves
 
@@ -251,7 +251,7 @@ def _implicit(path: _Path, start: Params, state: State, steps: int, mode: Implic
     def proximal_at(step: int) -> ContextLoss:
         def proximal(params: Params, context: Any) -> Tensor:
             distance = sum((params[name] - start[name]).pow(2).sum() for name in start)
-            return path.loss_at(step)(params, context) + mode.proximal / 2 * distance
+            return dependent(path.loss_at(step))(params, context) + mode.proximal / 2 * distance
 
         return proximal
 

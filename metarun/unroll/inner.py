@@ -40,7 +40,7 @@ def inner_gradient(
     """
 
     def gradient(given: tuple[Params, Any]) -> tuple[Params, Tensor]:
-        grads, value = torch.func.grad_and_value(_dependent(loss))(*given)
+        grads, value = torch.func.grad_and_value(dependent(loss))(*given)
         return grads, value
 
     if remember == "reverse":
@@ -57,17 +57,19 @@ def inner_gradient(
     return found
 
 
-def _dependent(loss: ContextLoss) -> ContextLoss:
-    def dependent(params: Params, context: Any) -> Tensor:
+def dependent(loss: ContextLoss) -> ContextLoss:
+    """The loss, which must depend on the parameters; for use within `torch.func.grad`."""
+
+    def checked(params: Params, context: Any) -> Tensor:
         value = loss(params, context)
-        if not value.requires_grad:  # within torch.func.grad: of its own level
+        if not value.requires_grad:
             raise ValueError(
                 "the inner loss does not depend on the parameters that it is given: compute it "
                 "from them, with torch.func.functional_call(model, params, (x,)) for a module"
             )
         return value
 
-    return dependent
+    return checked
 
 
 def by_forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pullback:
