@@ -67,7 +67,7 @@ def test_look_ahead_agrees_with_the_loop_written_out(gradient: Any) -> None:
         outer.step()
         w, buffer = (t.detach() for t in walk(w, buffer, 2 * update, 2))
         torch.testing.assert_close(state.params["w"], w, rtol=1e-12, atol=0)
-        torch.testing.assert_close(state.state.momentum["w"], buffer, rtol=1e-12, atol=0)
+        torch.testing.assert_close(state.state["w"].momentum, buffer, rtol=1e-12, atol=0)
         torch.testing.assert_close(state.meta_loss, meta_loss({"w": looked}, theirs).detach())
         assert state.params["w"].grad_fn is None and not state.loss.requires_grad
     for name, value in meta.items():

@@ -82,7 +82,7 @@ def test_a_closed_over_tensor_that_is_mapped_is_refused(gradient: Any) -> None:
     def task(x: Tensor) -> Tensor:
         return through(lambda p, s: (p["w"] * x).pow(2).sum(), gradient)
 
-    with pytest.raises(ValueError, match="mapped over tasks.*context="):
+    with pytest.raises(ValueError, match=r"mapped over tasks.*context="):
         vmap(task, randomness="different")(torch.ones(3, 2))
 
 
