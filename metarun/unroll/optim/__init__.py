@@ -27,12 +27,22 @@ from metarun.unroll.optim.nadam import NAdamState, nadam
 from metarun.unroll.optim.newton import newton
 from metarun.unroll.optim.optimizers import OPTIMIZERS
 from metarun.unroll.optim.partition import partition
+from metarun.unroll.optim.preconditioners import (
+    KRONECKER,
+    KRONECKER_PSD,
+    META_CURVATURE,
+    Preconditioner,
+)
 from metarun.unroll.optim.radam import RAdamState, radam
 from metarun.unroll.optim.rmsprop import RMSpropState, rmsprop
 from metarun.unroll.optim.rprop import RpropState, rprop
 from metarun.unroll.optim.sgd import SGDState, sgd
+from metarun.unroll.optim.transforms import clip_norm, clip_value, precondition
 
 __all__ = [
+    "KRONECKER",
+    "KRONECKER_PSD",
+    "META_CURVATURE",
     "OPTIMIZERS",
     "ASGDState",
     "AdadeltaState",
@@ -49,6 +59,7 @@ __all__ = [
     "MuonState",
     "NAdamState",
     "Params",
+    "Preconditioner",
     "RAdamState",
     "RMSpropState",
     "RpropState",
@@ -62,6 +73,8 @@ __all__ = [
     "adamax",
     "adamw",
     "asgd",
+    "clip_norm",
+    "clip_value",
     "from_torch",
     "hyper_for",
     "mixed",
@@ -70,6 +83,7 @@ __all__ = [
     "newton",
     "partition",
     "per_parameter",
+    "precondition",
     "radam",
     "rmsprop",
     "rprop",

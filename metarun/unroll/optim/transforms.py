@@ -1,0 +1,120 @@
+"""What can be put in front of an inner optimizer: clipped and preconditioned gradients."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from metarun.unroll.optim.base import (
+    Hyper,
+    HyperValue,
+    InnerOptimizer,
+    Params,
+    State,
+    hyper_for,
+    safe_sqrt,
+)
+from metarun.unroll.optim.preconditioners import Preconditioner
+
+
+def clip_norm(optimizer: InnerOptimizer, max_norm: float | Tensor) -> InnerOptimizer:
+    """The optimizer on gradients that are scaled down to a global norm of `max_norm`.
+
+    The formula of `torch.nn.utils.clip_grad_norm_`, over all parameters that the optimizer gets
+    (those of its part, within a `partition`). The derivative is that of the scaled gradient, and
+    is finite where all gradients are zero. `max_norm` becomes a hyperparameter of that name;
+    where it has a value a parameter, each is compared with the one global norm.
+
+    Raises:
+        ValueError: a constant `max_norm` that is not above 0; the optimizer has one already.
+    """
+    _check_positive("max_norm", max_norm)
+
+    def clipped(grads: Params, hyper: Hyper) -> Params:
+        squares = [g.square().sum() for g in grads.values()]
+        norm = safe_sqrt(torch.stack(squares).sum()) if squares else torch.zeros(())
+        return {
+            name: g * (hyper_for(hyper, "max_norm", name) / (norm + 1e-6)).clamp(max=1)
+            for name, g in grads.items()
+        }
+
+    return _on_gradients(optimizer, clipped, {"max_norm": max_norm})
+
+
+def clip_value(optimizer: InnerOptimizer, limit: float | Tensor) -> InnerOptimizer:
+    """The optimizer on gradients that are clipped elementwise to [-limit, limit].
+
+    As `torch.nn.utils.clip_grad_value_`. The limit becomes the hyperparameter `clip_value`.
+
+    Raises:
+        ValueError: a constant limit that is not above 0; the optimizer has one already.
+    """
+    _check_positive("clip_value", limit)
+
+    def clipped(grads: Params, hyper: Hyper) -> Params:
+        limits = {name: hyper_for(hyper, "clip_value", name) for name in grads}
+        return {
+            name: g.clamp(max=limits[name]).clamp(min=-limits[name]) for name, g in grads.items()
+        }
+
+    return _on_gradients(optimizer, clipped, {"clip_value": limit})
+
+
+def precondition(
+    optimizer: InnerOptimizer, preconditioner: Preconditioner, params: Params
+) -> InnerOptimizer:
+    """The optimizer on gradients multiplied by factors, which are there to be learned.
+
+    The factors become hyperparameters, each with a tensor a parameter; they start as identities,
+    with which the optimizer takes the steps that it takes without. To learn them, put tensors
+    that require gradients in their place::
+
+        optimizer = precondition(sgd(0.1), META_CURVATURE, params)
+        factors = META_CURVATURE.factors(params)  # name -> parameter -> tensor
+        unroll(loss_fn, params, optimizer, steps, hyper={**optimizer.hyper, **factors})
+
+    Args:
+        optimizer: what steps along the preconditioned gradients.
+        preconditioner: `META_CURVATURE`, `KRONECKER`, `KRONECKER_PSD`, or one of your own.
+        params: the parameters that get factors; others keep their gradients.
+
+    Raises:
+        ValueError: the optimizer has such factors already.
+    """
+    factors = preconditioner.factors(params)
+
+    def transformed(grads: Params, hyper: Hyper) -> Params:
+        result = {}
+        for name, g in grads.items():
+            own = {key: of[name] for key in factors if name in (of := _of_parameters(hyper, key))}
+            result[name] = preconditioner.apply(g, own) if own else g
+        return result
+
+    return _on_gradients(optimizer, transformed, factors)
+
+
+def _of_parameters(hyper: Hyper, key: str) -> Mapping[str, Tensor]:
+    value = hyper[key]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} needs a tensor for each parameter, by name")
+    return {name: torch.as_tensor(factor) for name, factor in value.items()}
+
+
+def _on_gradients(
+    optimizer: InnerOptimizer,
+    transform: Callable[[Params, Hyper], Params],
+    extra: Mapping[str, HyperValue],
+) -> InnerOptimizer:
+    taken = sorted(set(extra) & set(optimizer.hyper))
+    if taken:
+        raise ValueError(f"the optimizer has {', '.join(taken)} already")
+
+    def update(grads: Params, state: State, params: Params, hyper: Hyper) -> tuple[Params, State]:
+        return optimizer.update(transform(grads, hyper), state, params, hyper)
+
+    return InnerOptimizer(optimizer.init, update, {**optimizer.hyper, **extra})
+
+
+def _check_positive(name: str, value: float | Tensor) -> None:
+    if not isinstance(value, Tensor) and not value > 0:
+        raise ValueError(f"{name} must be above 0, not {value}")
