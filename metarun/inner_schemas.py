@@ -133,7 +133,8 @@ def part_settings(part: dict[str, Any]) -> tuple[list[str], InnerOptConfig]:
                 f"inner_opt.parts: {name} has no setting {key!r}; it has {', '.join(hints)}"
             )
         if not _fits(value, hints[key]):
-            raise ConfigError(f"inner_opt.parts: {key}={value} of {name}: not of the right type")
+            wanted = getattr(hints[key], "__name__", hints[key])
+            raise ConfigError(f"inner_opt.parts: {key}={value} of {name}: must be {wanted}")
     try:
         settings: InnerOptConfig = schema(**given)
     except ConfigError as error:

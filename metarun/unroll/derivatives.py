@@ -37,7 +37,8 @@ def derivatives_of_value(loss: Tensor, params: Params) -> Derivatives:
         params: tensors of that graph.
 
     Raises:
-        ValueError: the loss is not a scalar, or does not depend on one of `params`.
+        ValueError: the loss is not a scalar, or does not depend on one of `params`, or one of them
+            requires no gradient.
     """
     return _OfValue(loss, params)
 
@@ -86,8 +87,10 @@ class _OfValue:
         if loss.dim():
             raise ValueError(f"the loss must be a scalar, not of shape {tuple(loss.shape)}")
         self.loss, self._params = loss, params
+        if constants := [name for name, p in params.items() if not p.requires_grad]:
+            raise ValueError(f"{', '.join(constants)}: must require gradients")
         gradients: tuple[Tensor | None, ...] = (None,) * len(params)
-        if loss.requires_grad and all(p.requires_grad for p in params.values()):
+        if loss.requires_grad:
             leaves = tuple(params.values())
             gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
         unused = [n for n, g in zip(params, gradients, strict=True) if g is None]

@@ -150,12 +150,14 @@ def _shift(gradient: Tensor, hessian: Tensor, semi_axes: Tensor | None) -> Tenso
         lowest, rounding = _lowest_eigenvalue(hessian)
         least = torch.maximum(lowest.abs(), rounding.clamp(min=_LEAST_CURVATURE))
         return (torch.maximum(lowest, least) - lowest).expand(gradient.shape)
-    # In units of the semi-axes the region is the unit ball, whatever their ratio.
-    scaled = semi_axes[..., :, None] * hessian * semi_axes[..., None, :]
-    lowest, rounding = _lowest_eigenvalue(scaled)
-    # The gradient may be zero where the Hessian is singular.
-    least = torch.maximum(_norm(semi_axes * gradient), rounding)
-    return (torch.maximum(lowest, least) - lowest) / semi_axes.square()
+    # Stretched by its semi-axes the region is a ball, of any radius that suits the numbers.
+    radius = semi_axes.detach().amax(-1, keepdim=True)
+    stretch = semi_axes / radius
+    lowest, rounding = _lowest_eigenvalue(stretch[..., :, None] * hessian * stretch[..., None, :])
+    # The gradient may be zero where the Hessian is singular, and a shift is only as exact as
+    # what it is added to: hence `rounding`.
+    least = _norm(stretch * gradient) / radius + rounding
+    return (torch.maximum(lowest, least) - lowest) / stretch.square()
 
 
 def _lowest_eigenvalue(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +166,7 @@ def _lowest_eigenvalue(matrix: Tensor) -> tuple[Tensor, Tensor]:
     eigenvalues = torch.linalg.eigvalsh(matrix)
     scale = eigenvalues.abs().amax(-1, keepdim=True)
     numbers = torch.finfo(matrix.dtype)
-    rounding = numbers.eps * matrix.shape[-1] * scale
+    rounding = numbers.eps * (matrix.shape[-1] + 2) * scale
     return eigenvalues[..., :1], rounding.clamp(min=numbers.tiny)
 
 
@@ -187,9 +189,9 @@ def _check_size(params: Params, joint: bool) -> None:
     for what, size in sizes.items():
         if size > LARGEST:
             raise ValueError(
-                f"newton needs a Hessian of {size} × {size} for {what}, more than the {LARGEST} "
-                "× {LARGEST} that are allowed: adapt less, such as the head alone (algo=anil), "
-                "or leave the rest to another optimizer (inner_opt=mixed)"
+                f"newton needs a Hessian of {size} × {size} for {what}; it takes {LARGEST} at "
+                "most: adapt less, such as the head alone (algo=anil), or leave the rest to "
+                "another optimizer (inner_opt=mixed)"
             )
 
 
