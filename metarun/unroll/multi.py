@@ -110,8 +110,8 @@ class Mixed(MultiOptimizer):
             functional one. The state is that of this object, not that of its parts'.
 
     Raises:
-        ValueError: a part that claims nothing. From the steps: a parameter that two parts claim
-            or none.
+        ValueError: a part that claims nothing, or a name that two parts list. From the steps: a
+            parameter that two parts claim or none.
     """
 
     def __init__(

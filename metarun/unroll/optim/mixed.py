@@ -27,15 +27,19 @@ def mixed(
             taken of a part's own parameters only.
 
     Raises:
-        ValueError: a part that claims nothing. From `init` and `update`, which know the
-            parameters: a parameter that two parts claim or none, or a name or pattern that
-            matches nothing.
+        ValueError: a part that claims nothing, or a name that two parts list. From `init` and
+            `update`, which know the parameters: a parameter that two parts claim or none, or a
+            name or pattern that matches nothing.
     """
     claims = [(names,) if isinstance(names, str) else tuple(names) for names, _ in parts]
     optimizers = [optimizer for _, optimizer in parts]
+    claimed_by: dict[str, int] = {}
     for index, claim in enumerate(claims):
         if not claim:
             raise ValueError(f"part {index} claims no parameters: give it names or patterns")
+        for name in claim:
+            if claimed_by.setdefault(name, index) != index:
+                raise ValueError(f"{name} belongs to part {claimed_by[name]} and to part {index}")
 
     def split(params: Params) -> list[Params]:
         owned = owned_names(tuple(params), claims)
