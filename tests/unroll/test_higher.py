@@ -282,6 +282,7 @@ def test_loops_with_explicit_parameters(loop: Callable[..., list[Tensor]]) -> No
 
 def test_both_names_are_the_same_things() -> None:
     assert metarun.higher.innerloop_ctx is metarun.unroll.higher.innerloop_ctx
+    assert {n for n in dir(higher) if not n.startswith("_")} <= set(dir(metarun.higher))
     for part in ("optim", "patch", "utils"):
         short, long = getattr(metarun.higher, part), getattr(metarun.unroll.higher, part)
         assert set(long.__all__) <= set(dir(short))

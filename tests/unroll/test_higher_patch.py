@@ -271,17 +271,23 @@ def test_without_tracking_only_the_latest_weights_are_kept() -> None:
     model = make(Encoder)
     fmodel = monkeypatch(model, track_higher_grads=False)
     diffopt = higher.get_diff_optim(
-        torch.optim.Adam(model.parameters()),
+        torch.optim.Adam(model.parameters(), weight_decay=0.1),
         model.parameters(),
         fmodel=fmodel,
         track_higher_grads=False,
     )
-    gone = []
+    gone, second_order = [], []
+
+    def look(grads: list[Tensor]) -> list[Tensor]:
+        second_order.extend(g.requires_grad for g in grads)
+        return grads
+
     for _ in range(3):
         gone += [weakref.ref(p) for p in fmodel.parameters()]
-        diffopt.step(fmodel(randn(5, 8)).pow(2).sum())
+        diffopt.step(fmodel(randn(5, 8)).pow(2).sum(), grad_callback=look)
         assert all(p.is_leaf and p.requires_grad for p in fmodel.parameters())
     assert all(reference() is None for reference in gone)
+    assert len(second_order) == 12 and not any(second_order)
     assert fmodel.track_higher_grads is False
     with pytest.raises(ValueError, match="only the latest"):
         fmodel.parameters(time=1)
@@ -334,6 +340,34 @@ def test_buffers_are_the_patched_models_own_until_they_are_synced() -> None:
     assert fmodel[2].running_mean.abs().sum() == 0
     with pytest.raises(KeyError, match="no submodule '0'"):
         buffer_sync(model, model[0])
+
+
+class Counted(nn.Module):
+    """A buffer changed in place, and a submodule with a `params` argument of its own."""
+
+    class Scale(nn.Module):
+        def forward(self, x: Tensor, params: float) -> Tensor:
+            return x * params
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(8, 2), Counted.Scale()
+        self.register_buffer("calls", torch.zeros((), dtype=F64))
+        self.also = [self.calls]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.scale(self.linear(x), params=float(self.also[0]))
+
+
+def test_buffers_changed_in_place_and_an_argument_called_params() -> None:
+    model, x = make(Counted), randn(5, 8)
+    fmodel = monkeypatch(model)
+    first = fmodel(x, params=[p * 2 for p in fmodel.parameters()])
+    assert_same(first, 2 * model.linear(x))
+    assert_same(fmodel(x), 2 * first)
+    assert fmodel.calls == 2 and model.calls == 0
+    assert len(list(fmodel.parameters(time=1))) == 2
 
 
 def test_batch_norm_in_evaluation_and_then_in_training_mode() -> None:
@@ -396,12 +430,25 @@ def test_a_functional_model_has_no_weights_until_it_is_given_some() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own imports
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_what_is_patched_or_compiled_already_is_refused() -> None:
     fmodel = monkeypatch(make(Encoder))
     with pytest.raises(ValueError, match="patched already"):
         monkeypatch(nn.Sequential(fmodel))
     with pytest.raises(ValueError, match=r"torch\.compile"):
         monkeypatch(torch.compile(make(Encoder)))
+    with pytest.raises(ValueError, match=r"weight cannot be exchanged"):
+        monkeypatch(torch.jit.script(nn.Linear(2, 2)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_compiled_in_place_is_patched_uncompiled() -> None:
+    model, x = make(Encoder), randn(5, 8)
+    model.compile(backend="eager")
+    fmodel = monkeypatch(model)
+    assert_same(
+        fmodel(x, params=[0 * p for p in fmodel.parameters()]), torch.zeros(5, 2, dtype=F64)
+    )
 
 
 def test_utils() -> None:

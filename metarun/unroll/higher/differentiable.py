@@ -3,6 +3,7 @@
 import abc
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -130,7 +131,7 @@ class DifferentiableOptimizer(abc.ABC):
         try:
             for (group, new), indices in zip(settings, self._indices, strict=True):
                 group.update(new, params=[params[i] for i in indices])
-            with torch.set_grad_enabled(self._track_higher_grads):
+            with nullcontext() if self._track_higher_grads else torch.no_grad():
                 self._update([[grads[i] for i in indices] for indices in self._indices])
             for group, indices in zip(self.param_groups, self._indices, strict=True):
                 for i, p in zip(indices, group["params"], strict=True):

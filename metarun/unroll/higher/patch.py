@@ -231,7 +231,8 @@ def make_functional(
             give it fast weights (`fmodule.update_params`) or buffers.
 
     Raises:
-        ValueError: the module is patched or compiled already, or keeps parameters in a tuple.
+        ValueError: the module is patched, compiled or scripted already, or keeps parameters in
+            a tuple.
     """
     for part in module.modules():
         if isinstance(part, PatchedModule):
@@ -245,6 +246,9 @@ def make_functional(
 
     named = dict(module.named_parameters())
     twins = copy_modules(module, named.values(), twin_class)
+    for name, places in zip(named, twins.places, strict=True):
+        if not places:  # of a scripted module, which keeps them outside of Python
+            raise ValueError(f"the parameter {name} cannot be exchanged in this kind of module")
     _share(twins.root, FastWeights(twins.places, list(named)))
     if encapsulator is not None:
         encapsulator(twins.root, module)
