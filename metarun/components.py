@@ -22,8 +22,9 @@ from metarun.data.episodes import EpisodeSource, ImageEpisodes
 from metarun.data.sinusoid import Sinusoids
 from metarun.data.store import ClassStore
 from metarun.errors import ConfigError
+from metarun.inner_builders import TORCH_BUILDERS
 from metarun.inner_schemas import part_settings
-from metarun.unroll import LossOptimizer, adam, mixed, newton, sgd
+from metarun.unroll import LossOptimizer, mixed, newton
 
 Builder = Callable[..., Any]
 
@@ -83,7 +84,7 @@ BUILDERS: dict[str, dict[str, Builder]] = {
     # build(input_shape, outputs, **settings) -> nn.Module
     "backbone": {"conv4": Conv4, "mlp": MLP},
     # build(**settings) -> InnerOptimizer or LossOptimizer
-    "inner_opt": {"sgd": sgd, "adam": adam, "newton": newton, "mixed": _mixed},
+    "inner_opt": {**TORCH_BUILDERS, "newton": newton, "mixed": _mixed},
     # build(params, **settings) -> torch.optim.Optimizer
     "outer_opt": {
         "adam": _outer_adam(torch.optim.Adam),

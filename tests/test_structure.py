@@ -22,10 +22,11 @@ register_schemas()
 LAYERS = [
     {"errors"},
     {"files", "checks", "interrupts"},
+    {"inner_torch_schemas"},
     {"inner_schemas"},
     {"schemas"},
     {"config", "data", "backbones", "unroll", "checkpoint", "tracking", "rundir"},
-    {"algos", "compose", "higher"},
+    {"algos", "compose", "higher", "inner_builders"},
     {"evaluation", "components", "help"},
     {"setup"},
     {"training_state"},

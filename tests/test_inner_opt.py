@@ -1,0 +1,129 @@
+"""Every inner optimizer by its name: its settings are checked, reach it, and train."""
+
+import inspect
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+
+from metarun.compose import composed, register_schemas
+from metarun.config import SCHEMAS
+from metarun.errors import ConfigError
+from metarun.inner_torch_schemas import TORCH_SCHEMAS, InnerOptConfig
+from metarun.setup import Setup, build
+from metarun.trainer import meta_step
+from metarun.training_state import fresh
+from metarun.unroll import OPTIMIZERS
+from tests.conftest import Metarun
+
+register_schemas()
+BASE = (
+    "data=sinusoid",
+    "backbone=mlp",
+    "backbone.hidden=[6]",
+    "trainer.meta_batch=3",
+    "task.shot=4",
+    "task.query=4",
+    "algo.inner_steps=2",
+    "engine.precision=float64",
+)
+FACTORIES = {make.__name__: make for make in OPTIMIZERS.values()}
+MUON = (
+    "inner_opt=mixed",
+    "inner_opt.parts=[{params:'*.weight',name:muon,ns_precision:full},{params:'*.bias',name:sgd}]",
+)
+
+
+def setup_of(*overrides: str) -> Setup:
+    return build(composed("train", [*BASE, *overrides]), torch.device("cpu"))
+
+
+def trained(*overrides: str) -> dict[str, torch.Tensor]:
+    """The meta-parameters after two meta-steps."""
+    setup = setup_of(*overrides)
+    state = fresh(setup)
+    for _ in range(2):
+        meta_step(setup, state)
+    return {name: value.detach() for name, value in state.meta.items()}
+
+
+@pytest.mark.parametrize("name", SCHEMAS["inner_opt"])
+def test_it_trains_and_vmap_is_a_loop(name: str) -> None:
+    choice = MUON if name == "muon" else (f"inner_opt={name}",)
+    loop, mapped = (trained(*choice, f"engine.batching={how}") for how in ("loop", "vmap"))
+    start = fresh(setup_of(*choice)).meta
+    assert all(value.isfinite().all() for value in mapped.values())
+    assert any(not torch.equal(value, start[key]) for key, value in mapped.items())
+    for key, value in mapped.items():
+        torch.testing.assert_close(value, loop[key], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [name for name in TORCH_SCHEMAS if name != "muon"])
+def test_its_real_settings_can_be_learned(name: str) -> None:
+    """All but eps at once: the outer optimizer's first step would make eps negative."""
+    hyper = [key for key in FACTORIES[name]().hyper if not key.startswith("eps")]
+    learned = trained(f"inner_opt={name}", f"inner_opt.learn=[{','.join(hyper)}]")
+    assert {f"inner_opt.{key}" for key in hyper} <= set(learned)
+    assert all(value.isfinite().all() for value in learned.values())
+    assert learned["inner_opt.lr"] != getattr(TORCH_SCHEMAS[name](), "lr")  # noqa: B009
+
+
+@pytest.mark.parametrize("name", TORCH_SCHEMAS)
+def test_its_settings_are_those_of_the_function(name: str) -> None:
+    """With the same defaults, but for the lr, which suits few steps here."""
+    ours = {f.name for f in fields(TORCH_SCHEMAS[name])} - {f.name for f in fields(InnerOptConfig)}
+    parameters = inspect.signature(FACTORIES[name]).parameters
+    missing = {"rprop": {"clip_norm", "clip_value"}}.get(name, set())
+    assert ours | missing == set(parameters) | {"clip_norm", "clip_value"}
+    for option, parameter in parameters.items():
+        default: Any = {"adjust_lr_fn": None}.get(option, getattr(TORCH_SCHEMAS[name](), option))
+        assert option == "lr" or default == parameter.default, option
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("inner_opt=muon",), "body.0.bias has the shape .* inner_opt=mixed on the command line"),
+        (("inner_opt=adamw", "inner_opt.beta2=1"), "inner_opt.beta2=1.0: must be from 0"),
+        (("inner_opt=adagrad", "inner_opt.lr_decay=-1"), "inner_opt.lr_decay=-1.0: must be 0 or"),
+        (("inner_opt=nadam", "inner_opt.momentum_decay=-1"), "momentum_decay=-1.0: must be 0 or"),
+        (("inner_opt=adadelta", "inner_opt.rho=1.5"), "inner_opt.rho=1.5: must be from 0 to 1"),
+        (("inner_opt=rmsprop", "inner_opt.alpha=-1"), "inner_opt.alpha=-1.0: must be 0 or more"),
+        (("inner_opt=rprop", "inner_opt.eta_minus=1"), "inner_opt.eta_minus=1.0: must be from"),
+        (("inner_opt=rprop", "inner_opt.eta_plus=1"), "inner_opt.eta_plus=1.0: must be above 1"),
+        (("inner_opt=asgd", "inner_opt.alpha=-1"), "inner_opt.alpha=-1.0: must be 0 or more"),
+        (("inner_opt=adafactor", "inner_opt.beta2_decay=1"), "beta2_decay=1.0: must be 0 or less"),
+        (("inner_opt=adafactor", "inner_opt.d=0.5"), "inner_opt.d=0.5: must be 1 or more"),
+        (("inner_opt=muon", "inner_opt.ns_steps=100"), "ns_steps=100: must be from 0 to 99"),
+        (("inner_opt=muon", "inner_opt.adjust_lr_fn=x"), "adjust_lr_fn=x: choose one of original"),
+        (("inner_opt=adam", "inner_opt.clip_norm=0"), "inner_opt.clip_norm=0.0: must be above 0"),
+        (("inner_opt=sgd", "inner_opt.nesterov=true"), "nesterov needs a momentum above 0"),
+    ],
+)
+def test_wrong_settings_are_refused(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        setup_of(*overrides)
+
+
+def test_inner_gradients_are_clipped() -> None:
+    plain, unbound = trained("inner_opt=sgd"), trained("inner_opt=sgd", "inner_opt.clip_norm=1e9")
+    norm = trained("inner_opt=sgd", "inner_opt.clip_norm=0.01")
+    value = trained("inner_opt=sgd", "inner_opt.clip_value=0.01")
+    both = trained("inner_opt=sgd", "inner_opt.clip_value=0.01", "inner_opt.clip_norm=0.01")
+    weights = [m["head.weight"] for m in (plain, norm, value, both)]
+    assert torch.equal(plain["head.weight"], unbound["head.weight"])
+    assert all(not torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
+    learned = trained("inner_opt=sgd", "inner_opt.clip_norm=0.01", "inner_opt.learn=[max_norm]")
+    assert learned["inner_opt.max_norm"] != 0.01
+
+
+def test_the_command_trains_with_an_optimizer_chosen_by_name(metarun: Metarun) -> None:
+    done = metarun(
+        "train", "data=sinusoid", "backbone=mlp", "trainer.steps=2", "trainer.eval_episodes=4",
+        "trainer.test_episodes=4", "inner_opt=adafactor", "inner_opt.clip_norm=1",
+        "inner_opt.learn=[lr,max_norm]",
+    )  # fmt: skip
+    assert "test mse" in done.stdout
+    refused = metarun("train", "data=sinusoid", "backbone=mlp", "inner_opt=muon", code=2)
+    assert "inner_opt=mixed" in refused.stderr and len(refused.stderr.splitlines()) == 1
