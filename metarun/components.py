@@ -6,7 +6,7 @@ out of a checkpoint cannot make the program import or call anything else.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -24,7 +24,17 @@ from metarun.data.store import ClassStore
 from metarun.errors import ConfigError
 from metarun.inner_builders import TORCH_BUILDERS
 from metarun.inner_schemas import part_settings
-from metarun.unroll import LossOptimizer, mixed, newton
+from metarun.unroll import (
+    Checkpoint,
+    Evolution,
+    GradientMode,
+    Implicit,
+    LossOptimizer,
+    Solver,
+    Truncated,
+    mixed,
+    newton,
+)
 
 Builder = Callable[..., Any]
 
@@ -160,10 +170,41 @@ def build_algorithm(config: TrainConfig, model: nn.Module, source: EpisodeSource
         group["params"]: {k: v for k, v in group.items() if k != "params"}
         for group in inner_config.groups
     }
-    inner = InnerLoop(optimizer, tuple(inner_config.learn), inner_config.granularity, groups)
+    inner = InnerLoop(
+        optimizer,
+        tuple(inner_config.learn),
+        inner_config.granularity,
+        groups,
+        _gradient_mode(config),
+    )
     problem = Problem(model, OBJECTIVES[source.kind], inner, source.outputs)
     algorithm: Algorithm = _build("algo", config.algo, problem, **settings(config.algo))
     return algorithm
+
+
+def _gradient_mode(config: TrainConfig) -> GradientMode:
+    engine = config.engine
+    if engine.gradient == "auto":
+        return "reverse"
+    if getattr(config.algo, "order", 2) == 1 and engine.gradient != "first_order":
+        raise ConfigError(
+            f"engine.gradient={engine.gradient}: algo.order=1 means first_order; leave out one"
+        )
+    modes: dict[str, GradientMode] = {
+        "reverse": "reverse",
+        "first_order": "first_order",
+        "mixed": "mixed",
+        "truncated": Truncated(engine.last),
+        "checkpoint": Checkpoint(engine.block),
+        "implicit": Implicit(
+            engine.proximal,
+            cast(Solver, engine.solver),
+            engine.solver_steps,
+            engine.solver_lr,
+        ),
+        "evolution": Evolution(engine.samples, engine.sigma),
+    }
+    return modes[engine.gradient]
 
 
 def build_outer_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> Any:

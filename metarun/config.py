@@ -7,7 +7,7 @@ nor Hydra.
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from metarun.checks import at_least, between, one_of
+from metarun.checks import at_least, between, one_of, positive
 from metarun.inner_schemas import INNER_SCHEMAS
 from metarun.schemas import (
     AnilConfig,
@@ -53,19 +53,46 @@ class TrainerConfig:
             at_least(f"trainer.{name}", getattr(self, name), 1)
 
 
+GRADIENTS = (
+    "auto",
+    "reverse",
+    "first_order",
+    "truncated",
+    "checkpoint",
+    "mixed",
+    "implicit",
+    "evolution",
+)
+
+
 @dataclass
 class EngineConfig:
-    """How the tasks of a batch are computed; not what."""
+    """How the tasks of a batch are computed, and the inner loop is differentiated."""
 
     batching: str = "auto"  # auto, vmap or loop
     chunk: int | None = None  # tasks at a time under vmap; null: all
     precision: str = "float32"  # float32 or float64
+    gradient: str = "auto"  # auto (by algo.order), or a mode: see engine.gradient in the README
+    last: int = 1  # truncated: inner steps, the last ones, that are differentiated through
+    block: int | None = 1  # checkpoint: inner steps in a block; null: the root of their number
+    proximal: float = 2.0  # implicit: weight of the pull to the initial weights
+    solver: str = "cg"  # implicit: cg, neumann or fixed_point
+    solver_steps: int = 5  # implicit
+    solver_lr: float = 0.1  # implicit: step size of neumann and fixed_point
+    samples: int = 16  # evolution: antithetic pairs
+    sigma: float = 0.01  # evolution: size of the perturbations
 
     def __post_init__(self) -> None:
         one_of("engine.batching", self.batching, ("auto", "vmap", "loop"))
         one_of("engine.precision", self.precision, ("float32", "float64"))
-        if self.chunk is not None:
-            at_least("engine.chunk", self.chunk, 1)
+        one_of("engine.gradient", self.gradient, GRADIENTS)
+        one_of("engine.solver", self.solver, ("cg", "neumann", "fixed_point"))
+        for name in ("chunk", "block", "solver_steps", "samples"):
+            if getattr(self, name) is not None:
+                at_least(f"engine.{name}", getattr(self, name), 1)
+        at_least("engine.last", self.last, 0)
+        for name in ("proximal", "solver_lr", "sigma"):
+            positive(f"engine.{name}", getattr(self, name))
 
 
 @dataclass

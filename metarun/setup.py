@@ -72,33 +72,24 @@ def choose_device(name: str) -> torch.device:
 def choose_batching(name: str, model: nn.Module) -> Batching:
     """What `engine.batching` means for a network.
 
-    "auto" is vmap, except for networks with torch's own batch normalisation, whose second
-    derivatives vmap gets wrong.
+    "auto" is vmap, except for networks with recurrent layers, which vmap cannot map.
 
     Raises:
-        ConfigError: vmap was asked for such a network, or it keeps running statistics.
+        ConfigError: the network keeps running statistics, or vmap cannot map it.
     """
-    torchs = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    }
-    for module_name, module in torchs.items():
-        if module.track_running_stats:
+    recurrent = [k for k, module in model.named_modules() if isinstance(module, nn.RNNBase)]
+    for module_name, module in model.named_modules():
+        if getattr(module, "track_running_stats", False):
             raise ConfigError(
                 f"{module_name} of the backbone keeps running statistics, which tasks cannot "
                 "share: use metarun.backbones.norm.BatchNorm, or track_running_stats=False"
             )
-    fused = list(torchs)
-    if name == "loop" or (name == "auto" and fused):
-        return "loop"
-    if fused:
+    if recurrent and name == "vmap":
         raise ConfigError(
-            f"engine.batching=vmap: {fused[0]} is torch's batch normalisation, whose second "
-            "derivatives are wrong under vmap; use metarun.backbones.norm.BatchNorm, or "
-            "engine.batching=loop"
+            f"engine.batching=vmap: {recurrent[0]} of the backbone is a recurrent layer, which "
+            "vmap cannot map; use engine.batching=loop"
         )
-    return "vmap"
+    return "loop" if recurrent or name == "loop" else "vmap"
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:

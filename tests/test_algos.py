@@ -10,7 +10,7 @@ from metarun.algos.base import OBJECTIVES, InnerLoop, Problem, accuracy
 from metarun.algos.maml import maml
 from metarun.backbones.conv4 import Conv4
 from metarun.data.episodes import Episodes
-from metarun.unroll import adam, sgd
+from metarun.unroll import Checkpoint, Implicit, adam, newton, sgd
 
 WAY, LR = 3, 0.4
 
@@ -27,8 +27,8 @@ def episode() -> Episodes:
     return Episodes(images[0], labels, images[1], labels)
 
 
-def problem(optimizer=None, learn=(), groups=None) -> Problem:
-    inner = InnerLoop(optimizer or sgd(LR), tuple(learn), "global", groups or {})
+def problem(optimizer=None, learn=(), groups=None, gradient="reverse") -> Problem:
+    inner = InnerLoop(optimizer or sgd(LR), tuple(learn), "global", groups or {}, gradient)
     return Problem(model(), OBJECTIVES["classification"], inner, WAY)
 
 
@@ -92,6 +92,30 @@ def test_a_pattern_chooses_what_is_adapted() -> None:
     )
     with pytest.raises(ValueError, match="no parameter matches 'tail'; there are: body"):
         maml(problem(), adapt=["tail"])
+
+
+@pytest.mark.parametrize("mode", ["checkpoint", "mixed", Checkpoint(2)], ids=str)
+@pytest.mark.parametrize("algorithm", [maml, anil])
+def test_exact_gradient_modes_change_nothing(algorithm, mode) -> None:
+    options = {"optimizer": adam(0.01), "learn": ["lr", "beta1"]}
+    loss, ours = gradient(algorithm(problem(**options, gradient=mode), inner_steps=3))
+    same, reverse = gradient(algorithm(problem(**options), inner_steps=3))
+    assert loss == same
+    difference = sum((ours[k] - reverse[k]).pow(2).sum() for k in ours) ** 0.5
+    assert difference / sum(g.pow(2).sum() for g in reverse.values()) ** 0.5 < 1e-10
+
+
+def test_first_order_is_first_order_in_every_gradient_mode() -> None:
+    _, ours = gradient(maml(problem(gradient="mixed"), order=1, inner_steps=2))
+    _, first = gradient(maml(problem(gradient="first_order"), order=2, inner_steps=2))
+    assert all(torch.equal(ours[k], first[k]) for k in ours)
+
+
+def test_modes_that_cannot_serve_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"cannot learn lr .* inner_opt\.learn empty"):
+        maml(problem(learn=["lr"], gradient=Implicit()))
+    with pytest.raises(ValueError, match="choose engine.gradient=checkpoint"):
+        anil(problem(newton(joint=True), gradient="mixed"))
 
 
 def test_per_shot_reduction_multiplies_the_inner_learning_rate_by_the_way() -> None:

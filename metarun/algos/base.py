@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.unroll import Granularity, Groups, InnerOptimizer, LossOptimizer, Meta
+from metarun.unroll import GradientMode, Granularity, Groups, InnerOptimizer, LossOptimizer, Meta
 
 Episode = Any
 """One task: `support_x`, `support_y`, `query_x`, `query_y`, as in `metarun.data.episodes`."""
@@ -57,6 +57,7 @@ class InnerLoop(NamedTuple):
     learn: tuple[str, ...]
     granularity: Granularity
     groups: Groups
+    gradient: GradientMode = "reverse"  # how the unroll is differentiated in second order
 
 
 class Problem(NamedTuple):

@@ -17,6 +17,8 @@ from metarun.algos.base import (
 )
 from metarun.unroll import (
     GradientMode,
+    Implicit,
+    LossOptimizer,
     Meta,
     Params,
     Unrolled,
@@ -40,8 +42,8 @@ def maml(
 
     Args:
         problem: model, objective and inner optimizer.
-        order: 2 differentiates through the inner steps, 1 takes the inner gradients as
-            constants (FOMAML).
+        order: 2 differentiates through the inner steps (as `problem.inner.gradient` says), 1
+            takes the inner gradients as constants (FOMAML).
         inner_steps: inner steps in training.
         eval_inner_steps: inner steps in `trace`.
         adapt: name patterns of the parameters that the inner loop changes. The others are
@@ -52,7 +54,8 @@ def maml(
 
     Raises:
         ValueError: a pattern of `adapt` or of the inner groups matches no parameter, the inner
-            optimizer cannot serve the parameters, or an unknown hyperparameter is to be learned.
+            optimizer cannot serve the parameters or the gradient mode, or a hyperparameter is to
+            be learned that is unknown or has no gradient in this mode.
     """
     model, objective, inner = problem.model, problem.objective, problem.inner
     weights = detached_parameters(model)
@@ -61,7 +64,17 @@ def maml(
     inner.optimizer.init(start)  # refuses parameters that it cannot serve, before a run begins
     hyper = group_settings(inner.optimizer.hyper, inner.groups, adapted)
     learned = learn_hyper(hyper, inner.learn, inner.granularity, start, inner_steps, inner.groups)
-    gradient: GradientMode = "reverse" if order == 2 else "first_order"
+    gradient: GradientMode = inner.gradient if order == 2 else "first_order"
+    if isinstance(gradient, Implicit) and inner.learn:
+        raise ValueError(
+            f"implicit gradients cannot learn {', '.join(inner.learn)} of the inner optimizer: "
+            "leave inner_opt.learn empty, or choose another engine.gradient"
+        )
+    if gradient == "mixed" and isinstance(inner.optimizer, LossOptimizer):
+        raise ValueError(
+            "engine.gradient=mixed needs an inner optimizer that is driven by the gradient "
+            "alone: choose engine.gradient=checkpoint"
+        )
     scale = problem.outputs if reduction == "per_shot" else 1
 
     def init() -> dict[str, Tensor]:
@@ -81,9 +94,9 @@ def maml(
         steps: int,
         observe: Callable[[Params], tuple[Tensor, Tensor]] | None = None,
     ) -> Unrolled:
-        def inner_loss(fast: Params, step: int) -> Tensor:
-            outputs = apply_model(model, {**body_of(meta), **fast}, episode.support_x)
-            return scale * objective.loss(outputs, episode.support_y)
+        def inner_loss(fast: Params, step: int, given: tuple[Params, Tensor, Tensor]) -> Tensor:
+            body, x, y = given
+            return scale * objective.loss(apply_model(model, {**body, **fast}, x), y)
 
         values = {key: meta[HYPER_PREFIX + key] for key in learned.initial}
         return unroll(
@@ -91,6 +104,7 @@ def maml(
             {name: meta[name] for name in adapted},
             inner.optimizer,
             steps,
+            context=(body_of(meta), episode.support_x, episode.support_y),
             hyper=lambda step: learned.at(values, step),
             gradient=gradient,
             observe=observe,
