@@ -166,6 +166,23 @@ def test_every_trainable_setting_has_the_derivative_of_finite_differences(kind: 
     assert torch.autograd.gradcheck(outer, inputs, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "Muon"])
+def test_meta_gradients_are_finite_where_gradients_are_exactly_zero(kind: str) -> None:
+    net = model()
+    net.append(nn.Linear(2, 2))  # its weights are in the loss, without influence
+    opt = KINDS[kind](list(net.parameters()))
+    override = get_trainable_opt_params(opt)
+    context = higher.innerloop_ctx(net, opt, copy_initial_weights=False, override=override)
+    with context as (fmodel, diffopt):
+        for step in range(3):
+            diffopt.step(loss_of(fmodel[:3], step) + 0 * fmodel[3].weight.sum())
+        outer = sum(p.sin().sum() for p in fmodel.parameters())
+    inputs = [*net.parameters(), *higher.utils.flatten(override)]
+    grads = torch.autograd.grad(outer, inputs, materialize_grads=True)
+    assert all(g.isfinite().all() for g in grads)
+    assert all(g.abs().sum() > 0 for g in grads[:4])
+
+
 def test_settings_that_are_no_numbers_are_not_trainable() -> None:
     net = model()
     groups = [{"params": [p]} for p in net.parameters()]
