@@ -1,0 +1,208 @@
+"""Peak memory and time of each gradient mode against the number of inner steps.
+
+    python scripts/unroll_memory.py --out docs/unroll_memory
+
+Second-order MAML of one 5-way 5-shot task of 28 × 28 images on Conv4 with 64 channels, in
+float32. Each measurement is a process of its own. On a GPU, memory is torch's peak of allocated
+bytes; on a CPU, the peak of the resident set, with an allocator that gives freed blocks back at
+once (so that it counts live tensors), and time is taken in processes with the usual allocator.
+The same model with torch's batch normalisation is unrolled by `higher`, if it is installed.
+
+Writes <out>.json (every measurement) and <out>.png.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from metarun.backbones.conv4 import Conv4
+from metarun.unroll import Checkpoint, Truncated, sgd, unroll
+
+MODES: dict[str, Any] = {
+    "reverse": "reverse",
+    "first_order": "first_order",
+    "truncated (last 5)": Truncated(5),
+    "checkpoint": "checkpoint",
+    "checkpoint (√K blocks)": Checkpoint(None),
+    "mixed": "mixed",
+}
+# As glibc grows its threshold with use, freed blocks would otherwise stay in the process.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def meta_step(mode: str, steps: int, device: torch.device) -> Callable[[], Any]:
+    """One meta-gradient: `steps` inner steps, a query loss, its gradient."""
+    torch.manual_seed(0)
+    model = Conv4((1, 28, 28), 5, width=64).to(device)
+    x = torch.rand(25, 1, 28, 28, device=device)
+    y = torch.arange(5, device=device).repeat(5)
+
+    if mode == "higher":
+        import higher
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+        def by_higher() -> Any:
+            with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (fast, diff):
+                for _ in range(steps):
+                    diff.step(F.cross_entropy(fast(x), y))
+                query = F.cross_entropy(fast(x), y)
+            return torch.autograd.grad(query, list(model.parameters()))
+
+        return by_higher
+
+    start = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
+
+    def loss(params: dict[str, torch.Tensor], step: int, task: Any) -> torch.Tensor:
+        return F.cross_entropy(functional_call(model, params, (task[0],)), task[1])
+
+    def by_metarun() -> Any:
+        end = unroll(loss, start, sgd(0.01), steps, context=(x, y), gradient=MODES[mode])
+        return torch.autograd.grad(loss(end.params, 0, (x, y)), list(start.values()))
+
+    return by_metarun
+
+
+def measure(mode: str, steps: int, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Peak memory in MB of one meta-step, and the seconds of each of `repeats` more."""
+    run = meta_step(mode, steps, device)
+    cuda = device.type == "cuda"
+    run()
+    seconds = []
+    for _ in range(repeats):
+        if cuda:
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if cuda:
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    return {"mode": mode, "steps": steps, "peak_mb": peak, "seconds": seconds}
+
+
+def in_process(mode: str, steps: int, device: str, repeats: int, **env: str) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--one", mode, str(steps), str(repeats)]
+    done = subprocess.run(
+        [*command, "--device", device],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{mode}, {steps} steps:\n{done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def slope(points: dict[int, float]) -> float:
+    """Least-squares growth for each step."""
+    mean_x, mean_y = statistics.mean(points), statistics.mean(points.values())
+    above = sum((x - mean_x) * (y - mean_y) for x, y in points.items())
+    return above / sum((x - mean_x) ** 2 for x in points)
+
+
+def draw(results: dict[str, dict[int, dict[str, Any]]], title: str, path: Path) -> None:
+    """Memory and time against inner steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (memory, seconds) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    markers = iter("osD^vPX*")
+    for mode, points in results.items():
+        marker = next(markers)
+        steps = sorted(points)
+        memory.plot(steps, [points[k]["peak_mb"] for k in steps], marker=marker, label=mode)
+        medians = [statistics.median(points[k]["seconds"]) for k in steps]
+        seconds.plot(steps, medians, marker=marker, label=mode)
+    memory.set(xlabel="inner steps", ylabel="peak memory (MB)", ylim=(0, None))
+    seconds.set(xlabel="inner steps", ylabel="seconds for a meta-gradient (median)", ylim=(0, None))
+    for axes in (memory, seconds):
+        axes.grid(alpha=0.3)
+    memory.legend(frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure every mode, print the table, write the files."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("outputs/unroll_memory"))
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 40])
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved timings of each")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        warnings.simplefilter("ignore")  # old `higher` uses what torch has deprecated
+        mode, steps, repeats = options.one
+        found = measure(mode, int(steps), torch.device(options.device), int(repeats))
+        print(json.dumps(found))
+        return
+
+    modes = list(MODES) + (["higher"] if find_spec("higher") else [])
+    results: dict[str, dict[int, dict[str, Any]]] = {mode: {} for mode in modes}
+    for steps in options.steps:
+        for mode in modes:
+            results[mode][steps] = in_process(mode, steps, options.device, 0, **GIVE_BACK)
+            results[mode][steps]["seconds"] = []
+        for _ in range(options.rounds):  # interleaved, so that a busy moment hits all modes
+            for mode in modes:
+                timed = in_process(mode, steps, options.device, 1)
+                results[mode][steps]["seconds"] += timed["seconds"]
+        print(f"{steps} inner steps done", file=sys.stderr)
+
+    growth = {
+        mode: slope({k: point["peak_mb"] for k, point in points.items()})
+        for mode, points in results.items()
+    }
+    most = max(options.steps)
+    device_name = (
+        torch.cuda.get_device_name()
+        if options.device.startswith("cuda")
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    )
+    print(f"{device_name}, torch {torch.__version__.partition('+')[0]}")
+    print(f"{'mode':24} {'MB/step':>9} {'of reverse':>11} {'time ratio at ' + str(most):>22}")
+    for mode, points in results.items():
+        ratios = [
+            a / b
+            for a, b in zip(
+                points[most]["seconds"], results["reverse"][most]["seconds"], strict=True
+            )
+        ]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+        print(
+            f"{mode:24} {growth[mode]:9.3f} {growth[mode] / growth['reverse']:11.3f} {spread:>22}"
+        )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    record = {"device": device_name, "torch": torch.__version__, "growth_mb": growth}
+    record["results"] = [point for points in results.values() for point in points.values()]
+    options.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    title = f"One second-order meta-gradient, Conv4-64, 5-way 5-shot ({device_name})"
+    draw(results, title, options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
