@@ -1,7 +1,8 @@
 """Choosing parameters by name."""
 
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+import re
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase, translate
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -13,6 +14,25 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
+def matcher(patterns: Sequence[str]) -> Callable[[Iterable[str]], list[str]]:
+    """`match_names` for given patterns, to be called again and again, also in compiled code."""
+    # `torch.compile` can follow compiled expressions, but not how fnmatch makes them.
+    expressions = {pattern: re.compile(translate(pattern)) for pattern in patterns}
+
+    def matched(names: Iterable[str]) -> list[str]:
+        names = list(names)
+        exact = {name for name in names if name in expressions}
+        wild = {p: expression for p, expression in expressions.items() if p not in exact}
+        for pattern, expression in wild.items():
+            if not any(expression.match(name) for name in names):
+                raise ValueError(f"no parameter matches {pattern!r}; there are: {', '.join(names)}")
+        return [
+            name for name in names if name in exact or any(e.match(name) for e in wild.values())
+        ]
+
+    return matched
+
+
 def match_names(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """The names that match any of the patterns, in the order of `names`.
 
@@ -21,10 +41,4 @@ def match_names(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a pattern matches nothing.
     """
-    names = list(names)
-    exact = set(names) & set(patterns)
-    wild = [pattern for pattern in patterns if pattern not in exact]
-    for pattern in wild:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"no parameter matches {pattern!r}; there are: {', '.join(names)}")
-    return [name for name in names if name in exact or any(fnmatchcase(name, p) for p in wild)]
+    return matcher(patterns)(names)

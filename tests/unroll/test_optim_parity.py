@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from metarun.unroll import OPTIMIZERS, muon, sgd, translate
+from metarun.unroll import OPTIMIZERS, muon, partition, sgd, translate
 from tests.unroll.optim_cases import (
     CASES,
     EVERY_CASE,
@@ -135,3 +135,13 @@ def test_parameters_and_state_keep_their_type(kind: type[Optimizer]) -> None:
         assert {p.dtype for p in batched.values()} == {torch.float32}
         of_parameters = [x for x in pytree.tree_leaves(state) if x.dim() > 0]
         assert {x.dtype for x in of_parameters} <= {torch.float32}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_compiled_steps_are_one_graph(kind: type[Optimizer]) -> None:
+    """Within a partition by patterns; the inner gradient is in the graph, too."""
+    whole = translate(kind, CASES[kind][-1])
+    optimizer = partition([(["w", "k"], whole), (["[bs]"], whole)])
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda p: run(optimizer, p, 2)[0], fullgraph=True, backend="eager")
+    assert_same(compiled(start(kind)), run(optimizer, start(kind), 2)[0])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from metarun.unroll.names import matcher
 from metarun.unroll.optim.base import (
     Derivatives,
     Hyper,
@@ -33,6 +34,7 @@ def mixed(
     """
     claims = [(names,) if isinstance(names, str) else tuple(names) for names, _ in parts]
     optimizers = [optimizer for _, optimizer in parts]
+    matchers = [matcher(claim) for claim in claims]
     claimed_by: dict[str, int] = {}
     for index, claim in enumerate(claims):
         if not claim:
@@ -42,7 +44,7 @@ def mixed(
                 raise ValueError(f"{name} belongs to part {claimed_by[name]} and to part {index}")
 
     def split(params: Params) -> list[Params]:
-        owned = owned_names(tuple(params), claims)
+        owned = owned_names(params, matchers)
         return [{name: params[name] for name in names} for names in owned]
 
     def init(params: Params) -> tuple[State, ...]:

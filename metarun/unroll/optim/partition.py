@@ -1,9 +1,8 @@
 """Different inner optimizers for different parameters."""
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
 
-from metarun.unroll.names import match_names
+from metarun.unroll.names import matcher
 from metarun.unroll.optim.base import Hyper, HyperValue, InnerOptimizer, Params, State
 
 
@@ -21,18 +20,13 @@ def partition(parts: Sequence[tuple[Sequence[str], InnerOptimizer]]) -> InnerOpt
         ValueError: (from `init` and `update`, which know the parameters) a parameter belongs to
             two parts or to none, or a name or pattern matches nothing.
     """
-    patterns = [tuple(names) for names, _ in parts]
+    matchers = [matcher(names) for names, _ in parts]
     optimizers = [optimizer for _, optimizer in parts]
 
-    @lru_cache(maxsize=8)
-    def owned(names: tuple[str, ...]) -> list[list[str]]:
-        return owned_names(names, patterns)
-
     def init(params: Params) -> tuple[State, ...]:
-        owners = owned(tuple(params))
         return tuple(
             optimizer.init({name: params[name] for name in names})
-            for optimizer, names in zip(optimizers, owners, strict=True)
+            for optimizer, names in zip(optimizers, owned_names(params, matchers), strict=True)
         )
 
     def update(
@@ -40,7 +34,7 @@ def partition(parts: Sequence[tuple[Sequence[str], InnerOptimizer]]) -> InnerOpt
     ) -> tuple[Params, tuple[State, ...]]:
         moved: Params = {}
         states = []
-        for index, names in enumerate(owned(tuple(params))):
+        for index, names in enumerate(owned_names(params, matchers)):
             new_params, new_state = optimizers[index].update(
                 {name: grads[name] for name in names},
                 state[index],
@@ -59,14 +53,17 @@ def partition(parts: Sequence[tuple[Sequence[str], InnerOptimizer]]) -> InnerOpt
     return InnerOptimizer(init, update, hyper)
 
 
-def owned_names(names: Sequence[str], patterns: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The names that each part owns, by its names and patterns.
+def owned_names(
+    names: Iterable[str], matchers: Sequence[Callable[[Iterable[str]], list[str]]]
+) -> list[list[str]]:
+    """The names that each part owns, by its `matcher`.
 
     Raises:
         ValueError: a name belongs to two parts or to none, or a pattern matches nothing.
     """
     owners: dict[str, int] = {}
-    parts = [match_names(names, part) for part in patterns]
+    names = list(names)
+    parts = [matched(names) for matched in matchers]
     for index, part in enumerate(parts):
         for name in part:
             if name in owners:
