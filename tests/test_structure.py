@@ -90,7 +90,8 @@ def test_the_engine_and_the_components_know_nothing_of_hydra(package: str) -> No
 
 def test_the_engine_needs_torch_only() -> None:
     others = ["hydra", "omegaconf", "torchvision", "tensorboard", "scipy", "learn2learn"]
-    code = f"import sys, metarun.unroll, metarun.higher; print([m for m in {others} if m in sys.modules])"
+    imported = "import sys, metarun.unroll, metarun.higher"
+    code = f"{imported}; print([m for m in {others} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

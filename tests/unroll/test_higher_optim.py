@@ -414,6 +414,7 @@ def test_the_constructor_takes_a_callback_and_a_state_for_each_device() -> None:
     grads = torch.autograd.grad(loss, params, retain_graph=True)
     new = halved.step(loss, params=params)
     assert_same(new[0], params[0] - 0.1 * (0.9 * buffer + grads[0] / 2))
+    assert_same(halved.state[0][0].momentum, 0.9 * buffer + grads[0] / 2)
     again = halved.step(loss_of(net, 1), params=params, grad_callback=lambda grads: grads)
     velocity = 0.9 * (0.9 * buffer + grads[0] / 2) + grads[0]
     assert_same(again[0], params[0] - 0.1 * velocity)

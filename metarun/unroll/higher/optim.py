@@ -62,12 +62,12 @@ class _Translated(DifferentiableOptimizer):
                 if grad is None:
                     continue
                 params = {"": group["params"][i]}
-                live = states[i]  # torch's state, none yet, or ours
-                state = live if "" in live else optimizer.init(params)
-                if live and "" not in live:
-                    state = {"": continued_state(self.kind, live, state[""])}
-                moved, states[i] = optimizer.update({"": grad}, state, params, optimizer.hyper)
-                group["params"][i] = moved[""]
+                state = states[i]
+                if isinstance(state, dict):  # torch's, which is empty before the first step
+                    fresh = optimizer.init(params)[""]
+                    state = continued_state(self.kind, state, fresh) if state else fresh
+                moved, new = optimizer.update({"": grad}, {"": state}, params, optimizer.hyper)
+                group["params"][i], states[i] = moved[""], new[""]
 
 
 class DifferentiableSGD(_Translated):
