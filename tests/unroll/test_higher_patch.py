@@ -263,6 +263,8 @@ def test_the_history() -> None:
     assert all(a is b for a, b in zip(fmodel.init_fast_params, start, strict=True))
     assert all(a is b for a, b in zip(fmodel.parameters(), fmodel.fast_params, strict=True))
     assert_same(fmodel.head.bias, start[3] + 4)
+    with pytest.raises(ValueError, match="time=5: there were 4 updates"):
+        fmodel.parameters(time=5)
     with pytest.raises(TypeError, match="must be a tensor"):
         fmodel.head.bias = 0.0
 

@@ -135,10 +135,9 @@ class DifferentiableOptimizer(abc.ABC):
                 self._update([[grads[i] for i in indices] for indices in self._indices])
             for group, indices in zip(self.param_groups, self._indices, strict=True):
                 for i, p in zip(indices, group["params"], strict=True):
-                    keep = self._track_higher_grads
-                    new_params[i] = (
-                        p if keep else p.detach().requires_grad_(params[i].requires_grad)
-                    )
+                    if not self._track_higher_grads:
+                        p = p.detach().requires_grad_(params[i].requires_grad)
+                    new_params[i] = p
         finally:
             for group, old in zip(self.param_groups, before, strict=True):
                 # No group holds on to parameters, and with them to the graph of past steps.

@@ -150,7 +150,10 @@ class _Root(PatchedModule):
             raise ValueError("this patched module has no fast weights: call update_params first")
         if not fast.track and time not in (None, -1, 0):
             raise ValueError("only the latest fast weights are kept with track_higher_grads=False")
-        params = fast.history[-1 if time is None else time]
+        try:
+            params = fast.history[-1 if time is None else time]
+        except IndexError:
+            raise ValueError(f"time={time}: there were {len(fast.history) - 1} updates") from None
         return (p for p, name in zip(params, fast.names, strict=True) if recurse or "." not in name)
 
     @property

@@ -26,8 +26,8 @@ def values_by_group(
         values = _listed(given)
         if len(values) not in (1, len(groups)):
             raise ValueError(
-                f"override of {key!r}: expected a list of 1 or {len(groups)} values, one a "
-                f"parameter group, not {len(values)}; a setting that is itself a tuple goes into "
+                f"override of {key!r}: a list has one value, or one for each of the {len(groups)} "
+                f"parameter groups, not {len(values)}; a setting that is itself a tuple goes into "
                 "a list, such as {'betas': [(b1, b2)]}"
             )
         for i, group in enumerate(groups):
