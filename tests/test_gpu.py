@@ -11,7 +11,7 @@ from metarun.algos.maml import maml
 from metarun.backbones.conv4 import Conv4
 from metarun.data.episodes import Episodes, ImageEpisodes
 from metarun.data.store import from_equal_classes
-from metarun.unroll import meta_gradient, sgd
+from metarun.unroll import meta_gradient, sgd, unroll
 from tests.conftest import Metarun
 
 pytestmark = pytest.mark.gpu
@@ -31,8 +31,9 @@ def test_episodes_are_those_of_the_cpu() -> None:
         assert torch.equal(a, b.cpu())
 
 
+@pytest.mark.parametrize("gradient", ["reverse", "checkpoint", "mixed"])
 @pytest.mark.parametrize("batching", ["vmap", "loop"])
-def test_the_meta_gradient_is_that_of_the_cpu(batching: str) -> None:
+def test_the_meta_gradient_is_that_of_the_cpu(batching: str, gradient: str) -> None:
     torch.manual_seed(0)
     images = torch.rand(3, 10, 1, 28, 28, dtype=torch.float64)
     labels = torch.arange(5).repeat(2).expand(3, 10)
@@ -40,13 +41,31 @@ def test_the_meta_gradient_is_that_of_the_cpu(batching: str) -> None:
     for device in ("cpu", "cuda"):
         torch.manual_seed(1)
         model = Conv4((1, 28, 28), 5, width=8).double().to(device)
-        inner = InnerLoop(sgd(0.4), (), "global", {})
+        mode = gradient if device == "cuda" else "reverse"
+        inner = InnerLoop(sgd(0.4), (), "global", {}, mode)
         algorithm = maml(Problem(model, OBJECTIVES["classification"], inner, 5), inner_steps=2)
         meta = {k: v.requires_grad_() for k, v in algorithm.init().items()}
         x, y = images.to(device), labels.to(device)
         grads, _ = meta_gradient(algorithm.loss, meta, Episodes(x, y, x, y), batching)
         gradients.append(torch.cat([g.flatten().cpu() for g in grads.values()]))
     assert (gradients[0] - gradients[1]).norm() < 1e-10 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "mixed"])
+def test_recomputing_draws_the_same_dropout_masks(gradient: str) -> None:
+    def result(mode: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        w = torch.ones(1000, dtype=torch.float64, device="cuda", requires_grad=True)
+        end = unroll(
+            lambda p, step: torch.nn.functional.dropout(p["w"]).pow(2).sum(),
+            {"w": w},
+            sgd(0.1),
+            4,
+            gradient=mode,
+        )
+        return torch.autograd.grad(end.params["w"].pow(2).sum(), w)[0]
+
+    torch.testing.assert_close(result(gradient), result("reverse"), rtol=1e-12, atol=0)
 
 
 def test_a_run_on_the_gpu_gives_the_same_bits_twice(metarun: Metarun, tmp_path: Path) -> None:

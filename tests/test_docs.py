@@ -1,0 +1,23 @@
+"""The code of the documentation runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+
+PAGES = [p for p in sorted((REPO / "docs").glob("*.md")) if "```python" in p.read_text()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path) -> None:
+    text = page.read_text()
+    namespace: dict[str, object] = {}
+    for block in re.finditer(r"```python\n(.*?)```", text, flags=re.S):
+        lines_before = text[: block.start(1)].count("\n")  # so that errors name the page's line
+        exec(compile("\n" * lines_before + block.group(1), str(page), "exec"), namespace)
+
+
+def test_the_tutorials_are_among_the_pages() -> None:
+    assert {"unroll.md", "from_higher.md"} <= {page.name for page in PAGES}
