@@ -236,7 +236,7 @@ def test_vmap_is_a_loop_with_learned_hyperparameters_too(make, options: dict[str
             torch.testing.assert_close(a[i], b, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch itself
 @pytest.mark.parametrize("make", CASES)
 def test_forward_mode_agrees_with_reverse_mode(make) -> None:
     options = CASES[make][0]

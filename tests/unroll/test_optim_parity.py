@@ -106,6 +106,21 @@ def test_contradicting_options_are_refused() -> None:
         muon(ns_steps=100)
 
 
+def test_muon_scales_the_lr_by_the_shape_as_it_is_told() -> None:
+    """Against the formulas; torch itself has the third one only since lately."""
+    p = {"tall": torch.randn(8, 2), "wide": torch.randn(2, 8)}
+    steps = {}
+    for kind in (None, "original", "match_rms_adamw", "spectral_unclamped"):
+        optimizer = muon(1.0, weight_decay=0.0, adjust_lr_fn=kind)
+        moved, _ = optimizer.update(p, optimizer.init(p), p, optimizer.hyper)
+        steps[kind] = {name: (p[name] - moved[name]).norm() for name in p}
+    ratio = {k: {n: float(step[n] / steps["original"][n]) for n in p} for k, step in steps.items()}
+    assert ratio[None] == {"tall": 1, "wide": 1}
+    by_rms = 0.2 * 8**0.5
+    assert ratio["match_rms_adamw"] == pytest.approx({"tall": by_rms / 2, "wide": by_rms})
+    assert ratio["spectral_unclamped"] == pytest.approx({"tall": 1, "wide": 0.5})
+
+
 def test_muon_names_the_parameter_that_is_no_matrix() -> None:
     with pytest.raises(ValueError, match=r"b has the shape \(3,\): give the others another"):
         muon().init({"w": torch.ones(2, 2), "b": torch.ones(3)})
