@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types tests test-install figures experiments clean
+.PHONY: help setup demo test lint types tests test-install figures benchmark-memory experiments clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,10 @@ test-install: ## install the wheel with pip, from nothing, under each Python 3.1
 
 figures: setup  ## the pictures of the README
 	$(BIN)/python scripts/draw_glyphs.py --out docs/glyphs.png
+	$(BIN)/python scripts/compare_optimizers.py --out docs/optimizers.png
+
+benchmark-memory: setup  ## memory and time of each gradient mode, and the figure of docs/unroll.md
+	$(BIN)/python scripts/unroll_memory.py --out docs/unroll_memory
 
 experiments: setup  ## the figures of the README: real trainings, half an hour on two cores
 	bash scripts/reproduce.sh
