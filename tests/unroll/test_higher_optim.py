@@ -91,6 +91,23 @@ def test_steps_are_those_of_torch_from_a_fresh_and_from_a_used_optimizer(kind, a
     assert_same(found, list(net.parameters()))
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_torch_goes_on_from_where_the_unroll_stands(kind) -> None:
+    net, theirs = model(), model()
+    opt, torch_opt = kind(list(net.parameters())), kind(list(theirs.parameters()))
+    with higher.innerloop_ctx(net, opt) as (fmodel, diffopt):
+        for step in range(2):
+            diffopt.step(loss_of(fmodel, step))
+    net.load_state_dict(fmodel.state_dict())
+    opt.load_state_dict(diffopt.state_dict())
+    for step in range(5):
+        for some_net, some_opt in ((theirs, torch_opt), (net, opt))[: 1 + (step > 1)]:
+            some_opt.zero_grad()
+            loss_of(some_net, step).backward()
+            some_opt.step()
+    assert_same(list(net.parameters()), list(theirs.parameters()))
+
+
 def twin(opt: torch.optim.Optimizer, net: nn.Module, other: nn.Module) -> torch.optim.Optimizer:
     """The optimizer in its present state, for the parameters of a copied model."""
     there = dict(zip(net.parameters(), other.parameters(), strict=True))
@@ -376,9 +393,22 @@ def test_a_users_own_optimizer() -> None:
             diffopt.step(loss_of(fmodel, step), override={"lr": [leaf(9.0)]} if step == 1 else None)
         (found,) = torch.autograd.grad(loss_of(fmodel, 3), lr)
     assert diffopt.state[0][0]["step"] == 3 and found != 0
+    saved = diffopt.state_dict()
+    assert saved["state"][3]["step"] == 3 and not saved["state"][3]["mean"].requires_grad
+    assert saved["param_groups"] == [{"params": [0, 1, 2, 3], "lr": lr}]
     assert all(p is None for group in diffopt.param_groups for p in group["params"])
     created = create_diff_optim(Signed, {"lr": 0.2}, params=list(net.parameters()))
     assert created.param_groups[0]["lr"] == 0.2
+
+
+def test_the_mask_for_ones_own_optimizers_holds_for_higher_derivatives_too() -> None:
+    x = torch.tensor([0.0, 2.0], requires_grad=True)
+    y = 1.0 * x
+    y.register_hook(higher.optim._get_mask_closure(x == 0))
+    (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+    assert_same(first, torch.tensor([0.0, 12.0]))
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert_same(second, torch.tensor([0.0, 12.0]))
 
 
 def test_an_optimizer_from_scratch_with_groups_of_the_patched_models_parameters() -> None:

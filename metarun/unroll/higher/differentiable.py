@@ -144,6 +144,26 @@ class DifferentiableOptimizer(abc.ABC):
                 group.update(old, params=[None] * len(group["params"]))
         return new_params
 
+    def state_dict(self) -> dict[str, Any]:
+        """Settings and state as of now, detached, for `load_state_dict` of the torch optimizer."""
+
+        def plain(x: Any) -> Any:
+            return x.detach().clone() if isinstance(x, Tensor) else x
+
+        states: dict[int, Any] = {}
+        groups: list[dict[str, Any]] = []
+        for group, of_group in zip(self.param_groups, self.state, strict=True):
+            first = sum(len(g["params"]) for g in groups)
+            numbers = list(range(first, first + len(group["params"])))
+            groups.append({**map_leaves(plain, group), "params": numbers})
+            for i, state in of_group.items():
+                states[numbers[i]] = map_leaves(plain, self._torch_state(state))
+        return {"state": states, "param_groups": groups}
+
+    def _torch_state(self, state: Any) -> dict[str, Any]:
+        """A parameter's state with torch's keys."""
+        return dict(state)
+
     @abc.abstractmethod
     def _update(self, grouped_grads: list[list[Tensor | None]], **kwargs: Any) -> None:
         """Replace each `self.param_groups[g]["params"][i]` by its value after a step.

@@ -4,7 +4,7 @@ The update rules are those of `metarun.unroll.optim`. Each parameter has a state
 `torch.optim` leaves a parameter that has no gradient at some step, and its state, as they are.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from metarun.unroll.higher.settings import (
     apply_trainable_opt_params,
     get_trainable_opt_params,
 )
-from metarun.unroll.optim.from_torch import continued_state, translate
+from metarun.unroll.optim.from_torch import continued_state, torch_state, translate
 
 __all__ = [
     "DifferentiableASGD",
@@ -33,12 +33,30 @@ __all__ = [
     "DifferentiableRMSprop",
     "DifferentiableRprop",
     "DifferentiableSGD",
+    "_GroupedGradsType",
+    "_get_mask_closure",
     "apply_trainable_opt_params",
     "create_diff_optim",
     "get_diff_optim",
     "get_trainable_opt_params",
     "register_optim",
 ]
+
+
+# Two names that `higher`'s guide to writing one's own optimizer refers to.
+_GroupedGradsType = list[list[Tensor]]
+
+
+def _get_mask_closure(mask: Tensor) -> Callable[[Tensor], Tensor]:
+    """A hook that makes a gradient, and its own gradients, zero where `mask` is True."""
+
+    def hook(grad: Tensor) -> Tensor:
+        masked = torch.where(mask, torch.zeros_like(grad), grad)
+        if masked.requires_grad:
+            masked.register_hook(_get_mask_closure(mask))  # type: ignore[no-untyped-call]
+        return masked
+
+    return hook
 
 
 class _Translated(DifferentiableOptimizer):
@@ -68,6 +86,9 @@ class _Translated(DifferentiableOptimizer):
                     state = continued_state(self.kind, state, fresh) if state else fresh
                 moved, new = optimizer.update({"": grad}, {"": state}, params, optimizer.hyper)
                 group["params"][i], states[i] = moved[""], new[""]
+
+    def _torch_state(self, state: Any) -> dict[str, Any]:
+        return dict(state) if isinstance(state, dict) else torch_state(self.kind, state)
 
 
 class DifferentiableSGD(_Translated):

@@ -197,5 +197,20 @@ def continued_state(kind: type[torch.optim.Optimizer], live: Mapping[str, Any], 
     return fresh._replace(**taken)
 
 
+def torch_state(kind: type[torch.optim.Optimizer], state: Any) -> dict[str, Any]:
+    """What torch keeps for a parameter in this state, detached: undoes `continued_state`."""
+    kept: dict[str, Tensor] = {}
+    for field, keys in _KEYS[kind].items():
+        value = getattr(state, field)
+        if isinstance(value, tuple):  # Adafactor's single statistic goes by its last name
+            kept |= zip(keys[-1:] if len(value) == 1 else keys, value, strict=False)
+        else:
+            kept[keys] = value
+    if kind not in (torch.optim.SGD, torch.optim.Muon):  # some only say by it that they began
+        steps: Tensor = getattr(state, "step", torch.ones(()))
+        kept["step"] = steps.cpu().to(torch.get_default_dtype())
+    return {key: value.detach().clone() for key, value in kept.items()}
+
+
 def _copy(value: Any, like: Tensor) -> Tensor:
     return torch.as_tensor(value, device=like.device).detach().clone()
