@@ -64,9 +64,10 @@ def test_its_real_settings_can_be_learned(name: str) -> None:
     """All but eps at once: the outer optimizer's first step would make eps negative."""
     hyper = [key for key in FACTORIES[name]().hyper if not key.startswith("eps")]
     learned = trained(f"inner_opt={name}", f"inner_opt.learn=[{','.join(hyper)}]")
+    initial = fresh(setup_of(f"inner_opt={name}", "inner_opt.learn=[lr]")).meta["inner_opt.lr"]
     assert {f"inner_opt.{key}" for key in hyper} <= set(learned)
     assert all(value.isfinite().all() for value in learned.values())
-    assert learned["inner_opt.lr"] != getattr(TORCH_SCHEMAS[name](), "lr")  # noqa: B009
+    assert learned["inner_opt.lr"] != initial
 
 
 @pytest.mark.parametrize("name", TORCH_SCHEMAS)
@@ -114,6 +115,9 @@ def test_inner_gradients_are_clipped() -> None:
     weights = [m["head.weight"] for m in (plain, norm, value, both)]
     assert torch.equal(plain["head.weight"], unbound["head.weight"])
     assert all(not torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
+    parts = "inner_opt.parts=[{{params: '*', name: sgd, lr: 0.01{}}}]"
+    part = trained("inner_opt=mixed", parts.format(", clip_norm: 0.01"))
+    torch.testing.assert_close(part["head.weight"], norm["head.weight"])
     learned = trained("inner_opt=sgd", "inner_opt.clip_norm=0.01", "inner_opt.learn=[max_norm]")
     assert learned["inner_opt.max_norm"] != 0.01
 

@@ -10,6 +10,8 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from metarun.unroll import (
+    Checkpoint,
+    GradientMode,
     InnerOptimizer,
     adadelta,
     adafactor,
@@ -24,6 +26,7 @@ from metarun.unroll import (
     rmsprop,
     rprop,
     sgd,
+    unroll,
 )
 
 F64 = torch.float64
@@ -248,6 +251,26 @@ def test_forward_mode_agrees_with_reverse_mode(make) -> None:
     gradients = torch.func.grad(of, argnums=tuple(range(len(arguments))))(*arguments)
     reverse = sum((g * t).sum() for g, t in zip(gradients, tangents, strict=True))
     torch.testing.assert_close(forward, reverse, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("mode", ["mixed", Checkpoint(2)], ids=str)
+@pytest.mark.parametrize("make", CASES)
+def test_modes_that_recompute_steps_carry_every_state(make, mode: GradientMode) -> None:
+    options = CASES[make][-1]
+    inputs = inputs_of(make, options)
+    names = list(make(**options).hyper)
+
+    def gradients(how: GradientMode) -> tuple[Tensor, ...]:
+        hyper = {name: inputs[name] for name in names}
+        params = {name: inputs[name] for name in ("w", "b")}
+        end = unroll(
+            lambda p, step: loss_of(p), params, make(**options), 3, hyper=hyper, gradient=how
+        )
+        return torch.autograd.grad(loss_of(end.params), list(inputs.values()), allow_unused=True)
+
+    for a, b in zip(gradients(mode), gradients("reverse"), strict=True):
+        b = torch.zeros_like(a) if b is None and a is not None else b
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
 
 def central_difference(of: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-5) -> Tensor:
