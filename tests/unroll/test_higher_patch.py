@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -397,6 +398,16 @@ def test_deepcopy_is_a_fork_with_the_same_past() -> None:
         assert all(g.abs().sum() > 0 for g in gradients)
 
 
+def test_deepcopy_of_a_recurrent_model() -> None:
+    fmodel, x = monkeypatch(make(lambda: Recurrent(nn.LSTM))), randn(5, 8)
+    fmodel(x)
+    fork = copy.deepcopy(fmodel)
+    params = [0.5 * p for p in fork.parameters()]
+    assert_same(fork(x, params=params), fmodel(x, params=params))
+    fmodel.update_params([2 * p for p in params])
+    assert_same(fork(x), fork(x, params=params))
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("track", [True, False])
 def test_checkpoints_in_the_model_are_refused(reentrant: bool, track: bool) -> None:
@@ -414,6 +425,53 @@ def test_checkpoints_in_the_model_are_refused(reentrant: bool, track: bool) -> N
         fmodel(x)  # without a backward pass there is nothing to recompute
     model(x).sum().backward()  # elsewhere it goes on working
     assert x.grad is not None and model.body[0].weight.grad is not None
+
+
+def test_checkpoints_in_other_threads_go_on_meanwhile() -> None:
+    class Threaded(Encoder):
+        def forward(self, x: Tensor) -> Tensor:
+            def other() -> None:
+                for reentrant in (True, False):
+                    checkpoint(elsewhere, x, use_reentrant=reentrant).sum().backward()
+
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+            return super().forward(x)
+
+    elsewhere = make(lambda: nn.Linear(8, 2))
+    monkeypatch(make(Threaded))(randn(5, 8).requires_grad_())
+    assert_same(elsewhere.bias.grad, torch.full((2,), 10.0, dtype=F64))
+
+
+def test_recurrent_networks_run_without_cudnn() -> None:
+    """cuDNN's have no second derivative."""
+    seen = []
+
+    class Probe(nn.GRU):
+        def forward(self, *args: Any) -> Any:
+            seen.append(torch.backends.cudnn.enabled)
+            return super().forward(*args)
+
+    monkeypatch(make(lambda: Recurrent(Probe)))(randn(5, 8))
+    assert seen == [False] and torch.backends.cudnn.enabled
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["lstm", "gru", "attention", "conv and batch norm"])
+def test_an_inner_loop_on_a_gpu_is_that_of_the_cpu(name: str) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        model, x = make(MODELS[name]), randn(6, 8).to(device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1, eps=1e-2)
+        with higher.innerloop_ctx(model, optimizer, device=device) as (fmodel, diffopt):
+            for _ in range(2):
+                diffopt.step(fmodel(x).sin().sum())
+            outer = fmodel(x).pow(2).sum()
+            grads = torch.autograd.grad(outer, list(fmodel.parameters(time=0)))
+        assert {str(p.device.type) for p in fmodel.parameters()} == {device}
+        results.append([grad.cpu() for grad in grads])
+    torch.testing.assert_close(*results, rtol=1e-7, atol=1e-9)
 
 
 def test_a_functional_model_has_no_weights_until_it_is_given_some() -> None:
