@@ -1,13 +1,14 @@
 """Peak memory and time of each gradient mode against the number of inner steps.
 
     python scripts/unroll_memory.py --out docs/unroll_memory
+    python scripts/unroll_memory.py --network transformer --steps 1 2 4
 
-Second-order MAML of one 5-way 5-shot task of 28 × 28 images on Conv4 with 64 channels, in
-float32. Each measurement is a process of its own. On a GPU, memory is torch's peak of allocated
+Second-order MAML of one 5-way 5-shot task in float32: of 28 × 28 images on Conv4 with 64
+channels, or of sequences of 64 tokens on 12 transformer blocks of width 128. Each measurement is a process of its own. On a GPU, memory is torch's peak of allocated
 bytes; on a CPU, the peak of the resident set, with an allocator that gives freed blocks back at
 once (so that it counts live tensors), and time is taken in processes with the usual allocator. The
 peak of a meta-gradient without any inner step is subtracted.
-The same model with torch's batch normalisation is unrolled by `higher`, if it is installed.
+`higher` unrolls the same network, if it is installed.
 
 Writes <out>.json (every measurement) and <out>.png.
 """
@@ -29,10 +30,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.func import functional_call
 
 from metarun.backbones.conv4 import Conv4
-from metarun.unroll import Checkpoint, Truncated, sgd, unroll
+from metarun.unroll import BlockLoss, Checkpoint, Truncated, sgd, unroll
 
 MODES: dict[str, Any] = {
     "reverse": "reverse",
@@ -41,17 +43,64 @@ MODES: dict[str, Any] = {
     "checkpoint": "checkpoint",
     "checkpoint (√K blocks)": Checkpoint(None),
     "mixed": "mixed",
+    "mixed by blocks": "mixed",
 }
+MEASURED = {
+    "conv4": ["reverse", "first_order", "truncated (last 5)", "checkpoint",
+              "checkpoint (√K blocks)", "mixed", "higher"],
+    "transformer": ["reverse", "checkpoint", "mixed", "mixed by blocks"],
+}  # fmt: skip
 # As glibc grows its threshold with use, freed blocks would otherwise stay in the process.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def meta_step(mode: str, steps: int, device: torch.device) -> Callable[[], Any]:
-    """One meta-gradient: `steps` inner steps, a query loss, its gradient."""
+class Block(nn.Module):
+    """A transformer block with the normalisation first."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.project, self.join = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.heads = heads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(examples, tokens, width) -> the same shape."""
+        projected = self.project(self.before(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = (part.transpose(1, 2) for part in projected.unbind(2))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.join(attended)
+        return x + self.mlp(self.between(x))
+
+
+class Head(nn.Module):
+    """The mean over tokens, classified."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(examples, tokens, width) -> (examples, outputs)."""
+        return self.linear(x.mean(dim=1))
+
+
+def problem(network: str, device: torch.device) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """The network, the examples of a task and their labels."""
     torch.manual_seed(0)
-    model = Conv4((1, 28, 28), 5, width=64).to(device)
-    x = torch.rand(25, 1, 28, 28, device=device)
     y = torch.arange(5, device=device).repeat(5)
+    if network == "conv4":
+        model: nn.Module = Conv4((1, 28, 28), 5, width=64)
+        return model.to(device), torch.rand(25, 1, 28, 28, device=device), y
+    model = nn.Sequential(*[Block(128, 4) for _ in range(12)], Head(128, 5))
+    return model.to(device), torch.randn(25, 64, 128, device=device), y
+
+
+def meta_step(mode: str, steps: int, network: str, device: torch.device) -> Callable[[], Any]:
+    """One meta-gradient: `steps` inner steps, a query loss, its gradient."""
+    model, x, y = problem(network, device)
 
     if mode == "higher":
         import higher
@@ -72,16 +121,25 @@ def meta_step(mode: str, steps: int, device: torch.device) -> Callable[[], Any]:
     def loss(params: dict[str, torch.Tensor], step: int, task: Any) -> torch.Tensor:
         return F.cross_entropy(functional_call(model, params, (task[0],)), task[1])
 
+    inner_loss: Any = loss
+    if mode == "mixed by blocks":
+        assert isinstance(model, nn.Sequential)
+        inner_loss = BlockLoss(
+            model, inputs=lambda task: task[0], loss=lambda out, task: F.cross_entropy(out, task[1])
+        )
+
     def by_metarun() -> Any:
-        end = unroll(loss, start, sgd(0.01), steps, context=(x, y), gradient=MODES[mode])
+        end = unroll(inner_loss, start, sgd(0.01), steps, context=(x, y), gradient=MODES[mode])
         return torch.autograd.grad(loss(end.params, 0, (x, y)), list(start.values()))
 
     return by_metarun
 
 
-def measure(mode: str, steps: int, device: torch.device, repeats: int) -> dict[str, Any]:
+def measure(
+    mode: str, steps: int, repeats: int, network: str, device: torch.device
+) -> dict[str, Any]:
     """Peak memory in MB of one meta-step, and the seconds of each of `repeats` more."""
-    run = meta_step(mode, steps, device)
+    run = meta_step(mode, steps, network, device)
     cuda = device.type == "cuda"
     run()
     seconds = []
@@ -99,11 +157,13 @@ def measure(mode: str, steps: int, device: torch.device, repeats: int) -> dict[s
     return {"mode": mode, "steps": steps, "peak_mb": peak, "seconds": seconds}
 
 
-def in_process(mode: str, steps: int, device: str, repeats: int, **env: str) -> dict[str, Any]:
+def in_process(
+    mode: str, steps: int, repeats: int, network: str, device: str, **env: str
+) -> dict[str, Any]:
     """`measure` in a process of its own."""
     command = [sys.executable, __file__, "--one", mode, str(steps), str(repeats)]
     done = subprocess.run(
-        [*command, "--device", device],
+        [*command, "--network", network, "--device", device],
         env=os.environ | env,
         capture_output=True,
         text=True,
@@ -150,6 +210,7 @@ def main() -> None:
     """Measure every mode, print the table, write the files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/unroll_memory"))
+    parser.add_argument("--network", choices=list(MEASURED), default="conv4")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 40])
     parser.add_argument("--rounds", type=int, default=5, help="interleaved timings of each")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -158,23 +219,23 @@ def main() -> None:
     if options.one:
         warnings.simplefilter("ignore")  # old `higher` uses what torch has deprecated
         mode, steps, repeats = options.one
-        found = measure(mode, int(steps), torch.device(options.device), int(repeats))
+        device = torch.device(options.device)
+        found = measure(mode, int(steps), int(repeats), options.network, device)
         print(json.dumps(found))
         return
 
-    modes = list(MODES) + (["higher"] if find_spec("higher") else [])
+    modes = [m for m in MEASURED[options.network] if m != "higher" or find_spec("higher")]
+    where = (options.network, options.device)
     results: dict[str, dict[int, dict[str, Any]]] = {mode: {} for mode in modes}
-    without = {
-        mode: in_process(mode, 0, options.device, 0, **GIVE_BACK)["peak_mb"] for mode in modes
-    }
+    without = {mode: in_process(mode, 0, 0, *where, **GIVE_BACK)["peak_mb"] for mode in modes}
     for steps in options.steps:
         for mode in modes:
-            results[mode][steps] = in_process(mode, steps, options.device, 0, **GIVE_BACK)
+            results[mode][steps] = in_process(mode, steps, 0, *where, **GIVE_BACK)
             results[mode][steps]["peak_mb"] -= without[mode]
             results[mode][steps]["seconds"] = []
         for _ in range(options.rounds):  # interleaved, so that a busy moment hits all modes
             for mode in modes:
-                timed = in_process(mode, steps, options.device, 1)
+                timed = in_process(mode, steps, 1, *where)
                 results[mode][steps]["seconds"] += timed["seconds"]
         print(f"{steps} inner steps done", file=sys.stderr)
 
@@ -205,7 +266,7 @@ def main() -> None:
     record = {"device": device_name, "torch": torch.__version__, "growth_mb": growth}
     record["results"] = [point for points in results.values() for point in points.values()]
     options.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    title = f"One second-order meta-gradient, Conv4-64, 5-way 5-shot ({device_name})"
+    title = f"One second-order meta-gradient, {options.network}, 5-way 5-shot ({device_name})"
     draw(results, title, options.out.with_suffix(".png"))
 
 
