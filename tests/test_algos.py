@@ -114,7 +114,7 @@ def test_first_order_is_first_order_in_every_gradient_mode() -> None:
 def test_modes_that_cannot_serve_are_refused() -> None:
     with pytest.raises(ValueError, match=r"cannot learn lr .* inner_opt\.learn empty"):
         maml(problem(learn=["lr"], gradient=Implicit()))
-    with pytest.raises(ValueError, match="choose engine.gradient=checkpoint"):
+    with pytest.raises(ValueError, match=r"choose engine\.gradient=checkpoint"):
         anil(problem(newton(joint=True), gradient="mixed"))
 
 
