@@ -15,7 +15,7 @@ class InnerNewtonConfig(InnerOptConfig):
 
     name: str = "newton"
     trust_radius: float | None = 1.0  # length of the longest step; null: no bound
-    damping: float = 0.0  # added to the curvature
+    damping: float = 0.0  # added to the curvature; for a head alone 0.01 may replace the radius
     joint: bool = True  # all parameters are one variable; false: each row by itself
 
     def __post_init__(self) -> None:
