@@ -182,7 +182,9 @@ class _Path(NamedTuple):
             )
         with explained():
             derivatives = derivatives_of(
-                lambda p: loss(p, self.context), params, constant=remember == "first_order"
+                lambda p: dependent(loss)(p, self.context),
+                params,
+                constant=remember == "first_order",
             )
             params, state = self.optimizer.update(derivatives, state, params, hyper)
         return params, state, derivatives.loss
