@@ -324,3 +324,8 @@ def test_square_root_blocks_remember_less_than_every_step() -> None:
     optimizer = sgd(0.1, momentum=0.9)
     every = remembered_bytes("checkpoint", 49, optimizer)
     assert remembered_bytes(Checkpoint(None), 49, optimizer) < 0.4 * every
+
+
+def test_a_loss_without_parameters_is_refused_for_newton_too() -> None:
+    with pytest.raises(ValueError, match="does not depend on the parameters"):
+        unroll(lambda p, step: torch.ones(()), {"w": torch.ones(2)}, newton(), 2)
