@@ -303,6 +303,20 @@ def test_float32_at_extreme_scales() -> None:
     assert torch.autograd.grad(moved.sum(), steep)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("radius", [None, 0.5])
+def test_a_huge_hessian_does_not_end_the_batch(radius: float | None) -> None:
+    """As after an inner loop that has diverged for one of the tasks."""
+    factors = randn(4, 41, 10).float() * torch.tensor([1.0, 1e12, 1e17, 3e18])[:, None, None]
+    hessian = factors @ factors.mT + torch.eye(41)
+    x, mode = randn(4, 41, seed=2).float(), randn(4, 41, seed=3).float()
+    moved = steps(quadratic(mode, hessian), x, trust_radius=radius)
+    assert moved.isfinite().all()
+    alone = steps(quadratic(mode[:1], hessian[:1]), x[:1], trust_radius=radius)
+    torch.testing.assert_close(moved[:1], alone)
+    if radius is not None:
+        assert ((moved - x).norm(dim=-1) <= radius * 1.0001).all()
+
+
 def test_a_learned_radius_counts_by_its_magnitude() -> None:
     x = torch.full((1, 2), 9.0, dtype=F64)
     for radius in (0.5, -0.5):

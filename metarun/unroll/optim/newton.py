@@ -48,7 +48,7 @@ def newton(
       each would get the sum of its row of blocks of the whole Hessian, and that is exactly zero
       for softmax regression, because adding the same to all rows changes no probability.
 
-    A variable whose gradient or Hessian is not finite, or which both are zero, stays where it
+    A variable whose gradient or Hessian is not finite (or nearly not), or both zero, stays where it
     is and its step is a constant; the rest of its batch moves. Zero gradients and repeated
     eigenvalues have finite derivatives.
 
@@ -119,7 +119,8 @@ def newton_direction(
         (..., D, D), which is NaN where a variable stays for lack of usable derivatives.
     """
     flat = torch.cat([gradient[..., None], hessian], dim=-1).flatten(-2)
-    usable = (flat.isfinite().all(-1) & (flat != 0).any(-1))[..., None]
+    within = flat.abs() < torch.finfo(flat.dtype).max / 1e4  # room for sums; false for NaN
+    usable = (within.all(-1) & (flat != 0).any(-1))[..., None]
     eye = torch.eye(gradient.shape[-1], dtype=gradient.dtype, device=gradient.device)
     # Replaced before anything is computed of them: LAPACK refuses a whole batch for one NaN,
     # and a NaN that is only masked afterwards returns in the derivative.
@@ -163,7 +164,9 @@ def _shift(gradient: Tensor, hessian: Tensor, semi_axes: Tensor | None) -> Tenso
 def _lowest_eigenvalue(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """(..., 1) the smallest eigenvalue, and how far from zero it can be told."""
     # Eigenvalues alone: unlike eigenvectors they have a finite derivative where some coincide.
-    eigenvalues = torch.linalg.eigvalsh(matrix)
+    # LAPACK fails on entries whose squares overflow, and one failure ends the whole batch.
+    unit = matrix.detach().abs().amax((-2, -1)).clamp(min=torch.finfo(matrix.dtype).tiny)[..., None]
+    eigenvalues = unit * torch.linalg.eigvalsh(matrix / unit[..., None])
     scale = eigenvalues.abs().amax(-1, keepdim=True)
     numbers = torch.finfo(matrix.dtype)
     rounding = numbers.eps * (matrix.shape[-1] + 2) * scale
