@@ -362,7 +362,7 @@ def test_an_unroll_has_the_same_derivatives_under_vmap_grad_and_autograd() -> No
     )
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_forward_mode_agrees_with_reverse_mode() -> None:
     features, labels = randn(6, 4), torch.arange(3).repeat(2)
     w, b = randn(3, 4, seed=1), randn(3, seed=2)
