@@ -91,10 +91,16 @@ def test_steps_are_those_of_torch_from_a_fresh_and_from_a_used_optimizer(kind, a
     assert_same(found, list(net.parameters()))
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_torch_goes_on_from_where_the_unroll_stands(kind) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_torch_goes_on_from_where_the_unroll_stands(name: str) -> None:
     net, theirs = model(), model()
-    opt, torch_opt = kind(list(net.parameters())), kind(list(theirs.parameters()))
+
+    def parts(net: nn.Module) -> list[Any]:
+        first, second = list(net[0].parameters()), list(net[2].parameters())
+        whole = [*first, *second]
+        return whole if name == "Muon" else [{"params": second, "lr": 0.02}, {"params": first}]
+
+    opt, torch_opt = KINDS[name](parts(net)), KINDS[name](parts(theirs))
     with higher.innerloop_ctx(net, opt) as (fmodel, diffopt):
         for step in range(2):
             diffopt.step(loss_of(fmodel, step))
