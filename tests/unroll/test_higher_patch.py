@@ -225,7 +225,7 @@ def test_submodules_methods_and_attributes_show_the_current_fast_weights() -> No
     assert_same(fmodel.head.forward(hidden), F.linear(hidden, w2, b2))
     assert fmodel.head.weight is w2
     assert list(fmodel.head.parameters()) == [w2, b2]
-    assert [name for name, _ in fmodel.named_parameters()] == fmodel_names(model)
+    assert [name for name, _ in fmodel.named_parameters()] == names_of(model)
     assert dict(fmodel.named_parameters())["head.bias"] is b2
     assert_same(fmodel.state_dict()["head.weight"], w2)
     assert list(fmodel.parameters(recurse=False)) == []
@@ -234,7 +234,7 @@ def test_submodules_methods_and_attributes_show_the_current_fast_weights() -> No
     assert_same(fmodel.forward(x, params=params), F.linear(hidden, w2, b2))
 
 
-def fmodel_names(model: nn.Module) -> list[str]:
+def names_of(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters()]
 
 

@@ -6,6 +6,8 @@ model's own code on them, so that whatever reads a parameter sees the current on
 pass, a submodule or another method that is called directly, hooks, parametrizations, modules
 that read the weights of their submodules (`nn.MultiheadAttention`), and `state_dict`. A
 parameter that is used in several places is one fast weight. The user's model is never touched.
+(`torch.func.functional_call` exchanges parameters too, but for the length of one call of the whole
+model only.)
 
 The classes are made from the model's: `isinstance(fmodel, MyModel)` holds.
 """
