@@ -72,7 +72,7 @@ class EngineConfig:
     batching: str = "auto"  # auto, vmap or loop
     chunk: int | None = None  # tasks at a time under vmap; null: all
     precision: str = "float32"  # float32 or float64
-    gradient: str = "auto"  # auto (by algo.order), reverse, checkpoint, mixed, truncated, implicit …
+    gradient: str = "auto"  # auto (by algo.order), reverse, checkpoint, mixed, truncated …
     last: int = 1  # truncated: inner steps, the last ones, that are differentiated through
     block: int | None = 1  # checkpoint: inner steps in a block; null: the root of their number
     proximal: float = 2.0  # implicit: weight of the pull to the initial weights
