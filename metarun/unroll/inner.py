@@ -40,13 +40,16 @@ def inner_gradient(
     """
 
     def gradient(given: tuple[Params, Any]) -> tuple[Params, Tensor]:
-        grads, value = torch.func.grad_and_value(dependent(loss))(*given)
-        return grads, value
+        params, context = given
+        # By vjp, not grad_and_value: that one prepares a second derivative even where none can
+        # follow, in first order and in what is recomputed later.
+        value, pull = torch.func.vjp(lambda p: dependent(loss)(p, context), params)[:2]
+        return pull(torch.ones_like(value))[0], value
 
     if remember == "reverse":
         return gradient((params, context))
     if remember == "first_order":
-        # `torch.func.grad` differentiates within its own level whatever surrounds it; no_grad
+        # `torch.func.vjp` differentiates within its own level whatever surrounds it; no_grad
         # outside it only keeps the *outer* level from recording, which is first order exactly.
         with torch.no_grad():
             return gradient((params, context))
@@ -58,7 +61,7 @@ def inner_gradient(
 
 
 def dependent(loss: ContextLoss) -> ContextLoss:
-    """The loss, which must depend on the parameters; for use within `torch.func.grad`."""
+    """The loss, which must depend on the parameters; for use within `torch.func.vjp` or `grad`."""
 
     def checked(params: Params, context: Any) -> Tensor:
         value = loss(params, context)
