@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metarun.unroll.inner import or_by_reverse
+from metarun.unroll.forward_mode import jvp
+from metarun.unroll.inner import or_by_reverse, scalar
 from metarun.unroll.optim.base import Params
 from metarun.unroll.recompute import Pullback, RandomState, flattened, of_wanted, recomputed
 
@@ -29,8 +30,9 @@ class _Block(NamedTuple):
         return {own: params[name] for own, name in self.names.items() if name in params}
 
     def __call__(self, own: Params, x: Tensor) -> Tensor:
+        others = {n: p.detach() for n, p in self.module.named_parameters() if n not in own}
         with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no 2nd derivative
-            outputs: Tensor = torch.func.functional_call(self.module, own, (x,))
+            outputs: Tensor = torch.func.functional_call(self.module, {**others, **own}, (x,))
         return outputs
 
 
@@ -39,7 +41,7 @@ class BlockLoss:
 
     It can be given to `unroll` as any loss; `gradient="mixed"` then works a block at a time.
     The parameters of the blocks come from `params` only (names as in
-    `model.named_parameters()`; a parameter that is missing there keeps its value in the model);
+    `model.named_parameters()`; one that is missing there keeps its value, as a constant);
     the context enters by `inputs` and `loss`.
 
     Args:
@@ -64,11 +66,25 @@ class BlockLoss:
         self.loss = loss
 
     def __call__(self, params: Params, context: Any) -> Tensor:
-        """The loss as one function, the same for each step."""
+        """The loss as one function, the same for each step.
+
+        Raises:
+            ValueError: a parameter that no block has, or a loss that is no scalar.
+        """
+        self.check_names(params)
         x = self.inputs(context)
         for block in self.blocks:
             x = block(block.of(params), x)
-        return self.loss(x, context)
+        return scalar(self.loss(x, context))
+
+    def check_names(self, params: Params) -> None:
+        """Refuse parameters that are not the model's."""
+        known = {name for block in self.blocks for name in block.names.values()}
+        if unknown := [name for name in params if name not in known]:
+            raise ValueError(
+                f"no block has {', '.join(unknown)}: params must be named as in "
+                f"model.named_parameters(), which has {', '.join(sorted(known))}"
+            )
 
 
 def blockwise_gradient(loss: BlockLoss, params: Params, context: Any) -> tuple[Params, Tensor]:
@@ -82,12 +98,13 @@ def blockwise_gradient(loss: BlockLoss, params: Params, context: Any) -> tuple[P
 
 def block_gradient(loss: BlockLoss, params: Params, context: Any) -> tuple[Params, Tensor]:
     """The gradient and the value of a loss, with the graph of one block at a time."""
+    loss.check_names(params)
     x, xs, states = loss.inputs(context), [], []
     for block in loss.blocks:
         xs.append(x)
         states.append(RandomState([x]))
         x = block(block.of(params), x)
-    cotangent, value = torch.func.grad_and_value(loss.loss)(x, context)
+    cotangent, value = torch.func.grad_and_value(lambda x: scalar(loss.loss(x, context)))(x)
     grads: Params = {name: torch.zeros_like(p) for name, p in params.items()}
     for block, x, state in zip(reversed(loss.blocks), reversed(xs), reversed(states), strict=True):
         with state.restored():
@@ -124,7 +141,7 @@ def by_blocks(loss: BlockLoss, params: Params, context: Any) -> Pullback:
             dxs.append(dx)
             states.append(RandomState([x]))
             function, *at = _floating(block, block.of(values), x)
-            x, dx = _jvp(function, tuple(at), (block.of(tangents), dx)[: len(at)])
+            x, dx = jvp(function, tuple(at), (block.of(tangents), dx)[: len(at)])
 
         flat_loss = flattened(lambda both: loss.loss(*both), (x, context))
 
@@ -134,7 +151,7 @@ def by_blocks(loss: BlockLoss, params: Params, context: Any) -> Pullback:
             found: tuple[Tensor, ...] = grads
             return found
 
-        (c, *phi_grads), (dc, *phi_products) = _jvp(loss_gradient, (x,), (dx,))
+        (c, *phi_grads), (dc, *phi_products) = jvp(loss_gradient, (x,), (dx,))
         grads: Params = {name: torch.zeros_like(p) for name, p in values.items()}
         for block, x, dx, state in zip(
             reversed(loss.blocks), reversed(xs), reversed(dxs), reversed(states), strict=True
@@ -143,10 +160,10 @@ def by_blocks(loss: BlockLoss, params: Params, context: Any) -> Pullback:
             with state.restored():
                 if x.is_floating_point():
                     back = partial(_back, block)
-                    (of_own, c), (d_of_own, dc) = _jvp(back, (own, c, x), (d_own, dc, dx))
+                    (of_own, c), (d_of_own, dc) = jvp(back, (own, c, x), (d_own, dc, dx))
                 else:
                     back = partial(_back, block, x=x)
-                    (of_own,), (d_of_own,) = _jvp(back, (own, c), (d_own, dc))
+                    (of_own,), (d_of_own,) = jvp(back, (own, c), (d_own, dc))
             _add(grads, block, {n: of_value * of_own[n] + d_of_own[n] for n in own})
 
         through_loss = [of_value * g + h for g, h in zip(phi_grads, phi_products, strict=True)]
@@ -174,8 +191,3 @@ def _back(block: _Block, own: Params, cotangent: Tensor, x: Tensor) -> Any:
 def _add(totals: Params, block: _Block, grads: Params) -> None:
     for own, grad in grads.items():
         totals[block.names[own]] = totals[block.names[own]] + grad
-
-
-def _jvp(fn: Callable[..., Any], at: tuple[Any, ...], along: tuple[Any, ...]) -> tuple[Any, Any]:
-    value, tangent = torch.func.jvp(fn, at, along)[:2]
-    return value, tangent

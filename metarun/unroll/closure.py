@@ -14,27 +14,46 @@ from metarun.unroll.recompute import RandomState, tensor_leaves
 
 
 class ClosureError(ValueError):
-    """The inner loss depends on a tensor that it was not given."""
+    """The inner loop depends on a tensor that it was not given."""
 
 
 class _Watch(TorchFunctionMode):
-    # Nothing that the function was given, or that it makes itself, requires a gradient or is
-    # wrapped by a transform while it is evaluated as below: such a tensor comes from outside.
+    """Refuses tensors from outside that need gradients or belong to a surrounding transform.
+
+    What the watched function is given is plain, and gradients are disabled around it. So a
+    tensor that requires them where they are disabled, or that a transform outside has wrapped,
+    comes from outside, unless an operation inside has returned it. Transforms of the function's
+    own have deeper levels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = _functorch.maybe_current_level() or 0
+        self.made: dict[int, Tensor] = {}  # alive, so that no other tensor takes its identity
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and not torch.is_grad_enabled():
-                mapped = _functorch.is_functorch_wrapped_tensor(leaf)
-                if (mapped and _functorch.maybe_current_level() is None) or leaf.requires_grad:
-                    raise ClosureError(
-                        f"the inner loss uses a tensor of shape {_shape(leaf)} that requires "
-                        "gradients or is mapped over tasks, but is neither in params nor in "
-                        "context, so this gradient mode would lose its gradient: give it as "
-                        "unroll(…, context=…), or detach it if it is a constant"
-                    )
-        return func(*args, **kwargs)
+        outputs = func(*args, **(kwargs or {}))
+        made = tensor_leaves(outputs)
+        if made:  # not where only a shape, say, was asked for
+            for leaf in tensor_leaves((args, kwargs or {})):
+                if id(leaf) not in self.made:
+                    self._check(leaf, detaches=func is Tensor.detach)
+        self.made |= {id(leaf): leaf for leaf in made}
+        return outputs
+
+    def _check(self, x: Tensor, detaches: bool) -> None:
+        wrapped = _functorch.is_functorch_wrapped_tensor(x)
+        if wrapped and not 1 <= _functorch.maybe_get_level(x) <= self.depth:
+            return  # of a transform inside, under way or just over
+        if wrapped or (x.requires_grad and not torch.is_grad_enabled() and not detaches):
+            raise ClosureError(
+                f"the inner loop uses a tensor of shape {_shape(x)} that requires gradients or "
+                "is mapped over tasks, but is neither in params nor in context, so this gradient "
+                "mode would lose its gradient: give it as unroll(…, context=…) in a pytree of "
+                "dicts, lists and tuples, or detach it if it is a constant"
+            )
 
 
 def check_closure(fn: Callable[[Any], Any], inputs: Any) -> None:
@@ -46,8 +65,9 @@ def check_closure(fn: Callable[[Any], Any], inputs: Any) -> None:
     """
     with temporarily_clear_interpreter_stack(), torch.no_grad():
         plain = pytree.tree_map(lambda x: _plain(x) if isinstance(x, Tensor) else x, inputs)
-        with RandomState(tensor_leaves(plain)).restored(), _Watch():
-            fn(plain)
+        random_state = RandomState(tensor_leaves(plain))
+    with torch.no_grad(), random_state.restored(), _Watch():
+        fn(plain)
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -57,7 +77,7 @@ def _plain(x: Tensor) -> Tensor:
         x = _functorch.get_unwrapped(x)
         if task_dim is not None:
             x = x.select(task_dim, 0)
-    return x.detach()
+    return x.detach().clone()  # so that a loss which writes on its arguments writes on this
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
 from metarun.unroll.advice import explained
 from metarun.unroll.blocks import BlockLoss, blockwise_gradient
 from metarun.unroll.closure import check_closure
 from metarun.unroll.derivatives import derivatives_of
-from metarun.unroll.evolution import by_evolution
+from metarun.unroll.evolution import by_evolution, draw_seed
+from metarun.unroll.forward_mode import detached
 from metarun.unroll.gradients import (
     Checkpoint,
     Evolution,
@@ -23,7 +23,7 @@ from metarun.unroll.gradients import (
     parse_gradient,
 )
 from metarun.unroll.implicit import attach_implicit
-from metarun.unroll.inner import ContextLoss, Remember, dependent, inner_gradient
+from metarun.unroll.inner import ContextLoss, Remember, dependent, inner_gradient, scalar
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
 from metarun.unroll.recompute import Pullback, by_reverse, distinct, recomputed, tensor_leaves
 
@@ -36,7 +36,8 @@ class Unrolled(NamedTuple):
     Attributes:
         params: the fast weights after the last step.
         state: the optimizer's state after the last step.
-        losses: (steps,) the inner loss before each step.
+        losses: (steps,) the inner loss before each step; constants in "first_order" and
+            "implicit", and before the last steps of `Truncated`.
         observed: what `observe` returned, for the start and after each step (steps + 1 items,
             or none without `observe`).
     """
@@ -82,14 +83,15 @@ def unroll(
     Args:
         loss_fn: `loss_fn(params, step)`, or `loss_fn(params, step, context)` if there is a
             context, gives the scalar inner loss of step 0, 1, …. May be a
-            `metarun.unroll.BlockLoss`.
+            `metarun.unroll.BlockLoss`. "implicit" takes its Hessian from the last step's loss.
         params: the initial fast weights; only these are adapted.
         optimizer: see `metarun.unroll.optim`. For a `LossOptimizer`, "first_order" takes the
             Hessians as constants too.
         steps: number of inner steps, 0 or more.
         context: a pytree with whatever else the loss depends on: meta-parameters, data. Modes
             other than "reverse", "first_order" and truncated ones see the tensors given here
-            only: they refuse a loss that closes over others that need gradients or are mapped.
+            only: they refuse a loss that closes over others that need gradients or are mapped
+            (as they find at the first and at the last step).
         hyper: hyperparameters, or a function of the step that gives them (learned values a
             step, schedules); the optimizer's own defaults if absent.
         state: the optimizer state to go on from; a fresh one if absent.
@@ -97,10 +99,10 @@ def unroll(
         observe: called on the fast weights at the start and after each step.
 
     Raises:
-        ValueError: an unknown gradient mode, a negative number of steps, a loss that is no
-            scalar, does not depend on the parameters, or closes over tensors whose gradient
-            would be lost; hyperparameters that need a gradient under "implicit"; `observe`
-            where a mode does not visit each step.
+        ValueError: an unknown gradient mode, a negative number of steps, names in `hyper` that
+            are not the optimizer's, a loss that is no scalar, does not depend on the parameters,
+            or closes over tensors whose gradient would be lost; hyperparameters that need a
+            gradient under "implicit"; `observe` where a mode does not visit each step.
     """
     mode = parse_gradient(gradient)
     if steps < 0:
@@ -115,15 +117,17 @@ def unroll(
     path = _Path(loss_at, optimizer, context, hyper_at, observe)
     if not isinstance(mode, Implicit) and not torch.is_grad_enabled():
         mode = "reverse"  # there is nothing to remember, and nothing to recompute
-    if mode in ("checkpoint", "mixed") or isinstance(mode, Checkpoint | Implicit | Evolution):
-        check_closure(lambda given: loss_at(0)(*given), (params, context))
+    if mode == "mixed" or isinstance(mode, Checkpoint | Implicit | Evolution):
+        for step in sorted({0, steps - 1}) if steps else ():
+            given = (params, state, context, hyper_at(step))
+            check_closure(partial(_evaluated, path, step), given)
 
     if isinstance(mode, Truncated):
         return _truncated(path, params, state, steps, mode.last)
     if isinstance(mode, Implicit):
         return _implicit(path, params, state, steps, mode)
     if isinstance(mode, Evolution):
-        return _in_blocks(path, params, state, [range(steps)], by_evolution(mode))
+        return _in_blocks(path, params, state, [range(steps)], by_evolution(mode, draw_seed()))
     if isinstance(mode, Checkpoint):
         size = mode.size(steps)
         if size > 1 or isinstance(optimizer, LossOptimizer):
@@ -161,6 +165,7 @@ class _Path(NamedTuple):
         """One step: the new parameters and state, and the loss before it."""
         loss = self.loss_at(step)
         hyper = self.hyper_at(step)
+        _check_hyper(hyper, self.optimizer)
         if isinstance(self.optimizer, LossOptimizer):
             return self._take_loss_driven(loss, params, state, hyper, remember)
         with explained():
@@ -168,8 +173,14 @@ class _Path(NamedTuple):
                 grads, value = blockwise_gradient(loss, params, self.context)
             else:
                 grads, value = inner_gradient(loss, params, self.context, remember)
-        params, state = self.optimizer.update(grads, state, params, hyper)
-        return params, state, value
+        moved, state = self.optimizer.update(grads, state, params, hyper)
+        for name, p in params.items():
+            if moved[name].shape != p.shape:
+                raise ValueError(
+                    f"the step would turn {name} from shape {tuple(p.shape)} into "
+                    f"{tuple(moved[name].shape)}: hyperparameters must broadcast to parameters"
+                )
+        return moved, state, value
 
     def _take_loss_driven(
         self, loss: ContextLoss, params: Params, state: State, hyper: Hyper, remember: Remember
@@ -199,16 +210,28 @@ def _losses(loss_fn: LossFn, has_context: bool) -> Callable[[int], ContextLoss]:
         def loss(params: Params, context: Any) -> Tensor:
             with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no 2nd derivative
                 value = loss_fn(params, step, context) if has_context else loss_fn(params, step)
-            if not isinstance(value, Tensor) or value.dim() != 0:
-                seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(
-                    f"the inner loss must be a scalar tensor, not {seen}: take its mean or sum"
-                )
-            return value
+            return scalar(value)
 
         return loss
 
     return loss_at
+
+
+def _evaluated(path: _Path, step: int, given: Any) -> None:
+    """What a step computes apart from derivatives, for `check_closure`."""
+    params, state, context, hyper = given
+    path.loss_at(step)(params, context)
+    if isinstance(path.optimizer, InnerOptimizer):
+        path.optimizer.update(params, state, params, hyper)  # any gradient will do
+
+
+def _check_hyper(hyper: Hyper, optimizer: InnerOptimizer | LossOptimizer) -> None:
+    if set(hyper) != set(optimizer.hyper):
+        wrong = ", ".join(sorted(set(hyper) ^ set(optimizer.hyper)))
+        raise ValueError(
+            f"hyper must have the names {', '.join(optimizer.hyper)}, neither more nor less: "
+            f"see {wrong} (start from optimizer.hyper)"
+        )
 
 
 def _truncated(path: _Path, start: Params, state: State, steps: int, last: int) -> Unrolled:
@@ -216,7 +239,7 @@ def _truncated(path: _Path, start: Params, state: State, steps: int, last: int) 
     with torch.no_grad():
         early = path.walk(start, state, range(cut), "reverse")
     params = {name: _straight_through(start[name], early.params[name]) for name in start}
-    state = pytree.tree_map(lambda s: s.detach(), early.state) if cut else state
+    state = detached(early.state) if cut else state
     late = path.walk(params if cut else start, state, range(cut, steps), "reverse")
     losses = torch.cat([early.losses, late.losses])
     return late._replace(losses=losses, observed=early.observed[:-1] + late.observed)

@@ -111,11 +111,11 @@ def parse_gradient(gradient: GradientMode | str) -> Parsed:
     Raises:
         ValueError: an unknown name, or "truncated" without its number of steps.
     """
-    if not isinstance(gradient, str):
+    if isinstance(gradient, Truncated | Checkpoint | Implicit | Evolution):
         return gradient
     if gradient == "truncated":
         raise ValueError("gradient 'truncated' needs a length: give Truncated(last=…)")
-    if gradient not in get_args(GradientName):
+    if not isinstance(gradient, str) or gradient not in get_args(GradientName):
         allowed = ", ".join(get_args(GradientName))
         raise ValueError(f"unknown gradient mode {gradient!r}: choose one of {allowed}")
     modes: dict[str, Parsed] = {

@@ -28,9 +28,8 @@ def attach_implicit(
     """
     fixed = {name: p.detach() for name, p in solution.items()}
     given = (fixed, start, context)
-    attached: Params = recomputed(
-        lambda each: dict(each[0]), given, _implicit_pullback(loss, given, mode)
-    )
+    pullback = _implicit_pullback(loss, given, mode)
+    attached: Params = recomputed(lambda each: dict(each[0]), given, pullback, keep_outputs=True)
     return attached
 
 
@@ -41,7 +40,8 @@ def _implicit_pullback(
     count = len(given[0])
 
     def pullback(_: Flat, inputs: Vector, cotangents: Vector, wanted: Sequence[int]) -> Vector:
-        point = [*inputs[:count], *inputs[2 * count :]]  # params and context
+        # At the solution as it came out, with its derivative, for the sake of second ones.
+        point = [*inputs[-count:], *inputs[2 * count : -count]]  # params and context
         of_context = [i - count for i in wanted if i >= 2 * count]
         moving = [*range(count), *of_context]
 

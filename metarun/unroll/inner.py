@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from metarun.unroll.forward_mode import detached, jvp
 from metarun.unroll.optim.base import Params
 from metarun.unroll.recompute import (
     Flat,
@@ -51,13 +52,25 @@ def inner_gradient(
     if remember == "first_order":
         # `torch.func.vjp` differentiates within its own level whatever surrounds it; no_grad
         # outside it only keeps the *outer* level from recording, which is first order exactly.
+        # Detached as well, because forward-mode tangents would pass through no_grad.
         with torch.no_grad():
-            return gradient((params, context))
+            constants: tuple[Params, Tensor] = detached(gradient((params, context)))
+        return constants
     pullback: Pullback = by_reverse
     if remember == "mixed":
         pullback = by_forward_over_reverse(loss, (params, context))
     found: tuple[Params, Tensor] = recomputed(gradient, (params, context), pullback)
     return found
+
+
+def scalar(value: Any) -> Tensor:
+    """The value of a loss, which must be one number."""
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"the inner loss must be a scalar tensor, not {seen}: take its mean or sum"
+        )
+    return value
 
 
 def dependent(loss: ContextLoss) -> ContextLoss:
@@ -100,8 +113,7 @@ def by_forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pul
             values = tuple(every[i] for i in wanted)
             return torch.func.grad_and_value(scalar, argnums=tuple(range(len(wanted))))(*values)
 
-        both = torch.func.jvp(wanted_gradient, params, tuple(along))
-        (grads, _), (products, _) = both[0], both[1]
+        (grads, _), (products, _) = jvp(wanted_gradient, params, tuple(along))
         return [product + of_value * grad for product, grad in zip(products, grads, strict=True)]
 
     return or_by_reverse(pullback)
@@ -131,6 +143,8 @@ def _warn_without_forward_mode(error: RuntimeError) -> None:
     missing = re.search(r"forward AD with (\S+) that does not support it", text)
     if missing:
         operation = missing.group(1)
+    elif "must implement the jvp function" in text:
+        operation = "a custom autograd.Function"
     elif "ZeroTensors are immutable" in text:
         operation = "mse_loss, or another that writes over a zero tangent"
     else:

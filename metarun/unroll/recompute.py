@@ -1,7 +1,7 @@
 """Functions with a backward pass of one's own, which keep their inputs and nothing else."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,8 @@ Pullback = Callable[[Flat, Sequence[Tensor], Sequence[Tensor], Sequence[int]], S
 class _Plan(NamedTuple):
     fn: Flat
     pullback: Pullback
-    random_state: "RandomState"
+    surroundings: "Surroundings"
+    keep_outputs: bool
 
 
 class _Recomputed(torch.autograd.Function):
@@ -31,31 +32,35 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.plan = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_backward(*inputs[1:], *(output if ctx.plan.keep_outputs else ()))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        inputs: Sequence[Tensor] = ctx.saved_tensors
+        saved: Sequence[Tensor] = ctx.saved_tensors
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        with ctx.plan.random_state.restored():
-            found = ctx.plan.pullback(ctx.plan.fn, inputs, cotangents, wanted)
-        grads: list[Tensor | None] = [None] * len(inputs)
+        with ctx.plan.surroundings.restored():
+            found = ctx.plan.pullback(ctx.plan.fn, saved, cotangents, wanted)
+        grads: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 1)
         for i, grad in zip(wanted, found, strict=True):
             grads[i] = grad
         return None, *grads
 
 
-def recomputed(fn: Callable[[Any], Any], inputs: Any, pullback: Pullback) -> Any:
+def recomputed(
+    fn: Callable[[Any], Any], inputs: Any, pullback: Pullback, keep_outputs: bool = False
+) -> Any:
     """`fn(inputs)`, differentiated by `pullback` and remembered by its inputs alone.
 
-    Random numbers are drawn again as they were: a pullback that calls `fn` sees the same
-    dropout masks. Works under `torch.func.vmap` and `torch.func.grad`, inside and out.
+    Random numbers are drawn again as they were, and under the same autocast: a pullback that
+    calls `fn` sees the same dropout masks and precision. Works under `torch.func.vmap` and
+    `torch.func.grad`, inside and out.
 
     Args:
         fn: from a pytree to a pytree of tensors. A tensor that it closes over gets no gradient
             (see `metarun.unroll.closure`).
         inputs: a pytree; what is no tensor in it is a constant.
         pullback: see `Pullback`.
+        keep_outputs: give the pullback the outputs too, behind the inputs.
     """
     of_tensors = flattened(fn, inputs)
     structures: list[pytree.TreeSpec] = []
@@ -67,7 +72,8 @@ def recomputed(fn: Callable[[Any], Any], inputs: Any, pullback: Pullback) -> Any
         return tuple(out.clone() if any(out is t for t in tensors) else out for out in outputs)
 
     tensors = tensor_leaves(inputs)
-    outputs = _Recomputed.apply(_Plan(flat, pullback, RandomState(tensors)), *tensors)
+    plan = _Plan(flat, pullback, Surroundings(tensors), keep_outputs)
+    outputs = _Recomputed.apply(plan, *tensors)
     return pytree.tree_unflatten(list(outputs), structures[0])
 
 
@@ -132,6 +138,26 @@ def by_reverse(
     return grads
 
 
+class Surroundings:
+    """The random state and the autocast that a computation ran under."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.random_state = RandomState(tensors)
+        self.autocasts = [
+            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+            for kind in sorted({"cpu", *(t.device.type for t in tensors)})
+        ]
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Them inside the block, what was before after it."""
+        with ExitStack() as stack:
+            stack.enter_context(self.random_state.restored())
+            for kind, dtype, enabled in self.autocasts:
+                stack.enter_context(torch.autocast(kind, dtype, enabled))
+            yield
+
+
 class RandomState:
     """The random state of the CPU and of the CUDA devices that tensors are on."""
 
@@ -139,6 +165,15 @@ class RandomState:
         self.devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
         self.cpu = torch.get_rng_state()
         self.cuda = [torch.cuda.get_rng_state(device) for device in self.devices]
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """A fresh state inside the block, on the same devices; what it was before after it."""
+        with torch.random.fork_rng(self.devices):
+            torch.default_generator.manual_seed(seed)
+            for device in self.devices:
+                torch.cuda.default_generators[device].manual_seed(seed)
+            yield
 
     @contextmanager
     def restored(self) -> Iterator[None]:

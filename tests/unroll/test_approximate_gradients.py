@@ -301,3 +301,58 @@ def task_of(w: Tensor, context: Tensor) -> Tensor:
 def test_impossible_options_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_evolution_tries_other_points_at_each_call() -> None:
+    w = torch.zeros(3, dtype=F64, requires_grad=True)
+    torch.manual_seed(0)
+    found = []
+    for _ in range(4):
+        end = unroll(
+            loss_fn, {"w": w}, sgd(0.1), 2, context=torch.ones(3, dtype=F64), gradient=Evolution(1)
+        )
+        found.append(torch.autograd.grad(end.params["w"].sum(), w)[0])
+    assert torch.linalg.matrix_rank(torch.stack(found)) == 3
+
+
+def test_evolution_compares_under_the_same_dropout() -> None:
+    w = torch.ones(2, dtype=F64, requires_grad=True)
+
+    def loss(params: dict[str, Tensor], step: int) -> Tensor:
+        return torch.nn.functional.dropout(params["w"], 0.5).pow(2).sum() / 2
+
+    torch.manual_seed(3)
+    end = unroll(loss, {"w": w}, sgd(0.2), 1, gradient=Evolution(samples=400, sigma=1e-3))
+    slope = end.params["w"].detach()  # the map is linear: each end is its own slope, at one
+    ours = torch.autograd.grad(end.params["w"].sum(), w)[0]
+    torch.testing.assert_close(ours, slope, rtol=0, atol=0.25)
+
+
+def test_implicit_gradients_have_second_derivatives() -> None:
+    mode = Implicit(2.0, solver_steps=3)
+
+    def slope(w: Tensor) -> Tensor:
+        end = unroll(lambda p, s: p["w"].pow(4).sum(), {"w": w}, sgd(0.05), 400, gradient=mode)
+        return torch.autograd.grad(end.params["w"].sum(), w, create_graph=True)[0]
+
+    w = torch.tensor([1.0, 0.6], dtype=F64, requires_grad=True)
+    (ours,) = torch.autograd.grad(slope(w).sum(), w)
+    step = 1e-5
+    by_differences = (slope(w + step) - slope(w - step)) / (2 * step)
+    torch.testing.assert_close(ours, by_differences.detach(), rtol=1e-6, atol=1e-8)
+
+
+def test_implicit_gradients_use_the_last_steps_loss() -> None:
+    w, context, _ = start()
+    end = unroll(loss_fn, {"w": w}, sgd(0.05), 4, context=context, gradient=Implicit(2.0))
+    ours = torch.autograd.grad(end.params["w"].sum(), w)[0]
+    point = end.params["w"].detach()
+    hessian = torch.func.hessian(lambda w: loss_fn({"w": w}, 3, context.detach()))(point)
+    expected = 2 * torch.linalg.solve(hessian + 2 * torch.eye(3), torch.ones(3, dtype=F64))
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=0)
+
+
+def test_conjugate_gradients_do_not_follow_a_direction_of_negative_curvature() -> None:
+    right = [torch.tensor([1.0, 1.0], dtype=F64)]
+    found = conjugate_gradients(lambda v: [-v[0]], right, 4)[0]
+    assert torch.equal(found, torch.zeros(2, dtype=F64))

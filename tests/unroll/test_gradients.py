@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, jvp
 
 from metarun.backbones.norm import BatchNorm
 from metarun.unroll import (
@@ -212,3 +212,139 @@ def test_torchs_own_norms_have_right_second_derivatives_under_vmap(norm) -> None
     loop, _ = of(model, sgd(0.1), "reverse", "loop")
     mapped, _ = of(model, sgd(0.1), "reverse", "vmap")
     assert relative_difference(mapped, loop) < 1e-10
+
+
+# ---------------------------------------------------------------- the same derivative, by any means
+
+
+def gradient_of(loss: Any, gradient: Any, start: Tensor, **options: Any) -> Tensor:
+    w = start.clone().requires_grad_()
+    end = unroll(loss, {"w": w}, sgd(0.1), 3, gradient=gradient, **options)
+    return torch.autograd.grad(end.params["w"].pow(2).sum(), w)[0]
+
+
+START = torch.tensor([0.5, -0.3, 0.8], dtype=F64)
+
+
+@pytest.mark.parametrize("gradient", EXACT.values(), ids=EXACT)
+def test_what_a_loss_computes_without_gradients_is_a_constant_in_every_mode(gradient: Any) -> None:
+    """A teacher or a pseudo-label: tangents would pass through no_grad, graphs do not."""
+
+    def loss(params: dict[str, Tensor], step: int) -> Tensor:
+        with torch.no_grad():
+            target = params["w"].exp()
+        return (params["w"] * target).pow(2).sum()
+
+    exact = gradient_of(loss, "reverse", START)
+    torch.testing.assert_close(gradient_of(loss, gradient, START), exact, rtol=1e-12, atol=0)
+
+
+def test_forward_mode_stops_where_first_order_does() -> None:
+    def end(w: Tensor) -> Tensor:
+        unrolled = unroll(
+            lambda p, step: p["w"].pow(4).sum(), {"w": w}, sgd(0.1), 2, gradient="first_order"
+        )
+        return unrolled.params["w"].pow(2).sum()
+
+    direction = torch.tensor([1.0, 2.0, -0.5], dtype=F64)
+    _, tangent = jvp(end, (START,), (direction,))
+    torch.testing.assert_close(tangent, torch.func.grad(end)(START) @ direction)
+
+
+@pytest.mark.parametrize("inner", ["reverse", "checkpoint", "mixed", "first_order"])
+@pytest.mark.parametrize("gradient", EXACT.values(), ids=EXACT)
+@pytest.mark.filterwarnings("ignore:gradient='mixed' falls back")
+def test_unrolls_can_be_nested(gradient: Any, inner: Any) -> None:
+    """An inner loop inside the loss of another."""
+
+    def loss(params: dict[str, Tensor], step: int) -> Tensor:
+        nested = unroll(
+            lambda q, t, w: (q["b"] - w).pow(4).sum(),
+            {"b": torch.zeros_like(params["w"])},
+            sgd(0.1),
+            2,
+            context=params["w"],
+            hyper={**sgd().hyper, "lr": 0.1 + params["w"].pow(2).mean()},
+            gradient=inner,
+        )
+        return nested.params["b"].pow(2).sum() + params["w"].pow(4).sum()
+
+    exact = gradient_of(loss, "reverse", START)
+    torch.testing.assert_close(gradient_of(loss, gradient, START), exact, rtol=1e-10, atol=0)
+
+
+def test_losses_may_use_derivatives_of_their_own() -> None:
+    def penalised(params: dict[str, Tensor], step: int) -> Tensor:
+        slope = torch.func.vjp(lambda w: w.pow(3).sum(), params["w"])[1](torch.ones((), dtype=F64))
+        return params["w"].sin().sum() + slope[0].pow(2).sum()
+
+    exact = gradient_of(penalised, "reverse", START)
+    for gradient in EXACT.values():
+        ours = gradient_of(penalised, gradient, START)
+        torch.testing.assert_close(ours, exact, rtol=1e-10, atol=0)
+
+
+def test_recomputing_happens_under_the_autocast_of_the_forward_pass() -> None:
+    seen = []
+
+    def loss(params: dict[str, Tensor], step: int) -> Tensor:
+        product = params["w"] @ torch.ones(3, 2)
+        seen.append(product.dtype)
+        return product.float().pow(2).sum()
+
+    w = torch.ones(2, 3, requires_grad=True)
+    for gradient in ("checkpoint", "mixed"):
+        with torch.autocast("cpu", torch.bfloat16):
+            end = unroll(loss, {"w": w}, sgd(0.01), 2, gradient=gradient)
+        torch.autograd.grad(end.params["w"].sum(), w)
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_third_derivatives_agree() -> None:
+    def curvature(gradient: Any) -> Tensor:
+        w = START.clone().requires_grad_()
+        end = unroll(lambda p, s: p["w"].pow(4).sum(), {"w": w}, sgd(0.1), 2, gradient=gradient)
+        (first,) = torch.autograd.grad(end.params["w"].sum(), w, create_graph=True)
+        return torch.autograd.grad(first.pow(2).sum(), w)[0]
+
+    for gradient in EXACT.values():
+        torch.testing.assert_close(curvature(gradient), curvature("reverse"), rtol=1e-10, atol=0)
+
+
+def test_a_block_loss_takes_the_other_parameters_from_the_model_as_constants() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x = torch.randn(5, 3, dtype=F64)
+    loss = BlockLoss(model, inputs=lambda c: c, loss=lambda out, c: out.pow(2).mean())
+    head = {n: p for n, p in model.named_parameters() if n.startswith("2.")}
+    grads = []
+    for gradient in ("reverse", "checkpoint", "mixed"):
+        end = unroll(loss, head, sgd(0.1), 3, context=x, gradient=gradient)
+        grads.append(torch.autograd.grad(loss(end.params, x), list(head.values())))
+    for ours in grads[1:]:
+        for a, b in zip(ours, grads[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+    for gradient in ("reverse", "mixed"):
+        with pytest.raises(ValueError, match=r"no block has 2\.weigth"):
+            unroll(loss, {"2.weigth": x}, sgd(0.1), 1, context=x, gradient=gradient)
+        vector = BlockLoss(model, inputs=lambda c: c, loss=lambda out, c: out.sum(0))
+        with pytest.raises(ValueError, match="must be a scalar"):
+            unroll(vector, head, sgd(0.1), 1, context=x, gradient=gradient)
+
+
+def test_block_losses_draw_random_inputs_again_as_they_were() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    loss = BlockLoss(
+        model,
+        inputs=lambda c: nn.functional.dropout(c[0] * c[1]),
+        loss=lambda out, c: out.pow(2).mean(),
+    )
+    x = torch.randn(4, 6, dtype=F64)
+    results = []
+    for gradient in ("reverse", "mixed"):
+        torch.manual_seed(0)
+        scale = torch.ones(6, dtype=F64, requires_grad=True)
+        params = dict(model.named_parameters())
+        end = unroll(loss, params, sgd(0.3), 3, context=(x, scale), gradient=gradient)
+        results.append(torch.autograd.grad(end.losses.sum(), scale)[0])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=0)

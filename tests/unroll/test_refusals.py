@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from metarun.unroll import Checkpoint, adam, meta_gradient, newton, sgd, unroll
+from metarun.unroll import Checkpoint, Truncated, adam, meta_gradient, newton, sgd, unroll
 from tests.unroll.test_gradients import relative_difference
 
 F64 = torch.float64
@@ -88,11 +88,13 @@ def test_a_closed_over_tensor_that_is_mapped_is_refused(gradient: Any) -> None:
 
 @pytest.mark.parametrize("gradient", RECOMPUTING, ids=str)
 def test_constants_may_be_closed_over(gradient: Any) -> None:
-    constant = torch.tensor([1.0, 2.0])
+    constant, learned = torch.tensor([1.0, 2.0]), torch.ones(2, requires_grad=True)
+
+    def loss(params: dict[str, Tensor], step: int) -> Tensor:
+        return (params["w"] * constant * learned.detach()).pow(2).sum() * learned.shape[0]
+
     w = torch.ones(2, requires_grad=True)
-    end = unroll(
-        lambda p, s: (p["w"] * constant).pow(2).sum(), {"w": w}, sgd(0.1), 2, gradient=gradient
-    )
+    end = unroll(loss, {"w": w}, sgd(0.1), 2, gradient=gradient)
     assert torch.autograd.grad(end.params["w"].sum(), w)[0].all()
 
 
@@ -329,3 +331,83 @@ def test_square_root_blocks_remember_less_than_every_step() -> None:
 def test_a_loss_without_parameters_is_refused_for_newton_too() -> None:
     with pytest.raises(ValueError, match="does not depend on the parameters"):
         unroll(lambda p, step: torch.ones(()), {"w": torch.ones(2)}, newton(), 2)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize("gradient", [None, 3, Truncated, "backward"], ids=str)
+def test_what_is_no_gradient_mode_is_refused(gradient: Any) -> None:
+    with pytest.raises(ValueError, match="choose one of reverse, first_order"):
+        unroll(square, {"w": torch.ones(2)}, sgd(0.1), 1, gradient=gradient)
+
+
+def test_hyperparameters_must_be_the_optimizers() -> None:
+    for hyper, wrong in (({**sgd().hyper, "LR": 3.0}, "LR"), ({"lr": 0.1}, "dampening, momentum")):
+        with pytest.raises(ValueError, match=f"neither more nor less: see {wrong}"):
+            unroll(square, {"w": torch.ones(2)}, sgd(), 1, hyper=hyper)
+
+
+def test_hyperparameters_must_broadcast_to_the_parameters() -> None:
+    hyper = {**sgd().hyper, "lr": torch.full((3, 1), 0.1)}
+    with pytest.raises(ValueError, match=r"turn w from shape \(2,\) into \(3, 2\)"):
+        unroll(square, {"w": torch.ones(2)}, sgd(), 1, hyper=hyper)
+
+
+@pytest.mark.parametrize("gradient", RECOMPUTING, ids=str)
+def test_a_closure_of_the_last_step_is_found_too(gradient: Any) -> None:
+    scale = torch.tensor(2.0, requires_grad=True)
+    with pytest.raises(ValueError, match="context="):
+        unroll(
+            lambda p, step: (p["w"] * (scale if step else 1.0)).pow(2).sum(),
+            {"w": torch.ones(2)},
+            sgd(0.1),
+            2,
+            gradient=gradient,
+        )
+
+
+@pytest.mark.parametrize("gradient", RECOMPUTING, ids=str)
+def test_a_closure_of_the_optimizer_is_found_too(gradient: Any) -> None:
+    scale = torch.tensor(2.0, requires_grad=True)
+    plain = sgd(0.1)
+
+    def update(grads: Any, state: Any, params: Any, hyper: Any) -> Any:
+        return plain.update({n: scale * g for n, g in grads.items()}, state, params, hyper)
+
+    with pytest.raises(ValueError, match="context="):
+        unroll(square, {"w": torch.ones(2)}, plain._replace(update=update), 2, gradient=gradient)
+
+
+class StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def test_custom_functions_without_a_forward_mode_fall_back_loudly_too() -> None:
+    def gradient(mode: Any) -> Tensor:
+        torch.manual_seed(0)
+        w = torch.tensor([0.4, 1.3], dtype=F64, requires_grad=True)
+        end = unroll(
+            lambda p, s: nn.functional.dropout(StraightThrough.apply(p["w"]) * p["w"], 0.3).sum(),
+            {"w": w},
+            sgd(0.1),
+            3,
+            gradient=mode,
+        )
+        return torch.autograd.grad(end.params["w"].pow(2).sum(), w)[0]
+
+    with pytest.warns(UserWarning, match=r"forward mode for a custom autograd\.Function"):
+        ours = gradient("mixed")
+    torch.testing.assert_close(ours, gradient("reverse"), rtol=1e-12, atol=0)

@@ -1,0 +1,44 @@
+"""Forward-mode derivatives that stop where reverse mode stops."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+
+class _StopWithoutGrad(TorchFunctionMode):
+    # torch's tangents pass through `torch.no_grad()`; a reverse-mode graph ends there, and the
+    # two must have the same derivative.
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        return outputs if torch.is_grad_enabled() else detached(outputs)
+
+
+def jvp(fn: Callable[..., Any], at: tuple[Any, ...], along: tuple[Any, ...]) -> tuple[Any, Any]:
+    """`torch.func.jvp` in which results of `torch.no_grad()` blocks inside `fn` are constants.
+
+    Args:
+        fn: a function of pytrees of tensors.
+        at: its arguments.
+        along: their tangents.
+
+    Returns:
+        The value and its tangent; themselves differentiable where gradients are enabled.
+    """
+    if not torch.is_grad_enabled():
+        at, along = detached(at), detached(along)  # enabled below, yet nothing to record
+    with torch.enable_grad(), _StopWithoutGrad():
+        value, tangent = torch.func.jvp(fn, at, along)[:2]
+    return value, tangent
+
+
+def detached(tree: Any) -> Any:
+    """A pytree whose floating-point tensors are constants."""
+    return pytree.tree_map(
+        lambda x: x.detach() if isinstance(x, Tensor) and x.is_floating_point() else x, tree
+    )
