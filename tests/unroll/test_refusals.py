@@ -411,3 +411,8 @@ def test_custom_functions_without_a_forward_mode_fall_back_loudly_too() -> None:
     with pytest.warns(UserWarning, match=r"forward mode for a custom autograd\.Function"):
         ours = gradient("mixed")
     torch.testing.assert_close(ours, gradient("reverse"), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("steps", "size"), [(0, 1), (1, 1), (2, 1), (49, 7), (50, 7)])
+def test_blocks_without_a_length_have_that_of_the_square_root(steps: int, size: int) -> None:
+    assert Checkpoint(None).size(steps) == size and Checkpoint(3).size(steps) == 3
