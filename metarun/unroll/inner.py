@@ -107,13 +107,16 @@ def by_forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pul
         *along, of_value = cotangents
         params = tuple(inputs[: len(along)])  # a pytree of (params, context) begins with params
 
-        def wanted_gradient(*moved: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        def wanted_gradient(*moved: Tensor) -> tuple[Tensor, ...]:
             every = [*moved, *inputs[len(along) :]]
-            scalar = of_wanted(flat_loss, every, wanted)
-            values = tuple(every[i] for i in wanted)
-            return torch.func.grad_and_value(scalar, argnums=tuple(range(len(wanted))))(*values)
+            of_targets = of_wanted(flat_loss, every, wanted)
+            value, pull = torch.func.vjp(of_targets, *(every[i] for i in wanted))[:2]
+            # Tangents need no graph of this gradient; only a third derivative does.
+            grads: tuple[Tensor, ...] = pull(torch.ones_like(value), create_graph=recording)
+            return grads
 
-        (grads, _), (products, _) = jvp(wanted_gradient, params, tuple(along))
+        recording = torch.is_grad_enabled()
+        grads, products = jvp(wanted_gradient, params, tuple(along))
         return [product + of_value * grad for product, grad in zip(products, grads, strict=True)]
 
     return or_by_reverse(pullback)
