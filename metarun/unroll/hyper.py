@@ -46,7 +46,8 @@ class LearnedHyper(NamedTuple):
 
     Attributes:
         initial: the meta-parameters' initial values, by key: "lr", or "lr/<parameter or
-            pattern>"; of shape (), or (steps,) where each inner step has its own.
+            pattern>"; of the shape of the value to start from, () for a number, and with a
+            first dimension of steps where each inner step has its own.
         at: `at(learned, step) -> hyper` for an inner step. Steps beyond the last learned one
             use that one's values.
     """
@@ -66,7 +67,8 @@ def learn_hyper(
     """Make the hyperparameters named in `learn` meta-parameters.
 
     Args:
-        hyper: the values to start from (after `group_settings`).
+        hyper: the values to start from (after `group_settings`). Where a hyperparameter has
+            values by parameter name for some parameters only, it is learned for these.
         learn: names in `hyper`.
         granularity: "global" learns one value (one for each group that sets it), "parameter"
             one for each parameter tensor, "step" one for each inner step, "parameter_step"
@@ -76,8 +78,11 @@ def learn_hyper(
         groups: the groups that `hyper` was made with.
 
     Raises:
-        ValueError: an unknown granularity or name, or a value to start from that is infinite.
+        ValueError: an unknown granularity or name, a value to start from that is infinite, one
+            learned value in place of several that differ, or no parameter with a value.
     """
+    if isinstance(learn, str):
+        raise ValueError(f"learn={learn!r}: give a list of names, such as [{learn!r}]")
     if granularity not in get_args(Granularity):
         allowed = ", ".join(get_args(Granularity))
         raise ValueError(f"unknown granularity {granularity!r}: choose one of {allowed}")
@@ -87,22 +92,33 @@ def learn_hyper(
     by_step = granularity in ("step", "parameter_step")
     if by_step and learn and steps < 1:
         raise ValueError(f"granularity {granularity!r} needs 1 inner step or more")
+    by_parameter = granularity in ("parameter", "parameter_step")
     keys: dict[str, dict[str, str]] = {}  # hyperparameter -> parameter -> key in `initial`
     initial: dict[str, Tensor] = {}
     for name in learn:
-        if granularity in ("parameter", "parameter_step"):
-            keys[name] = {p: f"{name}/{p}" for p in params}
+        value = hyper[name]
+        given = [p for p in params if not isinstance(value, Mapping) or p in value]
+        if not given:
+            raise ValueError(f"cannot learn {name!r}: no parameter has a value of it")
+        if by_parameter:
+            keys[name] = {p: f"{name}/{p}" for p in given}
         else:
-            labels = _labels(name, groups or {}, list(params))
+            labels = _labels(name, groups or {}, given)
             keys[name] = {p: name if g is None else f"{name}/{g}" for p, g in labels.items()}
+        stands_for: dict[str, Tensor] = {}
         for p, key in keys[name].items():
-            value = hyper[name]
             base = value[p] if isinstance(value, Mapping) else value
-            start = torch.as_tensor(base, dtype=torch.float64)
+            start = torch.as_tensor(base, dtype=torch.float64).detach()
             if not start.isfinite().all():
                 raise ValueError(f"cannot learn {name!r} from {base}: give it a finite value")
-            start = start.to(params[p]).detach()
-            initial[key] = start.expand(steps).clone() if by_step else start.clone()
+            if not torch.equal(stands_for.setdefault(key, start).cpu(), start.cpu()):
+                raise ValueError(
+                    f"cannot learn one {key!r} in place of values that differ, as that of {p} "
+                    "does: pass the groups that they come from, or choose granularity "
+                    f"{'parameter_step' if by_step else 'parameter'!r}"
+                )
+            start = start.to(params[p])
+            initial[key] = start.expand(steps, *start.shape).clone() if by_step else start.clone()
 
     def at(learned: Mapping[str, Tensor], step: int) -> Hyper:
         chosen = {

@@ -1,7 +1,7 @@
 """Running a function of one task over a batch of tasks, and its mean gradient."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -34,7 +34,11 @@ def map_tasks(
 
     Returns:
         The pytree that `fn` returns, with a first dimension of tasks.
+
+    Raises:
+        ValueError: an unknown batching, or a chunk below 1.
     """
+    _check(batching, chunk)
     parts = [_run(fn, meta, part, batching) for part in _chunks(tasks, batching, chunk)]
     return pytree.tree_map(lambda *leaves: torch.cat(leaves), *parts)
 
@@ -59,7 +63,11 @@ def meta_gradient(
     Returns:
         The gradients by name (zero where a loss does not depend on a meta-parameter), and
         `extra`, detached, with a first dimension of tasks.
+
+    Raises:
+        ValueError: as `map_tasks`.
     """
+    _check(batching, chunk)
     count = pytree.tree_leaves(tasks)[0].shape[0]
     totals = {name: torch.zeros_like(value) for name, value in meta.items()}
     gradient = _gradient_of_one if batching == "loop" else _gradients_of_many
@@ -92,6 +100,14 @@ def _run(fn: Callable[[Meta, Any], Any], meta: Meta, part: Any, batching: Batchi
         return torch.func.vmap(fn, in_dims=(None, 0), randomness="different")(meta, part)
     single = fn(meta, pytree.tree_map(lambda x: x[0], part))
     return pytree.tree_map(lambda x: x[None], single)
+
+
+def _check(batching: str, chunk: int | None) -> None:
+    if batching not in get_args(Batching):
+        allowed = ", ".join(get_args(Batching))
+        raise ValueError(f"unknown batching {batching!r}: choose one of {allowed}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk}: must be 1 or more, or None for all tasks at once")
 
 
 def _chunks(tasks: Any, batching: Batching, chunk: int | None) -> Iterator[Any]:

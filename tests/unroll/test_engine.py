@@ -187,6 +187,56 @@ def test_a_learned_global_lr_is_one_value_for_each_group() -> None:
     assert values == {"lr": 0.01, "lr/head.*": 0.5}
 
 
+PAIR = {"a": torch.ones(3, dtype=F64), "b": torch.ones(2, 3, dtype=F64)}
+
+
+@pytest.mark.parametrize("granularity", ["global", "step"])
+def test_one_learned_value_cannot_stand_for_values_that_differ(granularity: str) -> None:
+    by_step = "parameter_step" if granularity == "step" else "parameter"
+    groups = {"b": {"lr": 0.5}}
+    vectors = {"a": torch.tensor([0.1, 0.2, 0.3]), "b": torch.tensor([0.1, 0.2, 0.4])}
+    for lr in (group_settings(sgd(0.1).hyper, groups, list(PAIR))["lr"], vectors):
+        with pytest.raises(ValueError, match=f"one 'lr' .* groups .* granularity '{by_step}'"):
+            learn_hyper({"lr": lr}, ["lr"], granularity, PAIR, 2)
+    shapes = {"a": torch.tensor(0.1), "b": torch.tensor([0.1])}
+    with pytest.raises(ValueError, match="values that differ"):
+        learn_hyper({"lr": shapes}, ["lr"], granularity, PAIR, 2)
+    other = {"a": {"lr": 0.5}, "b": {"lr": 0.5}}  # equal values, of groups of their own
+    hyper = group_settings(sgd(0.1).hyper, other, list(PAIR))
+    assert learn_hyper(hyper, ["lr"], granularity, PAIR, 2).initial["lr"].unique() == 0.5
+    equal = {"a": vectors["a"], "b": vectors["a"].clone()}
+    assert set(learn_hyper({"lr": equal}, ["lr"], granularity, PAIR, 2).initial) == {"lr"}
+
+
+@pytest.mark.parametrize("granularity", ["step", "parameter_step"])
+def test_a_value_with_dimensions_is_learned_for_each_step(granularity: str) -> None:
+    lr = torch.tensor([0.1, 0.2, 0.3], dtype=F64)
+    learned = learn_hyper({"lr": lr}, ["lr"], granularity, PAIR, 2)
+    assert all(torch.equal(v, torch.stack([lr, lr])) for v in learned.initial.values())
+    changed = {key: torch.stack([lr, -lr]) for key in learned.initial}
+    for step, expected in enumerate([lr, -lr, -lr]):
+        assert all(torch.equal(v, expected) for v in learned.at(changed, step)["lr"].values())
+
+
+@pytest.mark.parametrize("granularity", ["step", "parameter_step"])
+def test_later_steps_use_the_last_learned_value(granularity: str) -> None:
+    learned = learn_hyper(sgd(0.1).hyper, ["lr"], granularity, PAIR, 3)
+    values = {key: torch.tensor([1.0, 2.0, 3.0]) for key in learned.initial}
+    used = [set(map(float, learned.at(values, step)["lr"].values())) for step in range(6)]
+    assert used == [{1.0}, {2.0}, {3.0}, {3.0}, {3.0}, {3.0}]
+
+
+@pytest.mark.parametrize("granularity", ["global", "parameter", "step", "parameter_step"])
+def test_parameters_without_a_value_have_none_to_learn(granularity: str) -> None:
+    hyper = {"trust_radius": {"a": 1.0}}
+    learned = learn_hyper(hyper, ["trust_radius"], granularity, PAIR, 1)
+    by_parameter = granularity.startswith("parameter")
+    assert set(learned.initial) == {"trust_radius/a" if by_parameter else "trust_radius"}
+    assert set(learned.at(learned.initial, 0)["trust_radius"]) == {"a"}
+    with pytest.raises(ValueError, match="'trust_radius': no parameter has a value"):
+        learn_hyper({"trust_radius": {}}, ["trust_radius"], granularity, PAIR, 1)
+
+
 @pytest.mark.parametrize(
     ("groups", "message"),
     [({"tail.*": {"lr": 0.1}}, "no parameter matches 'tail"), ({"*": {"speed": 1.0}}, "speed")],
@@ -207,6 +257,8 @@ def test_unknown_names_are_refused() -> None:
         learn_hyper(sgd().hyper, ["speed"], "global", meta, 1)
     with pytest.raises(ValueError, match="unknown granularity 'element'"):
         learn_hyper(sgd().hyper, ["lr"], "element", meta, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"learn='lr': give a list of names, such as \['lr'\]"):
+        learn_hyper(sgd().hyper, "lr", "global", meta, 1)
     with pytest.raises(ValueError, match="unknown gradient mode 'backward'"):
         unroll(lambda p, s: p["x"], {}, sgd(), 1, gradient="backward")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="0 or more"):
@@ -298,3 +350,14 @@ def test_map_tasks_stacks_results_in_order(batching: str) -> None:
     meta = {"a": torch.tensor(2.0)}
     doubled, same = map_tasks(lambda m, t: (m["a"] * t, t), meta, torch.arange(5.0), batching, 2)
     assert doubled.tolist() == [0, 2, 4, 6, 8] and same.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("run", [map_tasks, meta_gradient])
+def test_wrong_batching_and_chunks_are_refused(run) -> None:
+    given = lambda m, t: (m["a"] * t, t), {"a": torch.ones(())}, torch.arange(3.0)
+    with pytest.raises(ValueError, match="unknown batching 'Vmap': choose one of vmap, loop"):
+        run(*given, "Vmap")
+    for batching in ("vmap", "loop"):
+        for chunk in (0, -1):
+            with pytest.raises(ValueError, match=f"chunk={chunk}: must be 1 or more"):
+                run(*given, batching, chunk)

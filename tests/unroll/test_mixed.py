@@ -41,6 +41,14 @@ def test_first_order_parts_are_a_partition() -> None:
     assert mixed(parts).hyper == partition(parts).hyper
 
 
+def test_a_part_may_be_one_pattern() -> None:
+    for whole in (mixed, partition):
+        patterns = whole([("head.*", adam(0.1)), ("body.*", sgd(0.2))])
+        lists = whole([(["head.*"], adam(0.1)), (["body.*"], sgd(0.2))])
+        moved, expected = (unroll(loss_of, start(), o, 2).params for o in (patterns, lists))
+        assert_same(moved, expected)
+
+
 def test_all_parts_move_by_the_derivatives_at_the_same_point() -> None:
     both = mixed([("body.*", sgd(0.3)), ("head.*", newton(joint=True))])
     moved = unroll(loss_of, start(), both, 1).params

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.unroll import learn_hyper, newton, sgd, unroll
 from metarun.unroll.derivatives import derivatives_of
-from metarun.unroll.optim.newton import LARGEST
+from metarun.unroll.optim.newton import LARGEST, _lowest_eigenvalue
 
 F64 = torch.float64
 
@@ -303,6 +303,22 @@ def test_float32_at_extreme_scales() -> None:
     assert torch.autograd.grad(moved.sum(), steep)[0].isfinite().all()
 
 
+def test_the_smallest_eigenvalue_of_float32_is_found_in_float64() -> None:
+    """In float32 LAPACK fails to converge on some large singular Hessians, and rounds more."""
+    basis = torch.linalg.qr(randn(60, 60)).Q
+    hessian = (basis @ torch.diag(torch.logspace(0, -4, 60, dtype=F64)) @ basis.T).float()
+    hessian = ((hessian + hessian.mT) / 2).requires_grad_()
+    lowest, rounding = _lowest_eigenvalue(hessian)
+    exact = torch.linalg.eigvalsh(hessian.detach().double())
+    assert lowest.dtype == rounding.dtype == torch.float32
+    torch.testing.assert_close(lowest.double(), exact[:1], rtol=2e-7, atol=0)
+    expected = torch.finfo(torch.float32).eps * 62 * exact[-1:]
+    torch.testing.assert_close(rounding.double(), expected, rtol=1e-5, atol=0)
+    slope = torch.autograd.grad(lowest.sum(), hessian)[0]
+    vector = torch.linalg.eigh(hessian.detach().double()).eigenvectors[:, 0]
+    torch.testing.assert_close(slope.double(), torch.outer(vector, vector), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("radius", [None, 0.5])
 def test_a_huge_hessian_does_not_end_the_batch(radius: float | None) -> None:
     """As after an inner loop that has diverged for one of the tasks."""
@@ -417,6 +433,20 @@ def test_a_learned_radius_of_a_joint_step() -> None:
 def test_an_infinite_radius_cannot_be_learned() -> None:
     with pytest.raises(ValueError, match="cannot learn 'trust_radius' from inf"):
         learn_hyper(newton().hyper, ["trust_radius"], "global", {"w": randn(2)}, 1)
+
+
+@pytest.mark.parametrize("granularity", ["global", "parameter", "parameter_step"])
+def test_the_radius_is_learned_of_the_parameters_that_have_one(granularity) -> None:
+    params = {"a": randn(2), "b": randn(2, seed=1)}
+    optimizer = newton({"a": 0.1})
+    learned = learn_hyper(optimizer.hyper, ["trust_radius"], granularity, params, 1)
+
+    def loss(p: dict[str, Tensor], _: int) -> Tensor:
+        return sum((x - 9).square().sum() for x in p.values())
+
+    moved = unroll(loss, params, optimizer, 1, hyper=learned.at(learned.initial, 0)).params
+    assert (moved["a"] - params["a"]).norm() <= 0.1 + 1e-9
+    torch.testing.assert_close(moved["b"], torch.full((2,), 9.0, dtype=F64))
 
 
 # ------------------------------------------------------------------ what is refused

@@ -18,6 +18,8 @@ from metarun.unroll import (
     clip_norm,
     clip_value,
     group_settings,
+    mixed,
+    newton,
     partition,
     precondition,
     sgd,
@@ -117,6 +119,24 @@ def test_wrong_limits_are_refused() -> None:
         clip_value(sgd(), -1)
     with pytest.raises(ValueError, match="the optimizer has max_norm already"):
         clip_norm(clip_norm(sgd(), 1.0), 2.0)
+
+
+@pytest.mark.parametrize("optimizer", [newton(), mixed([("*", sgd())])], ids=["newton", "mixed"])
+def test_optimizers_that_need_more_than_the_gradient_cannot_be_wrapped(optimizer) -> None:
+    wraps = {
+        "max_norm": lambda: clip_norm(optimizer, 1.0),
+        "clip_value": lambda: clip_value(optimizer, 1.0),
+        "kronecker_left, kronecker_right": lambda: precondition(optimizer, KRONECKER, weights()),
+    }
+    for name, wrap in wraps.items():
+        with pytest.raises(ValueError, match=rf"^{name}: .*wrap the .* parts .*mixed\("):
+            wrap()
+    with pytest.raises(ValueError, match=r"part 1 takes more .* use mixed in place of partition"):
+        partition([("w", sgd()), ("*", optimizer)])
+    both = mixed([("w", clip_norm(sgd(1.0), 0.1)), (["b", "k", "s"], newton())])
+    moved = unroll(lambda p, _: loss_of(p), start(), both, 1).params
+    step = (moved["w"] - start()["w"]).norm()
+    torch.testing.assert_close(step, torch.tensor(0.1, dtype=F64), rtol=1e-4, atol=0)
 
 
 def weights() -> Params:

@@ -164,9 +164,11 @@ def _shift(gradient: Tensor, hessian: Tensor, semi_axes: Tensor | None) -> Tenso
 def _lowest_eigenvalue(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """(..., 1) the smallest eigenvalue, and how far from zero it can be told."""
     # Eigenvalues alone: unlike eigenvectors they have a finite derivative where some coincide.
-    # LAPACK fails on entries whose squares overflow, and one failure ends the whole batch.
-    unit = matrix.detach().abs().amax((-2, -1)).clamp(min=torch.finfo(matrix.dtype).tiny)[..., None]
-    eigenvalues = unit * torch.linalg.eigvalsh(matrix / unit[..., None])
+    # LAPACK fails on entries whose squares overflow, and one failure ends the whole batch. In
+    # float32 it does not converge for some matrices of many dimensions: hence float64.
+    double = matrix.double()
+    unit = double.detach().abs().amax((-2, -1)).clamp(min=torch.finfo(double.dtype).tiny)[..., None]
+    eigenvalues = (unit * torch.linalg.eigvalsh(double / unit[..., None])).to(matrix.dtype)
     scale = eigenvalues.abs().amax(-1, keepdim=True)
     numbers = torch.finfo(matrix.dtype)
     rounding = numbers.eps * (matrix.shape[-1] + 2) * scale

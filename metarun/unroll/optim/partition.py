@@ -3,25 +3,39 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from metarun.unroll.names import matcher
-from metarun.unroll.optim.base import Hyper, HyperValue, InnerOptimizer, Params, State
+from metarun.unroll.optim.base import (
+    Hyper,
+    HyperValue,
+    InnerOptimizer,
+    LossOptimizer,
+    Params,
+    State,
+)
 
 
-def partition(parts: Sequence[tuple[Sequence[str], InnerOptimizer]]) -> InnerOptimizer:
+def partition(parts: Sequence[tuple[str | Sequence[str], InnerOptimizer]]) -> InnerOptimizer:
     """One optimizer of several, each for the parameters that its names or patterns match.
 
     The hyperparameters of part i are called "i.<name>" ("0.lr", "1.momentum"); the state is a
-    tuple with one item a part.
+    tuple with one item a part. Where a part needs more than the gradient, see `mixed`.
 
     Args:
         parts: (names or shell-style patterns, optimizer). A name written in full stands for
             itself, whatever characters it has. A part without names owns nothing.
 
     Raises:
-        ValueError: (from `init` and `update`, which know the parameters) a parameter belongs to
-            two parts or to none, or a name or pattern matches nothing.
+        ValueError: a part that is no `InnerOptimizer`. From `init` and `update`, which know the
+            parameters: a parameter belongs to two parts or to none, or a name or pattern matches
+            nothing.
     """
-    matchers = [matcher(names) for names, _ in parts]
+    matchers = [matcher((names,) if isinstance(names, str) else names) for names, _ in parts]
     optimizers = [optimizer for _, optimizer in parts]
+    for index, optimizer in enumerate(optimizers):
+        if isinstance(optimizer, LossOptimizer):
+            raise ValueError(
+                f"part {index} takes more of the loss than its gradient: use mixed in place of "
+                "partition, with the same parts"
+            )
 
     def init(params: Params) -> tuple[State, ...]:
         return tuple(

@@ -9,6 +9,7 @@ from metarun.unroll.optim.base import (
     Hyper,
     HyperValue,
     InnerOptimizer,
+    LossOptimizer,
     Params,
     State,
     hyper_for,
@@ -26,7 +27,8 @@ def clip_norm(optimizer: InnerOptimizer, max_norm: float | Tensor) -> InnerOptim
     where it has a value a parameter, each is compared with the one global norm.
 
     Raises:
-        ValueError: a constant `max_norm` that is not above 0; the optimizer has one already.
+        ValueError: a constant `max_norm` that is not above 0; the optimizer has one already, or
+            is no `InnerOptimizer`.
     """
     _check_positive("max_norm", max_norm)
 
@@ -47,7 +49,8 @@ def clip_value(optimizer: InnerOptimizer, limit: float | Tensor) -> InnerOptimiz
     As `torch.nn.utils.clip_grad_value_`. The limit becomes the hyperparameter `clip_value`.
 
     Raises:
-        ValueError: a constant limit that is not above 0; the optimizer has one already.
+        ValueError: a constant limit that is not above 0; the optimizer has one already, or is
+            no `InnerOptimizer`.
     """
     _check_positive("clip_value", limit)
 
@@ -79,7 +82,7 @@ def precondition(
         params: the parameters that get factors; others keep their gradients.
 
     Raises:
-        ValueError: the optimizer has such factors already.
+        ValueError: the optimizer has such factors already, or is no `InnerOptimizer`.
     """
     factors = preconditioner.factors(params)
 
@@ -105,6 +108,12 @@ def _on_gradients(
     transform: Callable[[Params, Hyper], Params],
     extra: Mapping[str, HyperValue],
 ) -> InnerOptimizer:
+    if isinstance(optimizer, LossOptimizer):
+        raise ValueError(
+            f"{', '.join(extra) or 'a preconditioner'}: an optimizer that takes more of the loss "
+            "than its gradient (newton, mixed) cannot be given changed gradients; wrap the "
+            "gradient-driven parts instead, as in mixed([(…, clip_norm(sgd(…), …)), (…, newton())])"
+        )
     taken = sorted(set(extra) & set(optimizer.hyper))
     if taken:
         raise ValueError(f"the optimizer has {', '.join(taken)} already")
