@@ -29,11 +29,13 @@ from metarun.unroll import (
     Evolution,
     GradientMode,
     Implicit,
+    InnerOptimizer,
     LossOptimizer,
     Solver,
     Truncated,
     mixed,
     newton,
+    partition,
 )
 
 Builder = Callable[..., Any]
@@ -66,13 +68,15 @@ def _sinusoids(task: TaskConfig, seed: int, device: torch.device, dtype: torch.d
     return Sinusoids(shot=task.shot, query=task.query, seed=seed, device=device, dtype=dtype)
 
 
-def _mixed(parts: list[dict[str, Any]]) -> LossOptimizer:
+def _mixed(parts: list[dict[str, Any]]) -> InnerOptimizer | LossOptimizer:
     built = []
     for part in parts:
         patterns, config = part_settings(part)
         build = BUILDERS["inner_opt"][config.name]
         built.append((patterns, build(**settings(config, *OF_EVERY_INNER_OPTIMIZER))))
-    return mixed(built)
+    # Gradient-driven parts alone make a whole that is: every gradient mode serves it.
+    loss_driven = any(isinstance(optimizer, LossOptimizer) for _, optimizer in built)
+    return mixed(built) if loss_driven else partition(built)
 
 
 def _outer_adam(kind: Callable[..., torch.optim.Optimizer]) -> Builder:

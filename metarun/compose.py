@@ -157,7 +157,9 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
             f"{group}={option}: there is no such option{hint}; choose from {choices}"
         )
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
-    key = getattr(cause, "full_key", None) or _quoted_key(str(error))
+    key = getattr(cause, "full_key", None)
+    if not key or not isinstance(key, str):  # a position in a list has a number for its key
+        key = _quoted_key(str(error)) or _merged_key(str(error))
     if key is not None and _is_unknown_key(error, cause):
         known = _known_keys(command, [o for o in overrides if _key_of(o) != key])
         hint = suggest_key(key, known)
@@ -206,6 +208,11 @@ def _quoted_key(text: str) -> str | None:
         r"Could not (?:override|append to config|delete from config).*?'([^']+)'", text
     )
     return match.group(1).partition("@")[0] if match else None
+
+
+def _merged_key(text: str) -> str | None:
+    match = re.match(r"Error merging override (.*)", text, re.DOTALL)
+    return _key_of(match.group(1)) if match else None
 
 
 def _key_of(override: str) -> str:

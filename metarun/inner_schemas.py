@@ -1,6 +1,7 @@
 """The settings of each inner optimizer. Imports neither torch nor Hydra."""
 
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -42,6 +43,16 @@ class InnerMixedConfig(InnerOptConfig):
             raise ConfigError(f"inner_opt.parts is empty; {_PART_EXAMPLE}")
         for part in self.parts:
             part_settings(part)
+
+    def check_changes(self, changes: Mapping[str, float]) -> None:
+        """As for one optimizer, with the hyperparameters of part i called "i.<name>"."""
+        for index, part in enumerate(self.parts):
+            prefix = f"{index}."
+            own = {k.removeprefix(prefix): v for k, v in changes.items() if k.startswith(prefix)}
+            try:
+                part_settings(part)[1].check_changes(own)
+            except ConfigError as error:
+                raise ConfigError(prefix + str(error).removeprefix("inner_opt.")) from error
 
 
 _PART_EXAMPLE = (

@@ -1,12 +1,14 @@
 """The settings of the inner optimizers that `torch.optim` has too. Imports no torch, no Hydra."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from metarun.checks import at_least, between, one_of, positive
+from metarun.checks import at_least, between, finite, one_of, positive
 from metarun.errors import ConfigError
 
 _BELOW_ONE = 1 - 1e-9
+_SETTING_OF = {"max_norm": "clip_norm"}  # hyperparameters that settings call otherwise
 
 
 @dataclass
@@ -19,6 +21,8 @@ class InnerOptConfig:
     groups: list[dict[str, Any]] = field(default_factory=list)  # e.g. [{params: head.*, lr: 0.1}]
 
     def __post_init__(self) -> None:
+        for own in fields(self):
+            finite(f"inner_opt.{own.name}", getattr(self, own.name))
         for group in self.groups:
             check_group(group)
         patterns = [group["params"] for group in self.groups]
@@ -29,6 +33,28 @@ class InnerOptConfig:
             self.granularity,
             ("global", "parameter", "step", "parameter_step"),
         )
+        if self.groups:
+            replace(self, groups=[])  # before the groups: what is wrong without is not theirs
+        for group in self.groups:
+            changes = {key: value for key, value in group.items() if key != "params"}
+            try:
+                self.check_changes(changes)
+            except ConfigError as error:
+                reason = str(error).removeprefix("inner_opt.")
+                raise ConfigError(f"inner_opt.groups, {group['params']}: {reason}") from error
+
+    def check_changes(self, changes: Mapping[str, float]) -> None:
+        """Refuse hyperparameters that these settings would not allow in place of their own.
+
+        Names that are no setting pass: what the optimizer has is known when it is built.
+
+        Raises:
+            ConfigError: a value that is not allowed.
+        """
+        of_all = {f.name for f in fields(InnerOptConfig)}
+        own = {f.name for f in fields(self)} - of_all
+        named: dict[str, Any] = {_SETTING_OF.get(k, k): value for k, value in changes.items()}
+        replace(self, groups=[], **{k: value for k, value in named.items() if k in own})
 
 
 @dataclass

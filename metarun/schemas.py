@@ -5,10 +5,10 @@ Those of the inner optimizers are in `metarun.inner_schemas`.
 Hydra checks keys and types when a command line is composed, `__post_init__` checks values.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from metarun.checks import at_least, between, one_of, positive
+from metarun.checks import at_least, between, finite, one_of, positive
 from metarun.errors import ConfigError
 
 # ---------------------------------------------------------------- algorithms
@@ -124,6 +124,8 @@ class OuterOptConfig:
     clip_value: float | None = None  # meta-gradients are clipped elementwise to ± this
 
     def __post_init__(self) -> None:
+        for own in fields(self):
+            finite(f"outer_opt.{own.name}", getattr(self, own.name))
         positive("outer_opt.lr", self.lr)
         between("outer_opt.min_lr", self.min_lr, 0, self.lr)
         one_of("outer_opt.schedule", self.schedule, ("constant", "cosine"))

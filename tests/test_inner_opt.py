@@ -100,11 +100,58 @@ def test_its_settings_are_those_of_the_function(name: str) -> None:
         (("inner_opt=muon", "inner_opt.adjust_lr_fn=x"), "adjust_lr_fn=x: choose one of original"),
         (("inner_opt=adam", "inner_opt.clip_norm=0"), "inner_opt.clip_norm=0.0: must be above 0"),
         (("inner_opt=sgd", "inner_opt.nesterov=true"), "nesterov needs a momentum above 0"),
+        (("inner_opt.lr=nan",), "inner_opt.lr=nan: must be a finite number"),
+        (("inner_opt=rprop", "inner_opt.eta_plus=inf"), "eta_plus=inf: must be a finite"),
+        (("inner_opt=muon", "inner_opt.ns_b=nan"), "inner_opt.ns_b=nan: must be a finite"),
+        (("inner_opt=adam", "inner_opt.clip_norm=inf"), "clip_norm=inf: must be a finite"),
+        (("outer_opt.lr=inf",), "outer_opt.lr=inf: must be a finite number"),
+        (("outer_opt.weight_decay=nan",), "outer_opt.weight_decay=nan: must be a finite"),
+        (("engine.sigma=inf",), "engine.sigma=inf: must be a finite number"),
     ],
 )
 def test_wrong_settings_are_refused(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         setup_of(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "settings", "message"),
+    [
+        ("sgd", "lr: -1", r"groups, head\.\*: lr=-1: must be 0 or more"),
+        ("sgd", "lr: nan", r"groups, head\.\*: lr=nan: must be a finite number"),
+        ("sgd", "dampening: 2", r"groups, head\.\*: dampening=2: must be from 0 to 1"),
+        ("adam", "beta1: 1", r"groups, head\.\*: beta1=1: must be from 0"),
+        ("adam", "max_norm: 0", r"groups, head\.\*: clip_norm=0: must be above 0"),
+        ("newton", "damping: -1", r"groups, head\.\*: damping=-1: must be 0 or more"),
+        ("mixed", "1.trust_radius: 0", r"groups, head\.\*: 1\.trust_radius=0: must be above 0"),
+        ("mixed", "0.lr: -1", r"groups, head\.\*: 0\.lr=-1: must be 0 or more"),
+        ("mixed", "0.speed: 1", r"0\.speed: not a setting of this inner optimizer"),
+        ("sgd", "speed: 1", "speed: not a setting of this inner optimizer"),
+    ],
+)
+def test_settings_of_groups_are_checked_as_those_of_the_optimizer(
+    optimizer: str, settings: str, message: str
+) -> None:
+    group = f"inner_opt.groups=[{{params: 'head.*', {settings}}}]"
+    with pytest.raises(ConfigError, match=message):
+        setup_of(f"inner_opt={optimizer}", group)
+
+
+def test_a_wrong_setting_of_the_optimizer_is_no_groups_fault() -> None:
+    with pytest.raises(ConfigError, match=r"^inner_opt\.lr=-1\.0: must be 0 or more"):
+        setup_of("inner_opt.lr=-1", "inner_opt.groups=[{params: 'head.*', weight_decay: 0.1}]")
+    setup_of("inner_opt=sgd", "inner_opt.groups=[{params: 'head.*', lr: 0, weight_decay: 1}]")
+
+
+def test_gradient_driven_parts_serve_every_gradient_mode() -> None:
+    parts = "[{params: 'body.*', name: sgd, lr: 0.02}, {params: 'head.*', name: adam, lr: 0.01}]"
+    choice = ("inner_opt=mixed", f"inner_opt.parts={parts}", "inner_opt.learn=[0.lr]")
+    mixed_mode, reverse = (
+        trained(*choice, f"engine.gradient={mode}") for mode in ("mixed", "reverse")
+    )
+    assert mixed_mode["inner_opt.0.lr"] != 0.02
+    for key, value in mixed_mode.items():
+        torch.testing.assert_close(value, reverse[key], rtol=1e-9, atol=1e-11)
 
 
 def test_inner_gradients_are_clipped() -> None:
