@@ -2,7 +2,7 @@
 
 Mixed mode as such spares the graphs of all inner steps but one. In a deep network that one is
 what counts; here it, too, shrinks to the inputs of the blocks and the inside of one block
-(Kemaev et al. 2025, section 4, on rematerialised blocks).
+(after Kemaev et al. 2025, arXiv 2505.00793).
 """
 
 from collections.abc import Callable, Sequence

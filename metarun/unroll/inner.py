@@ -93,7 +93,8 @@ def by_forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pul
 
     The gradient g of a scalar has a symmetric Jacobian. So for a cotangent u on g, both H·u and
     (∂g/∂context)ᵀ·u are tangents of (∂loss/∂params, ∂loss/∂context) along (u, 0): the walk
-    through the inner backward pass needs no graph (MixFlow-MG, Kemaev et al. 2025, section 3).
+    through the inner backward pass needs no graph (MixFlow-MG, Kemaev et al. 2025,
+    arXiv 2505.00793).
 
     Args:
         loss: a function of the parameters and of the context.

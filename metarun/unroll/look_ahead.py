@@ -49,9 +49,8 @@ def look_ahead(
     Each meta-update unrolls `ahead` steps from a copy of the real parameters and optimizer
     state, differentiates `meta_loss` at their end with respect to the meta-parameters, lets
     `meta_optimizer` update these in place, and then takes `real` steps from where the model
-    really is, with the new meta-parameters (the loop of Grefenstette et al. 2019, algorithm 1,
-    with the last of its steps kept). No graph survives an update, so memory is that of `ahead`
-    steps however long the training is.
+    really is, with the new meta-parameters (compare the general loop of Grefenstette et al. 2019).
+    No graph survives an update, so memory is that of `ahead` steps however long the training is.
 
     Args:
         loss_fn: `loss_fn(params, step, meta)`; `step` counts the real steps, so that a step of
