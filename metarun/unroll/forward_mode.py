@@ -1,10 +1,11 @@
 """Forward-mode derivatives that stop where reverse mode stops."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -35,6 +36,36 @@ def jvp(fn: Callable[..., Any], at: tuple[Any, ...], along: tuple[Any, ...]) -> 
     with torch.enable_grad(), _StopWithoutGrad():
         value, tangent = torch.func.jvp(fn, at, along)[:2]
     return value, tangent
+
+
+def dual_gradient(
+    scalar: Callable[..., Tensor],
+    at: Sequence[Tensor],
+    along: Sequence[Tensor],
+    wanted: Sequence[int],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradient of a scalar function and its tangent, where no transform surrounds them.
+
+    What `jvp` of `torch.func.grad` computes, by plain autograd on dual numbers: two layers of
+    wrappers less.
+
+    Args:
+        scalar: a function of tensors.
+        at: its arguments.
+        along: tangents of the first ones.
+        wanted: numbers of the arguments that gradients are taken with respect to.
+    """
+    with torch.enable_grad(), forward_ad.dual_level(), _StopWithoutGrad():
+        values = [x.detach() for x in at]
+        for i in wanted:
+            values[i].requires_grad_()
+        for i, tangent in enumerate(along):
+            values[i] = forward_ad.make_dual(values[i], tangent)  # type: ignore[no-untyped-call]
+        targets = [values[i] for i in wanted]
+        found = torch.autograd.grad(scalar(*values), targets, materialize_grads=True)
+        pairs = [forward_ad.unpack_dual(grad) for grad in found]  # type: ignore[no-untyped-call]
+        tangents = [torch.zeros_like(p) if t is None else t for p, t in pairs]
+        return [p for p, _ in pairs], tangents
 
 
 def detached(tree: Any) -> Any:

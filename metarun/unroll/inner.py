@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metarun.unroll.forward_mode import detached, jvp
+from metarun.unroll.forward_mode import detached, dual_gradient, jvp
 from metarun.unroll.optim.base import Params
 from metarun.unroll.recompute import (
     Flat,
@@ -18,6 +18,7 @@ from metarun.unroll.recompute import (
     by_reverse,
     flattened,
     of_wanted,
+    plain_autograd_will_do,
     recomputed,
 )
 
@@ -117,7 +118,10 @@ def by_forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pul
             return grads
 
         recording = torch.is_grad_enabled()
-        grads, products = jvp(wanted_gradient, params, tuple(along))
+        if plain_autograd_will_do([*inputs, *cotangents]):
+            grads, products = dual_gradient(flat_loss, inputs, along, wanted)
+        else:
+            grads, products = jvp(wanted_gradient, params, tuple(along))
         return [product + of_value * grad for product, grad in zip(products, grads, strict=True)]
 
     return or_by_reverse(pullback)
@@ -149,6 +153,8 @@ def _warn_without_forward_mode(error: RuntimeError) -> None:
         operation = missing.group(1)
     elif "must implement the jvp function" in text:
         operation = "a custom autograd.Function"
+    elif "Nested forward mode AD" in text:
+        operation = "a forward-mode derivative inside another"
     elif "ZeroTensors are immutable" in text:
         operation = "mse_loss, or another that writes over a zero tangent"
     else:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, maybe_current_level
 from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
 Flat = Callable[..., tuple[Tensor, ...]]
@@ -133,9 +134,27 @@ def by_reverse(
     fn: Flat, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[int]
 ) -> Sequence[Tensor]:
     """The pullback that evaluates `fn` again, this time with a graph."""
-    pull = torch.func.vjp(of_wanted(fn, inputs, wanted), *(inputs[i] for i in wanted))[1]
+    restricted = of_wanted(fn, inputs, wanted)
+    if plain_autograd_will_do([*inputs, *cotangents]):
+        with torch.enable_grad():
+            leaves = [inputs[i].detach().requires_grad_() for i in wanted]
+            pairs = zip(restricted(*leaves), cotangents, strict=True)
+            outputs, slopes = zip(*((o, c) for o, c in pairs if o.requires_grad), strict=True)
+        return torch.autograd.grad(outputs, leaves, slopes, materialize_grads=True)
+    pull = torch.func.vjp(restricted, *(inputs[i] for i in wanted))[1]
     grads: Sequence[Tensor] = pull(tuple(cotangents))
     return grads
+
+
+def plain_autograd_will_do(tensors: Sequence[Tensor]) -> bool:
+    """Whether no transform of `torch.func` is involved, and no further derivative is to come.
+
+    Then autograd itself does what a transform would, with a layer of wrappers less.
+    """
+    transformed = maybe_current_level() is not None or any(
+        is_functorch_wrapped_tensor(t) for t in tensors
+    )
+    return not transformed and not torch.is_grad_enabled()
 
 
 class Surroundings:
