@@ -1,3 +1,3 @@
 """metarun: few-shot meta-learning experiments from the command line, and their engine."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
