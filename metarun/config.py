@@ -186,3 +186,18 @@ PLUGIN_OPTIONS: list[tuple[str, str]] = []
 def settings(config: Any, *drop: str) -> dict[str, Any]:
     """A component's settings without its name (and without `drop`), as keyword arguments."""
     return {k: v for k, v in asdict(config).items() if k not in ("name", *drop)}
+
+
+# Settings that are not part of what a run is: it may be resumed with others. Data may have moved.
+NEUTRAL_KEYS = ("data.root", "data.download")
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config with dotted keys."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value
+    return values

@@ -11,10 +11,10 @@ import torch
 
 from metarun import checkpoint
 from metarun.compose import as_argument
+from metarun.config import flat
 from metarun.errors import RunError
 from metarun.evaluation import Evaluation, evaluate, format_score
 from metarun.files import write_json
-from metarun.rundir import flat
 from metarun.setup import Setup, to_plain
 from metarun.tracking import Tracker
 from metarun.training_state import TrainState, restore_meta

@@ -20,13 +20,11 @@ import torch
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from metarun.config import NEUTRAL_KEYS, flat
 from metarun.errors import ConfigError, RunError
 from metarun.files import write_json, write_text
 
 log = logging.getLogger(__name__)
-
-# Where the data lie is not part of what a run is: it may be resumed after they have moved.
-NEUTRAL_KEYS = ("data.root", "data.download")
 
 
 def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -134,17 +132,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path} is damaged, so nobody can tell whose run this is")
     return {str(key): value for key, value in content.items()}
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config with dotted keys."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            values |= flat(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = value
-    return values
 
 
 @contextlib.contextmanager

@@ -1,10 +1,9 @@
-"""The shape of the project: one-way imports, configs that match their schemas, a true wheel."""
+"""The shape of the project: one-way imports, configs that match their schemas."""
 
 import ast
 import re
 import subprocess
 import sys
-import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -25,8 +24,8 @@ LAYERS = [
     {"inner_torch_schemas"},
     {"inner_schemas"},
     {"schemas"},
-    {"config", "data", "backbones", "unroll", "checkpoint", "tracking", "rundir"},
-    {"algos", "compose", "higher", "inner_builders"},
+    {"config", "data", "backbones", "unroll", "checkpoint", "tracking"},
+    {"algos", "compose", "rundir", "higher", "inner_builders"},
     {"evaluation", "components", "help"},
     {"setup"},
     {"training_state"},
@@ -130,104 +129,3 @@ def test_no_config_can_name_code() -> None:
     for path in (REPO / "conf").rglob("*.yaml"):
         assert "_target_" not in path.read_text(), path
         OmegaConf.load(path)
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    for name in tracked:  # a copy, so that the build leaves nothing in the repository
-        if (REPO / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((REPO / name).read_bytes())
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "--no-index",
-            "--wheel-dir",
-            str(folder),
-            str(source),
-        ],
-        check=True,
-    )
-    (built,) = folder.glob("*.whl")
-    return built
-
-
-def test_the_wheel_carries_exactly_the_configs_of_the_tree(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        inside = {
-            name.removeprefix("metarun/conf/"): archive.read(name).decode()
-            for name in names
-            if name.startswith("metarun/conf/") and name.endswith(".yaml")
-        }
-    tree = {
-        str(p.relative_to(REPO / "conf")): p.read_text() for p in (REPO / "conf").rglob("*.yaml")
-    }
-    assert inside == tree and len(tree) > 10
-    assert "metarun/py.typed" in names
-    assert not any(name.startswith(("tests/", "scripts/", "conf/")) for name in names)
-    for path in PACKAGE.rglob("*.py"):
-        assert str(path.relative_to(REPO)) in names
-
-
-def test_the_wheel_trains_in_an_environment_of_its_own(
-    wheel: Path, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    """A new virtual environment that shares torch and the like, but not this checkout."""
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)],
-        check=True,
-    )
-    shared = next(p for p in sys.path if p.endswith("site-packages"))
-    site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
-    (site / "shared.pth").write_text(shared + "\n")  # its packages, but not its .pth files
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    where = subprocess.run(
-        [
-            python,
-            "-c",
-            "import metarun, metarun.conf; print(metarun.__file__, metarun.conf.__file__)",
-        ],
-        cwd=elsewhere,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert where.count(str(site)) == 2
-    done = subprocess.run(
-        [
-            tmp_path / "venv" / "bin" / "metarun",
-            "train",
-            "data=sinusoid",
-            "backbone=mlp",
-            "trainer.steps=3",
-            "trainer.eval_episodes=4",
-            "trainer.test_episodes=4",
-        ],
-        cwd=elsewhere,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "test mse" in done.stdout
-    assert list(elsewhere.glob("outputs/train/*/result.json"))
