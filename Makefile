@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types tests test-install figures benchmark-memory experiments clean
+.PHONY: help setup demo test lint types tests test-install dist figures benchmark-memory experiments clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,11 @@ tests: setup
 test-install: ## install the wheel with pip, from nothing, under each Python 3.11-3.13 found
 	bash scripts/test_install.sh
 
+dist: setup  ## source distribution and wheel in dist/, as an index would take them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+
 figures: setup  ## the pictures of the README
 	$(BIN)/python scripts/draw_glyphs.py --out docs/glyphs.png
 	$(BIN)/python scripts/compare_optimizers.py --out docs/optimizers.png
@@ -43,4 +48,4 @@ experiments: setup  ## the figures of the README: real trainings, half an hour o
 	bash scripts/reproduce.sh
 
 clean:  ## remove the virtual environment and caches, not the runs
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info
