@@ -47,10 +47,14 @@ class TrainerConfig:
     test_episodes: int = 600  # test tasks at the end of the run
     checkpoint_every: int = 200  # meta-steps between checkpoints
     log_every: int = 20  # meta-steps between lines in metrics.jsonl and TensorBoard
+    wandb: str = "off"  # Weights & Biases: off, online or offline
+    wandb_project: str = "metarun"
 
     def __post_init__(self) -> None:
-        for name in (f.name for f in fields(self)):
-            at_least(f"trainer.{name}", getattr(self, name), 1)
+        for own in fields(self):
+            if own.type is int:
+                at_least(f"trainer.{own.name}", getattr(self, own.name), 1)
+        one_of("trainer.wandb", self.wandb, ("off", "online", "offline"))
 
 
 GRADIENTS = (
@@ -77,7 +81,7 @@ class EngineConfig:
     block: int | None = 1  # checkpoint: inner steps in a block; null: the root of their number
     proximal: float = 2.0  # implicit: weight of the pull to the initial weights
     solver: str = "cg"  # implicit: cg, neumann or fixed_point
-    solver_steps: int = 5  # implicit
+    solver_steps: int = 5  # implicit: iterations of the solver
     solver_lr: float = 0.1  # implicit: step size of neumann and fixed_point
     samples: int = 16  # evolution: antithetic pairs
     sigma: float = 0.01  # evolution: size of the perturbations
@@ -119,32 +123,32 @@ class TrainConfig:
 class EvalTask:
     """Changes to the episode's shape; null keeps the checkpoint's."""
 
-    way: int | None = None
-    shot: int | None = None
-    query: int | None = None
+    way: int | None = None  # classes: the checkpoint's number, no other
+    shot: int | None = None  # support examples of each class
+    query: int | None = None  # query examples of each class
 
 
 @dataclass
 class EvalAlgo:
     """Changes to the adaptation."""
 
-    eval_inner_steps: int | None = None
+    eval_inner_steps: int | None = None  # inner steps
 
 
 @dataclass
 class EvalEngine:
     """Changes to the computation."""
 
-    batching: str | None = None
-    chunk: int | None = None
+    batching: str | None = None  # auto, vmap or loop
+    chunk: int | None = None  # tasks at a time
 
 
 @dataclass
 class EvalData:
     """Where the data are now."""
 
-    root: str | None = None
-    download: bool | None = None
+    root: str | None = None  # folder of data sets
+    download: bool | None = None  # fetch the files if they are not there
 
 
 @dataclass
@@ -154,9 +158,9 @@ class EvalConfig:
     ckpt: str = "???"  # a run directory (its best.pt) or a checkpoint file
     split: str = "test"  # train, val or test
     episodes: int | None = None  # tasks; null: as many as the run itself took (600)
-    device: str = "auto"
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
     seed: int | None = None  # of the episodes
-    plugins: list[str] = field(default_factory=list)
+    plugins: list[str] = field(default_factory=list)  # modules imported for their components
     task: EvalTask = field(default_factory=EvalTask)
     algo: EvalAlgo = field(default_factory=EvalAlgo)
     engine: EvalEngine = field(default_factory=EvalEngine)
@@ -189,7 +193,7 @@ def settings(config: Any, *drop: str) -> dict[str, Any]:
 
 
 # Settings that are not part of what a run is: it may be resumed with others. Data may have moved.
-NEUTRAL_KEYS = ("data.root", "data.download")
+NEUTRAL_KEYS = ("data.root", "data.download", "trainer.wandb", "trainer.wandb_project")
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

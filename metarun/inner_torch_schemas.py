@@ -61,8 +61,8 @@ class InnerOptConfig:
 class InnerGradientConfig(InnerOptConfig):
     """What every inner optimizer has that is driven by the gradient alone."""
 
-    lr: float = 0.01
-    weight_decay: float = 0.0
+    lr: float = 0.01  # learning rate of the inner loop
+    weight_decay: float = 0.0  # pulls the parameters towards zero
     clip_norm: float | None = None  # inner gradients are scaled down to this norm (max_norm)
     clip_value: float | None = None  # inner gradients are clipped elementwise to ± this
 
@@ -82,10 +82,10 @@ class InnerSgdConfig(InnerGradientConfig):
 
     name: str = "sgd"
     lr: float = 0.4
-    momentum: float = 0.0
-    dampening: float = 0.0
-    nesterov: bool = False
-    maximize: bool = False
+    momentum: float = 0.0  # share of the previous step that is kept
+    dampening: float = 0.0  # share of a new gradient that the momentum leaves out
+    nesterov: bool = False  # Nesterov momentum
+    maximize: bool = False  # climb instead of descend
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,11 +97,11 @@ class InnerAdamConfig(InnerGradientConfig):
     """Adam, differentiable."""
 
     name: str = "adam"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    beta1: float = 0.9  # decay of the average of gradients
+    beta2: float = 0.999  # decay of the average of squared gradients
+    eps: float = 1e-8  # keeps the denominator off zero
     amsgrad: bool = False  # divide by the largest second moment so far
-    maximize: bool = False
+    maximize: bool = False  # climb instead of descend
     decoupled_weight_decay: bool = False  # true: AdamW
 
     def __post_init__(self) -> None:
@@ -114,12 +114,12 @@ class InnerAdamWConfig(InnerGradientConfig):
     """Adam with decoupled weight decay."""
 
     name: str = "adamw"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
+    beta1: float = 0.9  # decay of the average of gradients
+    beta2: float = 0.999  # decay of the average of squared gradients
+    eps: float = 1e-8  # keeps the denominator off zero
+    weight_decay: float = 0.01  # pulls the parameters towards zero, not by the gradient
     amsgrad: bool = False  # divide by the largest second moment so far
-    maximize: bool = False
+    maximize: bool = False  # climb instead of descend
 
 
 @dataclass
@@ -127,12 +127,12 @@ class InnerNAdamConfig(InnerGradientConfig):
     """Adam with Nesterov momentum."""
 
     name: str = "nadam"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    beta1: float = 0.9  # decay of the average of gradients
+    beta2: float = 0.999  # decay of the average of squared gradients
+    eps: float = 1e-8  # keeps the denominator off zero
     momentum_decay: float = 0.004  # how fast the momentum grows to beta1
-    maximize: bool = False
-    decoupled_weight_decay: bool = False
+    maximize: bool = False  # climb instead of descend
+    decoupled_weight_decay: bool = False  # weight decay apart from the gradient, as in AdamW
 
 
 @dataclass
@@ -140,11 +140,11 @@ class InnerRAdamConfig(InnerGradientConfig):
     """Rectified Adam: with these betas, the first five steps do without a second moment."""
 
     name: str = "radam"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    maximize: bool = False
-    decoupled_weight_decay: bool = False
+    beta1: float = 0.9  # decay of the average of gradients
+    beta2: float = 0.999  # decay of the average of squared gradients
+    eps: float = 1e-8  # keeps the denominator off zero
+    maximize: bool = False  # climb instead of descend
+    decoupled_weight_decay: bool = False  # weight decay apart from the gradient, as in AdamW
 
 
 @dataclass
@@ -152,10 +152,10 @@ class InnerAdamaxConfig(InnerGradientConfig):
     """Adam by the infinity norm."""
 
     name: str = "adamax"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    maximize: bool = False
+    beta1: float = 0.9  # decay of the average of gradients
+    beta2: float = 0.999  # decay of the largest gradient so far
+    eps: float = 1e-8  # keeps the denominator off zero
+    maximize: bool = False  # climb instead of descend
 
 
 @dataclass
@@ -165,8 +165,8 @@ class InnerAdadeltaConfig(InnerGradientConfig):
     name: str = "adadelta"
     lr: float = 1.0
     rho: float = 0.9  # decay of the averages of squared gradients and moves
-    eps: float = 1e-6
-    maximize: bool = False
+    eps: float = 1e-6  # keeps the denominator off zero
+    maximize: bool = False  # climb instead of descend
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,8 +180,8 @@ class InnerAdagradConfig(InnerGradientConfig):
     name: str = "adagrad"
     lr_decay: float = 0.0  # step t, from 0, has lr / (1 + t · lr_decay)
     initial_accumulator_value: float = 0.0  # where the sum of squared gradients starts
-    eps: float = 1e-10
-    maximize: bool = False
+    eps: float = 1e-10  # keeps the denominator off zero
+    maximize: bool = False  # climb instead of descend
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,10 +194,10 @@ class InnerRMSpropConfig(InnerGradientConfig):
 
     name: str = "rmsprop"
     alpha: float = 0.99  # decay of the average of squared gradients
-    eps: float = 1e-8
-    momentum: float = 0.0
+    eps: float = 1e-8  # keeps the denominator off zero
+    momentum: float = 0.0  # share of the previous step that is kept
     centered: bool = False  # divide by the standard deviation instead
-    maximize: bool = False
+    maximize: bool = False  # climb instead of descend
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -212,9 +212,9 @@ class InnerRpropConfig(InnerOptConfig):
     lr: float = 0.01  # the first step size
     eta_minus: float = 0.5  # factor of a step size whose gradient changed its sign
     eta_plus: float = 1.2  # factor of one whose gradient kept it
-    step_size_min: float = 1e-6
-    step_size_max: float = 50.0
-    maximize: bool = False
+    step_size_min: float = 1e-6  # smallest step size
+    step_size_max: float = 50.0  # largest step size
+    maximize: bool = False  # climb instead of descend
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,7 +233,7 @@ class InnerASGDConfig(InnerGradientConfig):
     lambd: float = 1e-4  # decay of the parameters and, with alpha, of the lr
     alpha: float = 0.75  # power of the decay of the lr
     t0: float = 1e6  # step from which on parameters are averaged
-    maximize: bool = False
+    maximize: bool = False  # climb instead of descend
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -250,7 +250,7 @@ class InnerAdafactorConfig(InnerGradientConfig):
     eps1: float | None = None  # lower bound of the root second moment; null: machine epsilon
     eps2: float = 1e-3  # lower bound of a parameter's root mean square
     d: float = 1.0  # root mean square to which updates are clipped
-    maximize: bool = False
+    maximize: bool = False  # climb instead of descend
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -267,13 +267,13 @@ class InnerMuonConfig(InnerGradientConfig):
 
     name: str = "muon"
     lr: float = 0.02
-    weight_decay: float = 0.1
-    momentum: float = 0.95
-    nesterov: bool = True
+    weight_decay: float = 0.1  # pulls the parameters towards zero, not by the gradient
+    momentum: float = 0.95  # share of the previous step that is kept
+    nesterov: bool = True  # Nesterov momentum
     ns_a: float = 3.4445  # coefficients of the Newton-Schulz polynomial
-    ns_b: float = -4.775
-    ns_c: float = 2.0315
-    eps: float = 1e-7
+    ns_b: float = -4.775  # the second of them
+    ns_c: float = 2.0315  # the third
+    eps: float = 1e-7  # keeps the denominator off zero
     ns_steps: int = 5  # Newton-Schulz iterations
     adjust_lr_fn: str = "original"  # original, match_rms_adamw or spectral_unclamped
     ns_precision: str = "bfloat16"  # bfloat16 as in torch, or full: derivatives of full precision

@@ -116,10 +116,10 @@ class OuterOptConfig:
     """What every outer optimizer has."""
 
     name: str = "???"
-    lr: float = 0.001
+    lr: float = 0.001  # learning rate of the outer loop
     weight_decay: float = 0.0  # not applied to learned inner hyperparameters
     schedule: str = "constant"  # constant, or cosine (from lr down to min_lr at the last step)
-    min_lr: float = 0.0
+    min_lr: float = 0.0  # where cosine ends
     clip_norm: float | None = None  # meta-gradients are scaled down to this global norm
     clip_value: float | None = None  # meta-gradients are clipped elementwise to ± this
 
@@ -138,9 +138,9 @@ class OuterAdamConfig(OuterOptConfig):
     """torch.optim.Adam."""
 
     name: str = "adam"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    beta1: float = 0.9  # decay of the average of gradients
+    beta2: float = 0.999  # decay of the average of squared gradients
+    eps: float = 1e-8  # keeps the denominator off zero
 
 
 @dataclass
@@ -157,5 +157,5 @@ class OuterSgdConfig(OuterOptConfig):
 
     name: str = "sgd"
     lr: float = 0.01
-    momentum: float = 0.0
-    nesterov: bool = False
+    momentum: float = 0.0  # share of the previous step that is kept
+    nesterov: bool = False  # Nesterov momentum
