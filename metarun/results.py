@@ -11,22 +11,16 @@ import torch
 
 from metarun import checkpoint
 from metarun.compose import as_argument
-from metarun.config import flat
 from metarun.errors import RunError
 from metarun.evaluation import Evaluation, evaluate, format_score
 from metarun.files import write_json
-from metarun.setup import Setup, to_plain
+from metarun.setup import Setup
 from metarun.tracking import Tracker
 from metarun.training_state import TrainState, restore_meta
 
 
-def finish(
-    setup: Setup, state: TrainState, directory: Path, tracker: Tracker, seconds: float
-) -> dict[str, Any]:
+def finish(setup: Setup, state: TrainState, directory: Path, tracker: Tracker) -> dict[str, Any]:
     """Test the model that was best on validation, and store the run's final figures.
-
-    Args:
-        seconds: duration of this attempt so far.
 
     Raises:
         RunError: no validation had a finite score, so there is no best model.
@@ -36,6 +30,7 @@ def finish(
             "no validation had a finite score: a lower inner_opt.lr or algo.eval_inner_steps "
             "may help (in a new run directory)"
         )
+    seconds = tracker.elapsed()
     content = checkpoint.load(directory / "checkpoints" / "best.pt")
     start = time.perf_counter()
     evaluation = evaluate(
@@ -50,10 +45,13 @@ def finish(
     )
     name = setup.objective.score_name
     test = describe(setup, evaluation)
-    tracker.curve(f"test/{name}_by_inner_step", test[f"{name}_per_inner_step"])
-    tracker.curve("test/loss_by_inner_step", test["loss_per_inner_step"])
-    figures = {f"test/{name}": test[name], f"val/best_{name}": content["best"]["score"]}
-    tracker.hparams(flat(to_plain(setup.config)), figures, state.step)
+    curves = {f"test/{n}_by_inner_step": test[f"{n}_per_inner_step"] for n in {name, "loss"}}
+    figures = {
+        f"test/{name}": test[name],
+        "test/loss": test["loss_per_inner_step"][-1],
+        f"val/best_{name}": content["best"]["score"],
+    }
+    tracker.final(figures, curves, state.step)
     result = {
         "test": test,
         "best": content["best"],

@@ -1,45 +1,55 @@
-"""What a run shows while it goes: metrics.jsonl, TensorBoard, the progress bar, log lines."""
+"""What a run shows while it goes: metrics.jsonl, loggers, the progress bar, log lines."""
 
 import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from metarun.files import finite, write_text
+from metarun.files import finite
+from metarun.loggers import Logger
+from metarun.metrics import cut_back
 
 log = logging.getLogger(__name__)
 
+ELAPSED = "time/elapsed_s"
+
 
 class Tracker:
-    """Writes metrics to `metrics.jsonl` and `tb/`, and shows progress on stderr.
+    """Writes metrics to `metrics.jsonl` and to loggers, and shows progress on stderr.
 
     On a terminal there is a bar; elsewhere, in a batch job's log say, there are lines. When a
-    run goes on from step `start`, what an earlier attempt logged after that step is dropped
-    from both, since it will be logged again; so is a validation after step `last_eval`.
+    run goes on from step `start`, what an earlier attempt logged after that step is dropped,
+    since it will be logged again; so is a validation after step `last_eval`.
     """
 
-    def __init__(self, directory: Path, start: int, last_eval: int, steps: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        start: int,
+        last_eval: int,
+        steps: int,
+        loggers: Sequence[Logger] = (),
+    ) -> None:
         path = directory / "metrics.jsonl"
-        kept = _keep_until(path, start, last_eval)
+        kept = cut_back(path, start, last_eval)
         self._file = open(path, "a")  # noqa: SIM115 (closed in __exit__)
-        # TensorBoard drops all of an earlier attempt's events from `purge_step` on, so those
-        # of step `start` itself are written once more.
-        self._writer = SummaryWriter(str(directory / "tb"), purge_step=start, flush_secs=10)
+        self._loggers = loggers
         for record in kept:
             if record["step"] == start:
-                self._scalars(record)
+                values = {k: v for k, v in record.items() if k not in ("step", ELAPSED)}
+                for logger in loggers:
+                    logger.repeat(start, values)
         self._bar = tqdm(total=steps, initial=start, disable=None, unit="step", dynamic_ncols=True)
         self._steps = steps
         self._done, self._since = 0, time.perf_counter()
+        before = max((r[ELAPSED] for r in kept if type(r.get(ELAPSED)) is float), default=0.0)
+        self._zero = self._since - before
         self._redirect = contextlib.ExitStack()
 
     def __enter__(self) -> "Tracker":
@@ -55,8 +65,9 @@ class Tracker:
     ) -> None:
         self._bar.close()
         self._redirect.close()
-        self._writer.close()
         self._file.close()
+        for logger in self._loggers:
+            logger.close(completed=kind is None)
 
     def advance(self) -> None:
         """One meta-step is done."""
@@ -77,17 +88,21 @@ class Tracker:
         self._done, self._since = 0, now
         return speed
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record metrics by TensorBoard tag ("train/loss", …)."""
-        record = {"step": step, **values}
-        self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
-        self._file.flush()
-        self._scalars(record)
+    def elapsed(self) -> float:
+        """Seconds that the meta-steps so far have taken, in all attempts, with validations.
 
-    def _scalars(self, record: Mapping[str, Any]) -> None:
-        for tag, value in record.items():
-            if tag != "step" and value is not None:
-                self._writer.add_scalar(tag, value, record["step"])
+        What an attempt did after the checkpoint that the next one started from is not counted.
+        """
+        return time.perf_counter() - self._zero
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record metrics by tag ("train/loss", …)."""
+        known = finite(dict(values))
+        record = {"step": step, **known, ELAPSED: round(self.elapsed(), 3)}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        for logger in self._loggers:
+            logger.metrics(step, known)
 
     def show(self, step: int, values: Mapping[str, str]) -> None:
         """Show a few figures: behind the bar, or as a log line where there is no bar."""
@@ -101,42 +116,9 @@ class Tracker:
         """Show a line that stays: above the bar where there is one."""
         log.info("step %d/%d  %s", step, self._steps, text)
 
-    def curve(self, tag: str, values: list[float]) -> None:
-        """Record a curve over inner steps: the x axis of its chart is the inner step."""
-        for inner_step, value in enumerate(values):
-            self._writer.add_scalar(tag, value, inner_step)
-
-    def hparams(self, config: Mapping[str, Any], results: Mapping[str, float], step: int) -> None:
-        """Record settings and final figures for TensorBoard's HPARAMS page.
-
-        Written into this run's own event file; `SummaryWriter.add_hparams` would add a
-        second, timestamped run.
-        """
-        plain = {k: v if type(v) in (int, float, bool, str) else str(v) for k, v in config.items()}
-        file_writer: Any = self._writer.file_writer  # untyped in torch, as is `hparams`
-        for summary in hparams(plain, dict(results)):  # type: ignore[no-untyped-call]
-            file_writer.add_summary(summary)
-        for tag, value in results.items():
-            self._writer.add_scalar(tag, value, step)
-
-
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl; a line that a crash cut short is left out."""
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(line)
-
-
-def _keep_until(path: Path, step: int, last_eval: int) -> list[dict[str, Any]]:
-    """Cut a metrics.jsonl back to what a checkpoint knows of, and return that."""
-    kept = [
-        record
-        for record in read_metrics(path)
-        if record["step"] <= step
-        and not (record["step"] > last_eval and any(tag.startswith("val/") for tag in record))
-    ]
-    if path.exists():
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-    return kept
+    def final(
+        self, figures: Mapping[str, float], curves: Mapping[str, Sequence[float]], step: int
+    ) -> None:
+        """Tell the loggers the figures of the finished run, and its curves over inner steps."""
+        for logger in self._loggers:
+            logger.final(figures, curves, step)

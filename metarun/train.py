@@ -3,7 +3,6 @@
 import logging
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from metarun.compose import as_argument, job
-from metarun.config import TrainConfig
+from metarun.config import TrainConfig, flat
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +30,7 @@ def run(config: TrainConfig, directory: Path) -> float:
     # Imported here, so that --help and --cfg answer without waiting for torch.
     from metarun import checkpoint, results, rundir, training_state
     from metarun.interrupts import Interrupted, Interruption
+    from metarun.loggers import Logged, open_loggers, require_wandb
     from metarun.setup import build, choose_device, to_plain
     from metarun.tracking import Tracker
     from metarun.trainer import train
@@ -40,8 +40,8 @@ def run(config: TrainConfig, directory: Path) -> float:
         log.info("%s holds this run, finished: nothing to do", directory)
         print(results.summary(result, directory))
         return float(result["best"]["score"])
+    require_wandb(config.trainer.wandb)
     with Interruption() as stop:
-        start = time.perf_counter()
         device = choose_device(config.device)
         setup = build(config, device)
         with rundir.opened(directory, plain, str(device)):
@@ -54,12 +54,14 @@ def run(config: TrainConfig, directory: Path) -> float:
                 log.info("resuming after meta-step %d", state.step)
             log.info("run directory %s, device %s, tasks by %s", directory, device, setup.batching)
             try:
+                loggers = open_loggers(
+                    Logged(directory, state.step, flat(plain), setup.objective.score_name)
+                )
                 with Tracker(
-                    directory, state.step, state.last_eval, config.trainer.steps
+                    directory, state.step, state.last_eval, config.trainer.steps, loggers
                 ) as tracker:
                     train(setup, state, folder, tracker, stop)
-                    seconds = time.perf_counter() - start
-                    result = results.finish(setup, state, directory, tracker, seconds)
+                    result = results.finish(setup, state, directory, tracker)
             except Interrupted as interrupted:
                 raise Interrupted(
                     f"{interrupted} after meta-step {state.step}; checkpoints are in {folder}\n"

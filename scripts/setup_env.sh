@@ -21,7 +21,7 @@ CHECK
 echo "Setting up $venv (a few minutes the first time: torch is large)"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
-pip install --editable ".[test,figures]"
+pip install --editable ".[test]"
 pip install "setuptools>=77" wheel "cython>=3" scipy requests "gym==0.26.2"
 if ! "$venv/bin/python" -c 'import learn2learn' 2>/dev/null; then
     pip install --no-deps --no-build-isolation --use-pep517 \

@@ -20,13 +20,13 @@ PACKAGE = REPO / "metarun"
 register_schemas()
 LAYERS = [
     {"errors"},
-    {"files", "checks", "interrupts"},
+    {"files", "checks", "interrupts", "untrusted", "checkpoint_fields"},
     {"inner_torch_schemas"},
     {"inner_schemas"},
     {"schemas"},
-    {"config", "data", "backbones", "unroll", "checkpoint", "tracking"},
-    {"algos", "compose", "rundir", "higher", "inner_builders"},
-    {"evaluation", "components", "help"},
+    {"config", "data", "backbones", "unroll", "checkpoint", "metrics"},
+    {"algos", "compose", "rundir", "loggers", "higher", "inner_builders"},
+    {"evaluation", "components", "tracking", "help"},
     {"setup"},
     {"training_state"},
     {"results"},

@@ -18,7 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from metarun.algos.base import OBJECTIVES
 from metarun.evaluation import Evaluation, confidence95
-from metarun.tracking import Tracker, read_metrics
+from metarun.loggers import Logged
+from metarun.loggers.tensorboard import TensorBoard
+from metarun.metrics import read_metrics
+from metarun.tracking import Tracker
 from tests.conftest import Metarun
 
 
@@ -35,7 +38,7 @@ def test_tensorboard_has_the_curves_of_a_run(metarun: Metarun, tmp_path: Path) -
         "train/loss", "train/accuracy", "val/accuracy", "val/ci95", "val/loss",
         "inner/loss_step0", "inner/loss_step1", "inner/lr_step0", "inner/lr_step1",
         "optim/grad_norm", "optim/lr", "time/tasks_per_s",
-        "test/accuracy", "test/accuracy_by_inner_step", "test/loss_by_inner_step",
+        "test/accuracy", "test/loss", "test/accuracy_by_inner_step", "test/loss_by_inner_step",
         "val/best_accuracy",
     }  # fmt: skip
     records = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
@@ -49,16 +52,23 @@ def test_tensorboard_has_the_curves_of_a_run(metarun: Metarun, tmp_path: Path) -
     assert [e.step for e in curve] == [0, 1, 2, 3]
     assert [e.value for e in curve] == pytest.approx(result["accuracy_per_inner_step"], rel=1e-6)
     assert "_hparams_/session_start_info" in events.summary_metadata
-    assert len(list((tmp_path / "run" / "tb").iterdir())) == 1, "one event file, no child runs"
+    names = [p.name for p in (tmp_path / "run" / "tb").iterdir()]
+    assert len(names) == 2 and sum(n.endswith(".final") for n in names) == 1, "no child runs"
+
+
+def tracker_of(directory: Path, start: int, last_eval: int) -> Tracker:
+    """A tracker as `metarun train` makes it."""
+    board = TensorBoard(Logged(directory, start, {"seed": 0}, "mse"))
+    return Tracker(directory, start, last_eval, steps=10, loggers=[board])
 
 
 def test_resuming_drops_what_will_be_logged_again(tmp_path: Path) -> None:
-    with Tracker(tmp_path, start=0, last_eval=0, steps=10) as tracker:
+    with tracker_of(tmp_path, start=0, last_eval=0) as tracker:
         for step in (2, 4, 6):
             tracker.metrics(step, {"train/loss": float(step)})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 8, "tra')
-    with Tracker(tmp_path, start=4, last_eval=4, steps=10) as tracker:
+    with tracker_of(tmp_path, start=4, last_eval=4) as tracker:
         tracker.metrics(6, {"train/loss": 60.0})
     records = [(r["step"], r["train/loss"]) for r in read_metrics(tmp_path / "metrics.jsonl")]
     assert records == [(2, 2.0), (4, 4.0), (6, 60.0)]
@@ -68,7 +78,7 @@ def test_resuming_drops_what_will_be_logged_again(tmp_path: Path) -> None:
 
 def test_an_attempt_from_the_start_replaces_the_one_before(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
-        with Tracker(tmp_path, start=0, last_eval=0, steps=10) as tracker:
+        with tracker_of(tmp_path, start=0, last_eval=0) as tracker:
             tracker.metrics(1, {"train/loss": value})
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 2.0)]
@@ -77,11 +87,11 @@ def test_an_attempt_from_the_start_replaces_the_one_before(tmp_path: Path) -> No
 
 def test_a_validation_that_will_be_repeated_is_dropped(tmp_path: Path) -> None:
     """The checkpoint of step 4 is from before the validation of step 4."""
-    with Tracker(tmp_path, start=0, last_eval=0, steps=10) as tracker:
+    with tracker_of(tmp_path, start=0, last_eval=0) as tracker:
         tracker.metrics(2, {"val/mse": 1.0})
         tracker.metrics(4, {"train/loss": 1.0})
         tracker.metrics(4, {"val/mse": 2.0})
-    with Tracker(tmp_path, start=4, last_eval=2, steps=10) as tracker:
+    with tracker_of(tmp_path, start=4, last_eval=2) as tracker:
         tracker.metrics(4, {"val/mse": 3.0})
     values = [r["val/mse"] for r in read_metrics(tmp_path / "metrics.jsonl") if "val/mse" in r]
     assert values == [1.0, 3.0]
@@ -91,11 +101,10 @@ def test_a_validation_that_will_be_repeated_is_dropped(tmp_path: Path) -> None:
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path: Path) -> None:
-    with Tracker(tmp_path, start=0, last_eval=0, steps=10) as tracker:
+    with tracker_of(tmp_path, start=0, last_eval=0) as tracker:
         tracker.metrics(1, {"val/ci95": float("nan"), "val/mse": float("inf")})
-    assert (tmp_path / "metrics.jsonl").read_text() == (
-        '{"step": 1, "val/ci95": null, "val/mse": null}\n'
-    )
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text.startswith('{"step": 1, "val/ci95": null, "val/mse": null, "time/elapsed_s": ')
 
 
 def test_the_confidence_interval_is_students() -> None:

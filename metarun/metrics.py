@@ -1,0 +1,62 @@
+"""metrics.jsonl: what a run has logged, one record a line. Needs neither torch nor Hydra."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from metarun.files import write_text
+
+log = logging.getLogger(__name__)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, each with an integer "step"; none if there is no file.
+
+    Lines that are no such record are left out with a warning: a crash may cut the last one
+    short or leave zeros in its place.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not path.exists():
+        return []
+    records, bad = [], 0
+    for line in path.read_bytes().splitlines():
+        record = _parsed(line)
+        if record is not None:
+            records.append(record)
+        elif line.strip():
+            bad += 1
+    if bad:
+        lines = "a line that is no record" if bad == 1 else f"{bad} lines that are no records"
+        log.warning("%s: left out %s", path, lines)
+    return records
+
+
+def cut_back(path: Path, step: int, last_eval: int) -> list[dict[str, Any]]:
+    """Cut a metrics.jsonl back to what a checkpoint knows of, and return that.
+
+    Args:
+        step: meta-steps done at the checkpoint; what was logged later will be logged again.
+        last_eval: step of the last validation that it knows of, likewise.
+    """
+    kept = [
+        record
+        for record in read_metrics(path)
+        if record["step"] <= step
+        and not (record["step"] > last_eval and any(tag.startswith("val/") for tag in record))
+    ]
+    if path.exists():
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # ValueError: not JSON, or not even UTF-8
+        return None
+    if isinstance(record, dict) and type(record.get("step")) is int:
+        return record
+    return None

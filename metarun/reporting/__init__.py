@@ -1,0 +1,1 @@
+"""What `metarun report` shows: runs gathered, grouped, tabled, plotted. Imports no torch."""
