@@ -37,7 +37,7 @@ def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] |
     status = read_status(directory)
     if status.get("status") != "completed":
         return None
-    return _read_json(directory / "result.json") or None  # without it the run is tested again
+    return read_json(directory / "result.json") or None  # without it the run is tested again
 
 
 @contextlib.contextmanager
@@ -85,10 +85,10 @@ def _write_final_status(path: Path, status: dict[str, Any]) -> None:
 
 def read_status(directory: Path) -> dict[str, Any]:
     """The content of `status.json`, or nothing if there is none."""
-    return _read_json(directory / "status.json")
+    return read_json(directory / "status.json")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; nothing if the file is not there or damaged."""
     try:
         value = json.loads(path.read_text())
@@ -154,7 +154,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _write_provenance(directory: Path, device: str) -> None:
     path = directory / "provenance.json"
-    last = _read_json(path)
+    last = read_json(path)
     earlier = [*last.pop("earlier_attempts", []), last] if last else []
     write_json(path, {**_provenance(device), "earlier_attempts": earlier})
 
@@ -164,7 +164,7 @@ def _provenance(device: str) -> dict[str, Any]:
         "time": _now(),
         "argv": sys.argv,
         "versions": {"python": platform.python_version(), **_versions()},
-        "git": _git_state(Path(__file__).parent),
+        "git": git_state(Path(__file__).parent),
         "device": device,
         "cpu_threads": torch.get_num_threads(),
         "host": socket.gethostname(),
@@ -181,7 +181,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git_state(folder: Path) -> dict[str, Any] | None:
+def git_state(folder: Path) -> dict[str, Any] | None:
     """Revision and dirtiness of metarun's own checkout; None for an installed package."""
     if not (folder.parent / ".git").exists():
         return None
