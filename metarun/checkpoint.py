@@ -1,30 +1,38 @@
-"""Checkpoints: written atomically, verified when read, safe to load, exact to resume from.
+"""Checkpoints: written atomically, read back, safe to load, exact to resume from.
 
-A checkpoint is a dictionary of plain values and tensors, so that `torch.load` reads it with
-`weights_only=True` and nothing in it can run code. Its keys:
+A checkpoint is a dictionary of plain values and tensors, so that nothing in it can run code
+(see `metarun.untrusted`). Its keys, which `metarun.checkpoint_fields` checks:
 
     format, version     what it is (`FORMAT`, `VERSION`)
     config              the resolved config, a plain dictionary
     step                meta-steps done
+    skipped             how many of them were skipped, because their gradient was not finite
     meta                meta-parameters by name: weights and learned hyperparameters
     outer_optimizer     state_dict of the outer optimizer
     scheduler           state_dict of its schedule, or None
     best                {"step", "score", "ci95"} of the best validation, or None
+    top                 the same of the `trainer.keep_best` best ones, the best first
     last_eval           step of the last validation
     recent              training metrics since the last log line, (meta-steps, metrics)
     rng                 torch's random states: {"cpu": tensor, "cuda": [tensors]}
+
+The files of a run: `last.pt` and `best.pt`, which are replaced; `step-<step>.pt`, the same as
+`last.pt` was at that step; and `best-step-<step>.pt` of the best validations, where more than
+one is kept. A file takes its name only after it has been read back, so whatever is deleted or
+replaced, a good one is there.
 """
 
+import errno
 import io
 import logging
-import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from metarun import untrusted
+from metarun.checkpoint_fields import check_fields
 from metarun.errors import CheckpointError
 from metarun.files import write_atomically
 
@@ -32,30 +40,55 @@ log = logging.getLogger(__name__)
 
 FORMAT = "metarun-checkpoint"
 VERSION = 1
-KEEP = 2  # step-*.pt files; the older ones go
 
 
-def save(folder: Path, content: dict[str, Any]) -> Path:
+def save(folder: Path, content: dict[str, Any], keep_last: int, keep_every: int | None) -> Path:
     """Write `step-<step>.pt`, then `last.pt` with the same bytes, and drop old step files.
 
-    The step files are there for the case that `last.pt` is damaged later on.
+    The step files are there for the case that `last.pt` is damaged later on, and for those who
+    want to see how a run developed.
+
+    Args:
+        keep_last: how many of the newest step files stay.
+        keep_every: those of multiples of this many meta-steps stay as well.
 
     Raises:
-        OSError: the disk is full or read-only; earlier checkpoints are untouched.
+        OSError: the disk is full, read-only or does not give back what was written; earlier
+            checkpoints are untouched.
     """
     data = _serialise(content)
     path = folder / f"step-{content['step']:08d}.pt"
     for target in (path, folder / "last.pt"):
-        write_atomically(target, lambda file: file.write(data))
-    for old in _step_files(folder)[KEEP:]:
-        old.unlink(missing_ok=True)
+        _write(target, data)
+    # Files of later steps belong to an attempt whose last.pt was lost: they do not count.
+    steps = [step for step in _step_files(folder) if step <= content["step"]]
+    for step in steps[keep_last:]:
+        if keep_every is None or step % keep_every:
+            _step_files(folder)[step].unlink(missing_ok=True)
     return path
 
 
-def save_best(folder: Path, content: dict[str, Any]) -> None:
-    """Write `best.pt`."""
+def save_best(folder: Path, content: dict[str, Any], top: list[int], keep: int) -> None:
+    """Write what is among the best: `best.pt` if it is the best, `best-step-<step>.pt` if more
+    than one is kept; drop those that no longer are.
+
+    Args:
+        top: steps of the best validations, the best first; that of the content among them.
+        keep: how many there may be.
+
+    Raises:
+        OSError: as `save`.
+    """
     data = _serialise(content)
-    write_atomically(folder / "best.pt", lambda file: file.write(data))
+    names = [f"best-step-{step:08d}.pt" for step in top] if keep > 1 else []
+    step = content["step"]
+    if names:
+        _write(folder / names[top.index(step)], data)
+    if step == top[0]:
+        _write(folder / "best.pt", data)
+    for path in folder.glob("best-step-*.pt"):
+        if path.name not in names:
+            path.unlink(missing_ok=True)
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
@@ -64,7 +97,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: there are checkpoints, but none of them is intact.
     """
-    candidates = [p for p in [folder / "last.pt", *_step_files(folder)] if p.exists()]
+    candidates = [p for p in [folder / "last.pt", *_step_files(folder).values()] if p.exists()]
     for path in candidates:
         try:
             return load(path)
@@ -85,28 +118,39 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        # torch does not check the checksums that it writes into the archive; zipfile does.
-        with zipfile.ZipFile(path) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"bad checksum of {damaged}")
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+        content = untrusted.load(path)
+    except (untrusted.DamagedError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged, truncated or not a checkpoint at all ({error})"
         ) from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except untrusted.UntrustedError as error:
         raise CheckpointError(
-            f"{path} is not a checkpoint of metarun: it cannot be loaded safely"
+            f"{path} is not a checkpoint of metarun: it cannot be loaded safely ({error})"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of metarun")
-    if content["version"] > VERSION:
+    version = content.get("version")
+    if type(version) is int and version > VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint format {content['version']}, but this metarun reads up to "
+            f"{path} has checkpoint format {version}, but this metarun reads up to "
             f"{VERSION}: use a newer metarun"
         )
+    try:
+        check_fields(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not a sound checkpoint: {error}") from error
     return content
+
+
+def _write(path: Path, data: bytes) -> None:
+    def read_back(written: Path) -> None:
+        try:
+            untrusted.verify(written)
+        except untrusted.UntrustedError as error:
+            reason = f"the disk does not give back what was written ({error})"
+            raise OSError(errno.EIO, reason, str(path)) from error
+
+    write_atomically(path, lambda file: file.write(data), read_back)
 
 
 def _serialise(content: dict[str, Any]) -> bytes:
@@ -115,8 +159,8 @@ def _serialise(content: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _step_files(folder: Path) -> list[Path]:
+def _step_files(folder: Path) -> dict[int, Path]:
     """step-*.pt, newest first: by number, so that step 1000 comes before step 900."""
     numbered = [(re.fullmatch(r"step-(\d+)\.pt", p.name), p) for p in folder.glob("step-*.pt")]
     found = [(int(match.group(1)), path) for match, path in numbered if match]
-    return [path for _, path in sorted(found, reverse=True)]
+    return dict(sorted(found, reverse=True))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from metarun.checks import at_least, between, one_of, positive
+from metarun.errors import ConfigError
 from metarun.inner_schemas import INNER_SCHEMAS
 from metarun.schemas import (
     AnilConfig,
@@ -46,14 +47,25 @@ class TrainerConfig:
     eval_episodes: int = 200  # validation tasks, the same ones each time
     test_episodes: int = 600  # test tasks at the end of the run
     checkpoint_every: int = 200  # meta-steps between checkpoints
+    keep_last: int = 2  # newest checkpoints that stay, as step-*.pt
+    keep_best: int = 1  # best checkpoints by validation that stay; from 2 on as best-step-*.pt too
+    keep_every: int | None = None  # checkpoints of multiples of this many meta-steps stay as well
     log_every: int = 20  # meta-steps between lines in metrics.jsonl and TensorBoard
+    nonfinite: str = "stop"  # a gradient that is NaN or infinite: stop, or skip the meta-step
+    max_skipped: int = 100  # a run that skips more meta-steps than this fails
     wandb: str = "off"  # Weights & Biases: off, online or offline
     wandb_project: str = "metarun"
 
     def __post_init__(self) -> None:
         for own in fields(self):
-            if own.type is int:
-                at_least(f"trainer.{own.name}", getattr(self, own.name), 1)
+            if isinstance(value := getattr(self, own.name), int):
+                at_least(f"trainer.{own.name}", value, 1)
+        one_of("trainer.nonfinite", self.nonfinite, ("stop", "skip"))
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise ConfigError(
+                f"trainer.keep_every={self.keep_every}: must be a multiple of "
+                f"trainer.checkpoint_every={self.checkpoint_every}, when checkpoints are written"
+            )
         one_of("trainer.wandb", self.wandb, ("off", "online", "offline"))
 
 
@@ -193,7 +205,18 @@ def settings(config: Any, *drop: str) -> dict[str, Any]:
 
 
 # Settings that are not part of what a run is: it may be resumed with others. Data may have moved.
-NEUTRAL_KEYS = ("data.root", "data.download", "trainer.wandb", "trainer.wandb_project")
+# What becomes of a gradient that is not finite matters only from the first one on.
+NEUTRAL_KEYS = (
+    "data.root",
+    "data.download",
+    "trainer.keep_last",
+    "trainer.keep_best",
+    "trainer.keep_every",
+    "trainer.nonfinite",
+    "trainer.max_skipped",
+    "trainer.wandb",
+    "trainer.wandb_project",
+)
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

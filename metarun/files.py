@@ -3,27 +3,34 @@
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    check: Callable[[Path], object] = lambda written: None,
+) -> None:
     """Call `write` on a temporary file beside `path`, flush it to disk, rename it over `path`.
 
     A crash at any moment leaves the previous file intact. The temporary file carries the
-    process id, so that two writers cannot mix their bytes; it is removed if `write` fails.
+    process id, so that two writers cannot mix their bytes; it is removed if `write` fails, or
+    `check`, which gets it before it replaces anything.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        check(temporary)
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -31,6 +38,24 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             error.filename = str(path)  # write() and fsync() do not tell
         raise
     sync_folder(path.parent)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Delete the temporary files of writers that were killed, in a folder and those within.
+
+    For a folder that no living process writes to.
+    """
+    for path in folder.rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that they outlast a power cut."""
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync_folder(made.parent)
 
 
 def sync_folder(folder: Path) -> None:

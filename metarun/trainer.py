@@ -16,6 +16,11 @@ from metarun.tracking import Tracker
 from metarun.training_state import TrainState, snapshot
 from metarun.unroll import meta_gradient
 
+REMEDY = (
+    "A lower inner_opt.lr or outer_opt.lr, or outer_opt.clip_norm=10, usually helps (in a new run "
+    "directory)"
+)
+
 
 def train(
     setup: Setup, state: TrainState, folder: Path, tracker: Tracker, stop: Interruption
@@ -31,7 +36,8 @@ def train(
 
     Raises:
         Interrupted: a signal came; the state has been saved.
-        RunError: the loss, the gradient or the parameters are no longer finite.
+        RunError: the loss, the gradient or the parameters are no longer finite, or that was so
+            more often than may be skipped.
     """
     config = setup.config.trainer
     with stop.deferred():
@@ -60,7 +66,8 @@ def train(
 def meta_step(setup: Setup, state: TrainState) -> None:
     """One update of the meta-parameters from one meta-batch of tasks.
 
-    Nothing here waits for the GPU: metrics stay on the device until `log_recent`.
+    Nothing here waits for the GPU, unless steps may be skipped: metrics stay on the device until
+    `log_recent`.
     """
     config, options = setup.config, setup.config.outer_opt
     size = config.trainer.meta_batch
@@ -68,10 +75,16 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     grads, extra = meta_gradient(
         setup.algorithm.loss, state.meta, tasks, setup.batching, config.engine.chunk
     )
+    norm = get_total_norm(list(grads.values()))
+    outcome = torch.stack([extra["loss"].mean(), extra["score"].mean().to(norm.dtype), norm])
+    row = torch.cat([outcome, extra["inner_losses"].mean(dim=0)])
+    state.step += 1
+    if config.trainer.nonfinite == "skip" and not bool(row.isfinite().all()):  # waits for the GPU
+        skip(state, config.trainer.max_skipped)
+        return
     for name, leaf in state.meta.items():
         leaf.grad = grads[name]
     leaves = list(state.meta.values())
-    norm = get_total_norm(list(grads.values()))
     if options.clip_value is not None:
         clip_grad_value_(leaves, options.clip_value)
         clipped_norm = get_total_norm(list(grads.values()))
@@ -82,26 +95,44 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     state.optimizer.step()
     if state.scheduler is not None:
         state.scheduler.step()
-    state.step += 1
-    outcome = torch.stack([extra["loss"].mean(), extra["score"].mean().to(norm.dtype), norm])
-    state.recent.append(torch.cat([outcome, extra["inner_losses"].mean(dim=0)]))
+    state.recent.append(row)
+
+
+def skip(state: TrainState, most: int) -> None:
+    """Count a meta-step that changes nothing, since its loss or gradient is not finite.
+
+    Raises:
+        RunError: more than `most` have been skipped.
+    """
+    state.skipped += 1
+    if state.skipped > most:
+        raise RunError(
+            f"meta-step {state.step} had a loss or a gradient that is NaN or infinite, as had "
+            f"{most} before it, which is all that trainer.max_skipped={most} allows. {REMEDY}"
+        )
 
 
 def log_recent(setup: Setup, state: TrainState, tracker: Tracker) -> None:
     """Log the mean of the metrics since the last log line."""
     check_finite(state)
-    loss, score, norm, *inner = torch.stack(state.recent).mean(dim=0).tolist()
     name = setup.objective.score_name
-    values = {"train/loss": loss, f"train/{name}": score, "optim/grad_norm": norm}
+    values, shown = {}, {}
+    if state.recent:  # else all have been skipped
+        loss, score, norm, *inner = torch.stack(state.recent).mean(dim=0).tolist()
+        values = {"train/loss": loss, f"train/{name}": score, "optim/grad_norm": norm}
+        values |= {f"inner/loss_step{i}": value for i, value in enumerate(inner)}
+        shown = {"loss": f"{loss:.4f}", name: format_score(name, score)}
+    if setup.config.trainer.nonfinite == "skip":
+        values["train/skipped"] = state.skipped
+        shown |= {"skipped": str(state.skipped)} if state.skipped else {}
     values["optim/lr"] = float(state.optimizer.param_groups[0]["lr"])
-    values |= {f"inner/loss_step{i}": value for i, value in enumerate(inner)}
     values |= learned_hyper(state)
     values["time/tasks_per_s"] = tracker.steps_per_second() * setup.config.trainer.meta_batch
     if setup.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(setup.device)
         values["memory/max_allocated_gib"] = peak / 2**30
     tracker.metrics(state.step, values)
-    tracker.show(state.step, {"loss": f"{loss:.4f}", name: format_score(name, score)})
+    tracker.show(state.step, shown)
     state.recent.clear()
 
 
@@ -140,22 +171,33 @@ def validate(
     tracker.metrics(
         state.step, {f"val/{name}": result.score, "val/ci95": result.ci95, "val/loss": loss}
     )
-    best = state.best
-    sign = 1 if setup.objective.higher_is_better else -1
-    improved = math.isfinite(result.score) and (
-        best is None or sign * result.score > sign * best["score"]
-    )
-    if improved:
-        state.best = {"step": state.step, "score": result.score, "ci95": result.ci95}
-        checkpoint.save_best(folder, snapshot(setup, state))
+    improved = remember(setup, state, {"score": result.score, "ci95": result.ci95})
+    top = [kept["step"] for kept in state.top]
+    if state.step in top:
+        checkpoint.save_best(folder, snapshot(setup, state), top, config.trainer.keep_best)
     shown = f"{format_score(name, result.score)} ± {format_score(name, result.ci95)}"
     tracker.note(state.step, f"val {name} {shown}{' (best so far)' if improved else ''}")
+
+
+def remember(setup: Setup, state: TrainState, validation: dict[str, float]) -> bool:
+    """Put a validation in its place among the best ones; says whether it is the best so far.
+
+    Of equal ones the earlier is better.
+    """
+    if math.isfinite(validation["score"]):
+        sign = -1 if setup.objective.higher_is_better else 1
+        state.top.append({"step": state.step, **validation})
+        state.top.sort(key=lambda kept: (sign * kept["score"], kept["step"]))
+        del state.top[setup.config.trainer.keep_best :]
+        state.best = state.top[0]
+    return state.best is not None and state.best["step"] == state.step
 
 
 def save(setup: Setup, state: TrainState, folder: Path) -> None:
     """Write a checkpoint, but never one of a run that has gone wrong."""
     check_finite(state)
-    checkpoint.save(folder, snapshot(setup, state))
+    config = setup.config.trainer
+    checkpoint.save(folder, snapshot(setup, state), config.keep_last, config.keep_every)
 
 
 def check_finite(state: TrainState) -> None:
@@ -176,6 +218,5 @@ def check_finite(state: TrainState) -> None:
         bad_step, what = state.step, "a parameter"
     raise RunError(
         f"{what} became NaN or infinite at meta-step {bad_step}; checkpoints from before "
-        "are kept. A lower inner_opt.lr or outer_opt.lr, or outer_opt.clip_norm=10, usually helps "
-        "(in a new run directory)"
+        f"are kept. {REMEDY}; trainer.nonfinite=skip goes on without such meta-steps"
     )

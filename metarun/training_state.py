@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from metarun.algos.base import HYPER_PREFIX
+from metarun.checkpoint_fields import same_structure
 from metarun.components import build_outer_optimizer
 from metarun.config import TrainConfig
 from metarun.errors import CheckpointError
@@ -20,7 +21,9 @@ class TrainState:
     Attributes:
         meta: meta-parameters by name, leaf tensors that the outer optimizer changes in place.
         step: meta-steps done.
+        skipped: how many of them changed nothing, because their gradient was not finite.
         best: {"step", "score", "ci95"} of the best validation so far.
+        top: the same of the best few, the best first.
         last_eval: step of the last validation.
         recent: one row of metrics for each meta-step since the last log line.
     """
@@ -29,7 +32,9 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler | None
     step: int = 0
+    skipped: int = 0
     best: dict[str, Any] | None = None
+    top: list[dict[str, Any]] = field(default_factory=list)
     last_eval: int = 0
     recent: list[Tensor] = field(default_factory=list)
 
@@ -42,40 +47,73 @@ def fresh(setup: Setup) -> TrainState:
 def restore(setup: Setup, content: dict[str, Any]) -> TrainState:
     """The state that `snapshot` saved, on this setup's device.
 
+    Args:
+        content: a checkpoint that `metarun.checkpoint.load` has let pass.
+
     Raises:
-        CheckpointError: the meta-parameters are not those of this setup.
+        CheckpointError: it does not fit this setup.
     """
+    steps = setup.config.trainer.steps
+    if content["step"] > steps:
+        raise CheckpointError(
+            f"the checkpoint is of meta-step {content['step']}, beyond the {steps} of this run"
+        )
     state = _with_optimizer(setup, restore_meta(setup, content))
-    state.optimizer.load_state_dict(content["outer_optimizer"])
-    if state.scheduler is not None:
-        state.scheduler.load_state_dict(content["scheduler"])
-    state.step, state.best = content["step"], content["best"]
-    state.last_eval = content["last_eval"]
+    _restore_optimizer(setup, state, content)
+    state.step, state.skipped = content["step"], content.get("skipped", 0)
+    state.best, state.last_eval = content["best"], content["last_eval"]
+    state.top = content.get("top") or ([] if state.best is None else [state.best])
     state.recent = [row.to(setup.device) for row in content["recent"]]
-    torch.set_rng_state(content["rng"]["cpu"])
-    if setup.device.type == "cuda" and content["rng"]["cuda"]:
-        torch.cuda.set_rng_state(content["rng"]["cuda"][0], setup.device)
+    try:
+        torch.set_rng_state(content["rng"]["cpu"])
+        if setup.device.type == "cuda" and content["rng"]["cuda"]:
+            torch.cuda.set_rng_state(content["rng"]["cuda"][0], setup.device)
+    except RuntimeError as error:
+        raise CheckpointError("the checkpoint's random state is none of torch's") from error
     return state
+
+
+def _restore_optimizer(setup: Setup, state: TrainState, content: dict[str, Any]) -> None:
+    """Load the outer optimizer and its schedule, if they are those of this setup.
+
+    torch checks little of what it loads and would stumble over it at the next step. What a
+    state looks like after a step is seen from an optimizer that takes one on copies.
+    """
+    trial = _with_optimizer(setup, state.meta)
+    for leaf in trial.meta.values():
+        leaf.grad = torch.zeros_like(leaf)
+    trial.optimizer.step()
+    stored = content["outer_optimizer"]
+    expected = trial.optimizer.state_dict()
+    if not stored["state"]:  # before the first step
+        expected["state"] = {}
+    same_structure(expected, stored, "the checkpoint's outer_optimizer")
+    state.optimizer.load_state_dict(stored)
+    if state.scheduler is not None:
+        expected = state.scheduler.state_dict()
+        same_structure(expected, content["scheduler"], "the checkpoint's scheduler")
+        state.scheduler.load_state_dict(content["scheduler"])
 
 
 def restore_meta(setup: Setup, content: dict[str, Any]) -> dict[str, Tensor]:
     """The meta-parameters of a checkpoint, on this setup's device.
 
     Raises:
-        CheckpointError: their names or shapes are not those of this setup.
+        CheckpointError: their names, shapes or types are not those of this setup.
     """
-    expected = {name: tuple(value.shape) for name, value in setup.algorithm.init().items()}
-    found = {name: tuple(value.shape) for name, value in content["meta"].items()}
+    expected = {name: _form(value) for name, value in setup.algorithm.init().items()}
+    found = {name: _form(value) for name, value in content["meta"].items()}
     if expected != found:
-        differing = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
-        name = differing[0]
+        name = min(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         raise CheckpointError(
-            f"the checkpoint does not fit this network: {name} has shape "
-            f"{found.get(name, 'none')} there and {expected.get(name, 'none')} here"
+            f"the checkpoint does not fit this network: {name[:120]} is "
+            f"{found.get(name, 'not')} there and {expected.get(name, 'not')} here"
         )
     return {name: value.to(setup.device) for name, value in content["meta"].items()}
+
+
+def _form(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
 def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
@@ -84,12 +122,14 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
     return {
         "config": to_plain(setup.config),
         "step": state.step,
+        "skipped": state.skipped,
         "meta": {name: value.detach() for name, value in state.meta.items()},
         "outer_optimizer": state.optimizer.state_dict(),
         "scheduler": None if state.scheduler is None else state.scheduler.state_dict(),
         "best": state.best,
+        "top": state.top,
         "last_eval": state.last_eval,
-        "recent": list(state.recent),
+        "recent": torch.stack(state.recent) if state.recent else torch.empty(0, 0),
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
     }
 

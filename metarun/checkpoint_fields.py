@@ -1,0 +1,121 @@
+"""What must be true of a checkpoint's fields, whoever wrote them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.errors import CheckpointError
+
+
+def check_fields(content: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose fields are missing, of another type or out of range.
+
+    What depends on the run (the names and shapes of its parameters, say) is checked where the
+    run is known, with `same_structure`.
+
+    Raises:
+        CheckpointError: names the field.
+    """
+    step = content.get("step")
+    best, scheduler, rng = content.get("best"), content.get("scheduler"), content.get("rng")
+    optimizer, recent = content.get("outer_optimizer"), content.get("recent")
+    right = {
+        "version": is_count(content.get("version")),
+        "config": isinstance(content.get("config"), dict),
+        "step": is_count(step),
+        "meta": _is_parameters(content.get("meta")),
+        "outer_optimizer": isinstance(optimizer, dict)
+        and optimizer.keys() == {"state", "param_groups"}
+        and isinstance(optimizer["state"], dict)
+        and all(isinstance(state, dict) for state in optimizer["state"].values()),
+        "scheduler": "scheduler" in content and (scheduler is None or isinstance(scheduler, dict)),
+        "best": "best" in content and (best is None or _is_validation(best, step)),
+        "last_eval": is_count(content.get("last_eval"), step),
+        "skipped": is_count(content.get("skipped", 0), step),
+        "top": _is_list(content.get("top", []), lambda item: _is_validation(item, step)),
+        "recent": _is_rows(recent),
+        "rng": isinstance(rng, dict)
+        and is_random_state(rng.get("cpu"))
+        and _is_list(rng.get("cuda"), is_random_state),
+    }
+    wrong = [name for name, fine in right.items() if not fine]
+    if wrong:
+        raise CheckpointError(f"its field '{wrong[0]}' is missing or not what it should be")
+
+
+def is_count(value: Any, most: Any = 2**62) -> bool:
+    """Whether a value is a whole number from 0 to `most`."""
+    return type(value) is int and type(most) is int and 0 <= value <= most
+
+
+def is_random_state(value: Any) -> bool:
+    """Whether a value has the form of torch's random states."""
+    return isinstance(value, Tensor) and value.dtype is torch.uint8 and value.dim() == 1
+
+
+def _is_list(value: Any, fine: Any) -> bool:
+    return isinstance(value, list) and all(fine(item) for item in value)
+
+
+def _is_parameters(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(v, Tensor) for name, v in value.items())
+    )
+
+
+def _is_validation(value: Any, step: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"step", "score", "ci95"}
+        and is_count(value["step"], step)
+        and type(value["score"]) is float
+        and math.isfinite(value["score"])
+        and type(value["ci95"]) is float
+    )
+
+
+def _is_rows(value: Any) -> bool:
+    """A matrix; or a list of its rows, as the first version wrote it."""
+    if isinstance(value, list):
+        shapes = {tuple(v.shape) if isinstance(v, Tensor) else None for v in value}
+        return len(shapes) <= 1 and all(shape is not None and len(shape) == 1 for shape in shapes)
+    return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
+
+
+def same_structure(expected: Any, found: Any, name: str) -> None:
+    """Refuse values that differ from the expected ones in more than their numbers.
+
+    Dictionaries must have the same keys, lists the same length, tensors the same shape and
+    type; numbers and everything else must be of the same type.
+
+    Args:
+        name: what to call the value.
+
+    Raises:
+        CheckpointError: says where they differ.
+    """
+    if isinstance(expected, dict) and isinstance(found, dict):
+        if expected.keys() != found.keys():
+            raise CheckpointError(f"{name} has not the entries that it should have")
+        for key, value in expected.items():
+            same_structure(value, found[key], f"{name}.{key}")
+    elif isinstance(expected, list | tuple) and type(found) is type(expected):
+        if len(expected) != len(found):
+            raise CheckpointError(f"{name} has {len(found)} entries instead of {len(expected)}")
+        for index, value in enumerate(expected):
+            same_structure(value, found[index], f"{name}.{index}")
+    elif isinstance(expected, Tensor) and isinstance(found, Tensor):
+        if (expected.shape, expected.dtype) != (found.shape, found.dtype):
+            raise CheckpointError(
+                f"{name} has shape {tuple(found.shape)} and type {found.dtype} instead of "
+                f"{tuple(expected.shape)} and {expected.dtype}"
+            )
+    elif type(expected) is not type(found):
+        raise CheckpointError(
+            f"{name} is of type {type(found).__name__} instead of {type(expected).__name__}"
+        )
