@@ -76,7 +76,7 @@ def main() -> int:
 def _run(command: str, arguments: list[str]) -> None:
     from hydra._internal.utils import get_args_parser
 
-    from metarun import compose
+    from metarun import compose, job, launchers
 
     if os.environ.get("METARUN_DATA") == "":
         del os.environ["METARUN_DATA"]  # set to nothing means not set, not the current folder
@@ -91,6 +91,7 @@ def _run(command: str, arguments: list[str]) -> None:
     module = importlib.import_module(f"metarun.{command}")
     sys.argv = [f"metarun {command}", *arguments]
     overrides = get_args_parser().parse_args(arguments).overrides
+    launchers.check_installed(overrides)
     try:
         if "--help" in arguments or "-h" in arguments:
             from metarun.help import command_help
@@ -98,8 +99,9 @@ def _run(command: str, arguments: list[str]) -> None:
             config = compose.composed(command, overrides)
             print(command_help(command, COMMANDS[command], config))
             return
+        launchers.register_classes()
         module.main()
-        compose.raise_failure()
+        job.raise_failure()
     except compose.COMPOSITION_ERRORS as error:
         raise compose.explain(error, command, overrides) from error
 

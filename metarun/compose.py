@@ -1,40 +1,34 @@
 """Hydra's side of the configs: the schemas it knows, and its errors in plain words."""
 
-import contextlib
 import difflib
-import logging
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
-from functools import wraps
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
 )
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from metarun.config import PLUGIN_OPTIONS, SCHEMAS, EvalConfig, TrainConfig
 from metarun.errors import ConfigError
-
-log = logging.getLogger(__name__)
+from metarun.launchers import register as register_launchers
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
 
 
 def register_schemas() -> None:
     """Tell Hydra the schemas. They live in a group of their own, out of the users' sight."""
+    register_launchers()
     store = ConfigStore.instance()
     store.store(group="_schema", name="train", node=TrainConfig, package="_global_")
     store.store(group="_schema", name="eval", node=EvalConfig, package="_global_")
@@ -59,7 +53,7 @@ def to_config(cfg: DictConfig) -> Any:
     try:
         config = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from error
+        raise ConfigError(first_line(error)) from error
     _refuse_extra_keys(cfg, config)
     if isinstance(config, TrainConfig):
         _check_components(config)
@@ -95,53 +89,6 @@ def _refuse_extra_keys(cfg: DictConfig, config: Any, prefix: str = "") -> None:
             _refuse_extra_keys(cfg[key], value, f"{prefix}{key}.")
 
 
-failed: list[Exception] = []
-"""What ended the single job of this process; see `job`."""
-
-
-def job(run: Callable[[Any, Path], Any]) -> Callable[[DictConfig], Any]:
-    """Make `run(config, directory)` a task function for Hydra.
-
-    In a sweep an error goes back to Hydra, which tells whose it was and goes on. The error of
-    a single run is kept for `raise_failure`, because Hydra would print words of its own first.
-    A directory that Hydra made for a command that came to nothing is removed.
-    """
-
-    @wraps(run)
-    def task(cfg: DictConfig) -> Any:
-        hydra_config = HydraConfig.get()
-        directory = _as_seen_from_here(Path(hydra_config.runtime.output_dir))
-        try:
-            return run(to_config(cfg), directory)
-        except Exception as error:
-            if hydra_config.mode == RunMode.MULTIRUN:
-                log.error("job %s of the sweep failed: %s", hydra_config.job.num, error)
-                raise
-            failed.append(error)
-            return None
-        finally:
-            _remove_if_empty(directory)
-
-    return task
-
-
-def raise_failure() -> None:
-    """Raise the error that ended the single job, if there was one."""
-    if failed:
-        raise failed.pop()
-
-
-def _as_seen_from_here(directory: Path) -> Path:
-    """Relative to the working directory if it is below it: what a person would type."""
-    here = Path.cwd()
-    return directory.relative_to(here) if directory.is_relative_to(here) else directory
-
-
-def _remove_if_empty(directory: Path) -> None:
-    with contextlib.suppress(OSError):  # not empty: it holds another run
-        directory.rmdir()
-
-
 def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError:
     """Hydra's complaint about a command line as one clear message with a suggestion."""
     if isinstance(error, OverrideParseException):
@@ -166,7 +113,7 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
         return ConfigError(
             f"there is no setting {key!r}{hint}. `metarun {command} --help` lists them all"
         )
-    text = _first_line(cause or error)
+    text = first_line(cause or error)
     return ConfigError(f"{key}: {text[:1].lower()}{text[1:]}" if key else text)
 
 
@@ -242,6 +189,7 @@ def _dotted(cfg: DictConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its class if there is none."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -9,9 +9,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.compose import job
 from metarun.config import EvalConfig, TrainConfig
 from metarun.errors import ConfigError
+from metarun.job import job
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.compose import as_argument, job
+from metarun.compose import as_argument
 from metarun.config import TrainConfig, flat
+from metarun.job import job
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,104 @@
+"""Hydra's launchers and sweepers as metarun offers them: which there are, what they need.
+
+Those that need an extra package are known by name without it, so that a user is told what to
+install. The classes are in `hydra_plugins.metarun`, where Hydra looks for them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
+from hydra.core.config_store import ConfigStore
+
+from metarun.checks import at_least
+from metarun.errors import ConfigError
+
+NEEDS = {
+    "hydra/launcher=joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "hydra/launcher=submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hydra/launcher=submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hydra/sweeper=optuna": ("optuna", "optuna"),
+}
+"""Choice -> the module that it needs, and the extra of metarun's that installs it."""
+
+
+@dataclass
+class GridConfig(BasicSweeperConf):
+    """Every combination of the values given."""
+
+    _target_: str = "hydra_plugins.metarun.GridSweeper"
+
+
+@dataclass
+class OptunaConfig:
+    """A search for the best validation score."""
+
+    _target_: str = "hydra_plugins.metarun.OptunaSweeper"
+    n_trials: int = 20  # in all, those of earlier calls on the same sweep directory included
+    n_jobs: int = 1  # trials at a time, if the launcher runs several
+    sampler: str = "tpe"  # tpe, random or cmaes
+    seed: int = 0  # of the sampler
+    params: dict[str, str] | None = None  # search space, besides that of the command line
+
+    def __post_init__(self) -> None:
+        at_least("hydra.sweeper.n_trials", self.n_trials, 1)
+        at_least("hydra.sweeper.n_jobs", self.n_jobs, 1)
+
+
+def register() -> None:
+    """Tell Hydra the schemas of the launchers and sweepers whose packages are installed."""
+    store = ConfigStore.instance()
+    store.store(group="hydra/sweeper", name="grid", node=GridConfig, provider="metarun")
+    store.store(group="_schema/sweeper", name="optuna", node=OptunaConfig, package="hydra.sweeper")
+    nodes: dict[str, Any] = {}
+    if _installed("hydra_plugins.hydra_joblib_launcher"):
+        from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
+
+        nodes["joblib"] = JobLibLauncherConf
+    if _installed("hydra_plugins.hydra_submitit_launcher"):
+        from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
+
+        module = "hydra_plugins.metarun._submitit"
+        nodes["submitit_local"] = LocalQueueConf(_target_=f"{module}.LocalLauncher")
+        nodes["submitit_slurm"] = SlurmQueueConf(_target_=f"{module}.SlurmLauncher")
+    for name, node in nodes.items():
+        store.store(group="_schema/launcher", name=name, node=node, package="hydra.launcher")
+
+
+def register_classes() -> None:
+    """Tell Hydra the classes, which it does not find by itself in an editable install."""
+    from hydra.core.plugins import Plugins
+
+    plugins = Plugins.instance()  # first: it imports what it finds anew
+    from hydra_plugins import metarun as ours
+
+    for kind in (ours.GridSweeper, ours.OptunaSweeper):
+        plugins.register(kind)
+    if _installed("hydra_plugins.hydra_submitit_launcher"):
+        from hydra_plugins.metarun._submitit import LocalLauncher, SlurmLauncher
+
+        for launcher in (LocalLauncher, SlurmLauncher):
+            plugins.register(launcher)
+
+
+def check_installed(overrides: Sequence[str]) -> None:
+    """Refuse the choice of a launcher or sweeper whose package is missing.
+
+    Raises:
+        ConfigError: says what to install.
+    """
+    for override in overrides:
+        module, extra = NEEDS.get(override.lstrip("+"), ("hydra", ""))
+        if not _installed(module):
+            raise ConfigError(
+                f"{override} needs a package that is not installed: pip install 'metarun[{extra}]'"
+            )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent
+        return False
