@@ -23,3 +23,16 @@ class DataError(RunError):
 
 class CheckpointError(RunError):
     """A checkpoint is missing, damaged, foreign or of a newer format."""
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """What a person is told of the error that ended a command, and the exit status."""
+    if isinstance(error, MetarunError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted", 130
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1
+    # a defect of ours: still one line, and where to find more
+    hint = "METARUN_DEBUG=1 shows where"
+    return f"unexpected {type(error).__name__}: {error} ({hint})", 1

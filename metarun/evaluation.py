@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metarun.algos.base import Algorithm, Objective, Trace
 from metarun.data.episodes import EpisodeSource
+from metarun.ranks import ALONE, Ranks
 from metarun.unroll import Batching, Meta, map_tasks
 
 TASKS_AT_A_TIME = {"cpu": 16, "cuda": 128}  # a CPU's caches hold few, a GPU wants many
@@ -76,21 +77,36 @@ def evaluate(
     batching: Batching,
     chunk: int | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Adapt to episodes 0 … `episodes - 1` of a split and score the queries.
 
+    The ranks take turns at whole chunks, so that the figures have the bits that one rank alone
+    would find.
+
     Args:
-        on_progress: called with the number of tasks done, now and then; may raise to stop.
+        on_progress: called with the number of tasks done, now and then, as often on every rank;
+            may raise to stop.
+
+    Returns:
+        The scores of all tasks, on every rank.
+
+    Raises:
+        LostRank: another rank is gone.
     """
     size = chunk or TASKS_AT_A_TIME[next(iter(meta.values())).device.type]
-    traces: list[Trace] = []
+    traces: dict[int, Trace] = {}  # by the first task of the chunk
     with torch.no_grad():
-        for start in range(0, episodes, size):
-            tasks = source.sample(split, start, min(size, episodes - start))
-            traces.append(map_tasks(algorithm.trace, meta, tasks, batching))
-            on_progress(min(start + size, episodes))
-    losses, scores = (torch.cat(parts).double().cpu() for parts in zip(*traces, strict=True))
-    return Evaluation(objective, scores, losses)
+        for turn in range(0, episodes, size * ranks.count):
+            start = turn + size * ranks.rank
+            if start < episodes:
+                tasks = source.sample(split, start, min(size, episodes - start))
+                traces[start] = map_tasks(algorithm.trace, meta, tasks, batching)
+            on_progress(min(turn + size * ranks.count, episodes))
+    own = {start: [part.double().cpu() for part in trace] for start, trace in traces.items()}
+    by_start = {start: trace for found in ranks.gather(own) for start, trace in found.items()}
+    losses, scores = zip(*(by_start[start] for start in sorted(by_start)), strict=True)
+    return Evaluation(objective, torch.cat(scores), torch.cat(losses))
 
 
 def format_score(name: str, value: float | None) -> str:

@@ -11,6 +11,7 @@ from metarun.components import build_algorithm, build_data, build_model
 from metarun.config import SCHEMAS, TrainConfig
 from metarun.data.episodes import EpisodeSource
 from metarun.errors import CheckpointError, ConfigError
+from metarun.ranks import ALONE, Ranks
 from metarun.unroll import Batching
 
 
@@ -20,6 +21,7 @@ class Setup:
 
     config: TrainConfig
     device: torch.device
+    ranks: Ranks
     source: EpisodeSource
     algorithm: Algorithm
     objective: Objective
@@ -27,7 +29,7 @@ class Setup:
     batch_norm: str  # which statistics batch normalisation uses, for the result line
 
 
-def build(config: TrainConfig, device: torch.device) -> Setup:
+def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Setup:
     """Load the data, make the network and the algorithm.
 
     The initial weights are drawn on the CPU from the seed, so they do not depend on the device.
@@ -43,11 +45,13 @@ def build(config: TrainConfig, device: torch.device) -> Setup:
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
     batching = choose_batching(config.engine.batching, model)
     objective = OBJECTIVES[source.kind]
-    return Setup(config, device, source, algorithm, objective, batching, batch_norm)
+    return Setup(config, device, ranks, source, algorithm, objective, batching, batch_norm)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """The device of "auto", "cpu", "cuda" or "cuda:N", ready for reproducible work.
+
+    Several ranks on a machine take a GPU each, unless `cuda:N` names one for all of them.
 
     Raises:
         ConfigError: no such device.
@@ -63,6 +67,14 @@ def choose_device(name: str) -> torch.device:
     if int(index or 0) >= count:
         seen = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
         raise ConfigError(f"device={name}: torch sees {seen}; use device=auto or device=cpu")
+    if not index and ranks.count > 1:
+        own = ranks.local if count > 1 else 0  # a single one: SLURM may show each task its own
+        if own >= count:
+            raise ConfigError(
+                f"rank {ranks.rank} has no GPU of its own: torch sees {count} CUDA devices; start "
+                "as many processes on a machine as it has GPUs"
+            )
+        name = f"cuda:{own}"
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.allow_tf32 = False  # engine.precision=float32 means float32
     torch.backends.cudnn.benchmark = False  # it may choose another algorithm in another run

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from metarun.files import finite
 from metarun.loggers import Logger
-from metarun.metrics import cut_back
+from metarun.metrics import ELAPSED, cut_back
 
 log = logging.getLogger(__name__)
-
-ELAPSED = "time/elapsed_s"
 
 
 class Tracker:
@@ -26,18 +25,20 @@ class Tracker:
     On a terminal there is a bar; elsewhere, in a batch job's log say, there are lines. When a
     run goes on from step `start`, what an earlier attempt logged after that step is dropped,
     since it will be logged again; so is a validation after step `last_eval`.
+
+    Without a directory it writes and shows nothing, as all ranks do but the first.
     """
 
     def __init__(
         self,
-        directory: Path,
+        directory: Path | None,
         start: int,
         last_eval: int,
         steps: int,
         loggers: Sequence[Logger] = (),
     ) -> None:
-        path = directory / "metrics.jsonl"
-        kept = cut_back(path, start, last_eval)
+        path = directory / "metrics.jsonl" if directory else Path(os.devnull)
+        kept = cut_back(path, start, last_eval) if directory else []
         self._file = open(path, "a")  # noqa: SIM115 (closed in __exit__)
         self._loggers = loggers
         for record in kept:
@@ -45,7 +46,13 @@ class Tracker:
                 values = {k: v for k, v in record.items() if k not in ("step", ELAPSED)}
                 for logger in loggers:
                     logger.repeat(start, values)
-        self._bar = tqdm(total=steps, initial=start, disable=None, unit="step", dynamic_ncols=True)
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            disable=None if directory else True,
+            unit="step",
+            dynamic_ncols=True,
+        )
         self._steps = steps
         self._done, self._since = 0, time.perf_counter()
         before = max((r[ELAPSED] for r in kept if type(r.get(ELAPSED)) is float), default=0.0)
