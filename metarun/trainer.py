@@ -47,7 +47,8 @@ def train(
                 if state.last_eval < state.step and (last or state.step % config.eval_every == 0):
                     with tracker.paused():
                         validate(setup, state, folder, tracker, stop)
-                if state.step > 0 and state.step % config.checkpoint_every == 0:
+                due = state.step > 0 and state.step % config.checkpoint_every == 0
+                if stop.save_wanted() or due:
                     with tracker.paused():
                         save(setup, state, folder)
                 if last:
