@@ -22,7 +22,7 @@ from yaml import YAMLError
 
 from metarun.config import NEUTRAL_KEYS, flat
 from metarun.errors import ConfigError, RunError
-from metarun.files import write_json, write_text
+from metarun.files import remove_half_written, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def opened(directory: Path, config: dict[str, Any], device: str) -> Iterator[Non
     """
     with _locked(directory):
         _check_same_config(directory, config)
-        attempts = read_status(directory).get("attempts", 0) + 1
+        remove_half_written(directory)
+        attempts = _count(read_status(directory).get("attempts")) + 1
         write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         _write_provenance(directory, device)
         status: dict[str, Any] = {"status": "running", "attempts": attempts, "error": None}
@@ -86,6 +87,10 @@ def _write_final_status(path: Path, status: dict[str, Any]) -> None:
 def read_status(directory: Path) -> dict[str, Any]:
     """The content of `status.json`, or nothing if there is none."""
     return read_json(directory / "status.json")
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and value >= 0 else 0  # what a damaged file may hold
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -146,7 +151,14 @@ def _locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError(f"another process is running in {directory}") from error
+            holder = os.read(descriptor, 1000).decode(errors="replace").strip()
+            raise RunError(
+                f"another process is running in {directory} ({holder or 'it is just starting'}): "
+                "wait for it, or end it, or choose another hydra.run.dir"
+            ) from error
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name, too
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
         os.close(descriptor)
@@ -155,7 +167,8 @@ def _locked(directory: Path) -> Iterator[None]:
 def _write_provenance(directory: Path, device: str) -> None:
     path = directory / "provenance.json"
     last = read_json(path)
-    earlier = [*last.pop("earlier_attempts", []), last] if last else []
+    before = last.pop("earlier_attempts", [])
+    earlier = [*(before if isinstance(before, list) else []), last] if last else []
     write_json(path, {**_provenance(device), "earlier_attempts": earlier})
 
 
