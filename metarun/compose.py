@@ -19,6 +19,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from metarun.checks import check_types
 from metarun.config import PLUGIN_OPTIONS, SCHEMAS, EvalConfig, TrainConfig
 from metarun.errors import ConfigError
 from metarun.launchers import register as register_launchers
@@ -55,6 +56,9 @@ def to_config(cfg: DictConfig) -> Any:
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error)) from error
     _refuse_extra_keys(cfg, config)
+    for part in fields(config):
+        if is_dataclass(component := getattr(config, part.name)):
+            check_types(part.name, component)
     if isinstance(config, TrainConfig):
         _check_components(config)
     return config

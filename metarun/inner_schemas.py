@@ -1,11 +1,10 @@
 """The settings of each inner optimizer. Imports neither torch nor Hydra."""
 
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
-from metarun.checks import at_least, positive
+from metarun.checks import at_least, fits, positive
 from metarun.errors import ConfigError
 from metarun.inner_torch_schemas import TORCH_SCHEMAS, InnerOptConfig
 
@@ -70,7 +69,7 @@ def part_settings(part: dict[str, Any]) -> tuple[list[str], InnerOptConfig]:
     given = dict(part)
     patterns, name = given.pop("params", None), given.pop("name", None)
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    if not isinstance(patterns, list) or not patterns:
+    if not patterns or not fits(patterns, list[str]):
         raise ConfigError(f"inner_opt.parts: {part} names no parameters; {_PART_EXAMPLE}")
     choices = [choice for choice in INNER_SCHEMAS if choice != "mixed"]
     if name not in choices:
@@ -84,7 +83,7 @@ def part_settings(part: dict[str, Any]) -> tuple[list[str], InnerOptConfig]:
             raise ConfigError(
                 f"inner_opt.parts: {name} has no setting {key!r}; it has {', '.join(hints)}"
             )
-        if not _fits(value, hints[key]):
+        if not fits(value, hints[key]):
             wanted = getattr(hints[key], "__name__", hints[key])
             raise ConfigError(f"inner_opt.parts: {key}={value} of {name}: must be {wanted}")
     try:
@@ -93,13 +92,6 @@ def part_settings(part: dict[str, Any]) -> tuple[list[str], InnerOptConfig]:
         reason = str(error).removeprefix("inner_opt.")
         raise ConfigError(f"inner_opt.parts, {name}: {reason}") from error
     return patterns, settings
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if type(value) is int:
-        return int in kinds or float in kinds
-    return any(type(value) is (get_origin(kind) or kind) for kind in kinds)
 
 
 INNER_SCHEMAS: dict[str, type] = {

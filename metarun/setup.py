@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from metarun.algos.base import OBJECTIVES, Algorithm, Objective
+from metarun.checks import fits, read
 from metarun.components import build_algorithm, build_data, build_model
-from metarun.config import SCHEMAS, TrainConfig
+from metarun.config import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, TrainerConfig
 from metarun.data.episodes import EpisodeSource
 from metarun.errors import CheckpointError, ConfigError
 from metarun.ranks import ALONE, Ranks
@@ -113,20 +114,32 @@ def from_plain(plain: dict[str, Any]) -> TrainConfig:
     """The config that `to_plain` wrote, checked again; components are looked up by name.
 
     Raises:
-        CheckpointError: it names a component that is not there, or has unknown settings.
+        CheckpointError: it names a component that is not there, has unknown settings or values
+            that are not allowed.
     """
     try:
-        parts = {}
+        parts: dict[str, Any] = {}
         for group, schemas in SCHEMAS.items():
-            name = plain[group]["name"]
+            settings = plain.get(group)
+            name = settings.get("name") if isinstance(settings, dict) else None
+            if not isinstance(name, str):
+                raise ConfigError(f"it names no {group}")
             if name not in schemas:
-                plugins = ", ".join(plain["plugins"])
-                hint = f": give +plugins=[{plugins}], as in training" if plugins else ""
-                raise CheckpointError(f"the checkpoint needs {group}={name}, unknown here{hint}")
-            parts[group] = schemas[name](**plain[group])
-        defaults = TrainConfig()
-        for part in ("task", "trainer", "engine"):
-            parts[part] = type(getattr(defaults, part))(**plain[part])
-        return TrainConfig(**(plain | parts))
-    except (KeyError, TypeError, ConfigError) as error:
+                raise CheckpointError(
+                    f"the checkpoint needs {group}={name[:80]}, unknown here{_hint(plain)}"
+                )
+            parts[group] = read(group, schemas[name], settings)
+        parts["task"] = read("task", TaskConfig, plain.get("task"))
+        parts["trainer"] = read("trainer", TrainerConfig, plain.get("trainer"))
+        parts["engine"] = read("engine", EngineConfig, plain.get("engine"))
+        return read("the config", TrainConfig, plain | parts)
+    except ConfigError as error:
         raise CheckpointError(f"the checkpoint's config cannot be read: {error}") from error
+
+
+def _hint(plain: dict[str, Any]) -> str:
+    """What to type for a component that came with a plugin, if the config says which."""
+    plugins = plain.get("plugins")
+    if not fits(plugins, list[str]) or not plugins:
+        return ""
+    return f": give +plugins=[{', '.join(plugins)[:200]}], as in training"
