@@ -99,7 +99,6 @@ def _run(command: str, arguments: list[str]) -> None:
             config = compose.composed(command, overrides)
             print(command_help(command, COMMANDS[command], config))
             return
-        launchers.register_classes()
         module.main()
         job.raise_failure()
     except compose.COMPOSITION_ERRORS as error:

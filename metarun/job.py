@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -16,9 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metarun import __version__
-from metarun.compose import first_line, to_config
+from metarun.compose import as_argument, first_line, to_config
 from metarun.errors import MetarunError
-from metarun.interrupts import Preempted
+from metarun.interrupts import Interrupted, Preempted
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,10 @@ def job(run: Callable[[Any, Path], float]) -> Callable[[DictConfig], Any]:
             return run(to_config(cfg), directory)
         except Preempted as preempted:
             _requeue(preempted)
+        except Interrupted as interrupted:
+            if hydra_config.mode != RunMode.MULTIRUN:
+                interrupted.args = (f"{interrupted}\n{to_go_on('hydra.run.dir', directory)}",)
+            raise
         except Exception as error:
             failed.append(error)
             return None
@@ -93,6 +98,12 @@ def describe(error: BaseException) -> str:
     """An error as one line; the class is named where the message is not ours."""
     text = first_line(error)
     return text if isinstance(error, MetarunError) else f"{type(error).__name__}: {text}"
+
+
+def to_go_on(key: str, directory: Path) -> str:
+    """Says what to type: what was typed, with the directory of the run or of the sweep."""
+    given = [a for a in sys.argv[1:] if not a.startswith(f"{key}=")]
+    return f"to go on: {sys.argv[0]} {shlex.join(given)} {as_argument(key, directory)}"
 
 
 def code_state() -> dict[str, Any]:

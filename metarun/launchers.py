@@ -11,6 +11,8 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.plugin import Plugin
 
 from metarun.checks import at_least
 from metarun.errors import ConfigError
@@ -48,11 +50,15 @@ class OptunaConfig:
 
 
 def register() -> None:
-    """Tell Hydra the schemas of the launchers and sweepers whose packages are installed."""
+    """Tell Hydra the launchers and sweepers whose packages are installed."""
+    plugins = Plugins.instance()  # first: it imports whatever is in hydra_plugins, once more
+    from hydra_plugins import metarun as ours
+
     store = ConfigStore.instance()
-    store.store(group="hydra/sweeper", name="grid", node=GridConfig, provider="metarun")
+    store.store(group="hydra/sweeper", name="grid", node=GridConfig)
     store.store(group="_schema/sweeper", name="optuna", node=OptunaConfig, package="hydra.sweeper")
     nodes: dict[str, Any] = {}
+    classes: list[type[Plugin]] = [ours.GridSweeper, ours.OptunaSweeper]
     if _installed("hydra_plugins.hydra_joblib_launcher"):
         from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 
@@ -60,27 +66,18 @@ def register() -> None:
     if _installed("hydra_plugins.hydra_submitit_launcher"):
         from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 
-        module = "hydra_plugins.metarun._submitit"
+        from hydra_plugins.metarun import _submitit
+
+        module = _submitit.__name__
         nodes["submitit_local"] = LocalQueueConf(_target_=f"{module}.LocalLauncher")
         nodes["submitit_slurm"] = SlurmQueueConf(_target_=f"{module}.SlurmLauncher")
+        classes += [_submitit.LocalLauncher, _submitit.SlurmLauncher]
+    for kind in classes:
+        plugins.register(kind)  # Hydra does not find them in an editable install
     for name, node in nodes.items():
         store.store(group="_schema/launcher", name=name, node=node, package="hydra.launcher")
-
-
-def register_classes() -> None:
-    """Tell Hydra the classes, which it does not find by itself in an editable install."""
-    from hydra.core.plugins import Plugins
-
-    plugins = Plugins.instance()  # first: it imports what it finds anew
-    from hydra_plugins import metarun as ours
-
-    for kind in (ours.GridSweeper, ours.OptunaSweeper):
-        plugins.register(kind)
-    if _installed("hydra_plugins.hydra_submitit_launcher"):
-        from hydra_plugins.metarun._submitit import LocalLauncher, SlurmLauncher
-
-        for launcher in (LocalLauncher, SlurmLauncher):
-            plugins.register(launcher)
+        # conf/hydra/launcher has an option of this name, which Hydra would merge with theirs.
+        store.repo["hydra"]["launcher"].pop(f"{name}.yaml", None)
 
 
 def check_installed(overrides: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import re
-import shlex
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -22,11 +21,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from metarun.compose import as_argument, to_config
+from metarun.compose import to_config
 from metarun.config import TrainConfig
 from metarun.errors import ConfigError, RunError
 from metarun.files import write_json, write_text
-from metarun.job import RECORD, Outcome, code_state, describe
+from metarun.job import RECORD, Outcome, code_state, describe, to_go_on
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ class Sweep:
         self.directory = Path(str(config.hydra.sweep.dir))
         self.jobs: dict[Path, Job] = {}
         self._config, self._loader, self._launcher = config, loader, launcher
-        self._varying = sorted({_plain_key(key) for key in varying} - set(IN_BASE))
+        self._varying = sorted({_plain_key(key) for key in varying})
         given = OmegaConf.to_container(config.hydra.overrides.hydra)
         self._named = any(str(o).startswith("hydra.sweep.subdir=") for o in given or ())
         self._code = code_state()
@@ -97,7 +96,8 @@ class Sweep:
             base = str(OmegaConf.select(cfg, "hydra.sweep.subdir"))
         finally:
             HydraConfig.instance().cfg = before
-        name = base if self._named else run_name(base, cfg, overrides, self._varying)
+        named_by = [key for key in self._varying if key not in IN_BASE]
+        name = base if self._named else run_name(base, cfg, overrides, named_by)
         job = Job(list(overrides), self.directory / name, None)
         try:
             task = copy.deepcopy(cfg)
@@ -155,13 +155,12 @@ class Sweep:
                 job.outcome = _outcome(returned)
         except KeyboardInterrupt as interrupt:
             self._record()
-            said = (str(interrupt) or "interrupted").partition("\nto go on: ")[0]
-            raise KeyboardInterrupt(f"{said}\nto go on: {self.command()}") from None
+            raise KeyboardInterrupt(f"{interrupt or 'interrupted'}\n{self._to_go_on()}") from None
         except (ConfigError, RunError):
             raise
         except Exception as error:  # a launcher's: its workers died, its queue refused
             raise RunError(
-                f"the launcher gave up: {describe(error)}\nto go on: {self.command()}"
+                f"the launcher gave up: {describe(error)}\n{self._to_go_on()}"
             ) from error
         finally:
             self._record()
@@ -187,17 +186,18 @@ class Sweep:
         print(f"\n{total}")
         if bad:
             lines = [
-                f"  {job.directory} ({' '.join(job.overrides)}): {outcome.error}"
-                for job, outcome in bad
+                f"  {job.directory} ({self._values(job)}): {outcome.error}" for job, outcome in bad
             ]
             text = "\n".join([f"{len(bad)} of {len(ended)} runs failed:", *lines])
-            raise RunError(f"{text}\nto try them again: {self.command()}")
+            raise RunError(f"{text}\n{self._to_go_on()}")
 
-    def command(self) -> str:
-        """What was typed, with the sweep's directory: runs what is missing."""
-        given = [a for a in sys.argv[1:] if not a.startswith("hydra.sweep.dir=")]
-        directory = as_argument("hydra.sweep.dir", self.directory)
-        return f"{sys.argv[0]} {shlex.join(given)} {directory}"
+    def _values(self, job: Job) -> str:
+        """What tells this run from the others, as it was typed."""
+        keys = self._varying
+        return " ".join(o for o in job.overrides if _plain_key(o.partition("=")[0]) in keys)
+
+    def _to_go_on(self) -> str:
+        return to_go_on("hydra.sweep.dir", self.directory)
 
     def _record(self) -> None:
         runs = {
@@ -207,7 +207,7 @@ class Sweep:
             }
             for job in self.jobs.values()
         }
-        record = {"command": self.command(), "code": self._code, "runs": runs}
+        record = {"argv": sys.argv, "code": self._code, "runs": runs}
         write_json(self.directory / RECORD, record)
 
 

@@ -1,15 +1,12 @@
 """`metarun train`."""
 
 import logging
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig
 
-from metarun.compose import as_argument
 from metarun.config import TrainConfig, flat
 from metarun.job import job
 
@@ -64,17 +61,9 @@ def run(config: TrainConfig, directory: Path) -> float:
                     train(setup, state, folder, tracker, stop)
                     result = results.finish(setup, state, directory, tracker)
             except Interrupted as interrupted:
-                raise Interrupted(
-                    f"{interrupted} after meta-step {state.step}; checkpoints are in {folder}\n"
-                    f"to go on: {_command_to_resume(directory)}"
-                ) from None
+                interrupted.args = (
+                    f"{interrupted} after meta-step {state.step}; checkpoints are in {folder}",
+                )
+                raise
     print(results.summary(result, directory))
     return float(result["best"]["score"])
-
-
-def _command_to_resume(directory: Path) -> str:
-    """What was typed, with the directory of the run, or of the sweep that it belongs to."""
-    sweep = any(a in ("-m", "--multirun") for a in sys.argv)
-    key, value = ("hydra.sweep.dir", directory.parent) if sweep else ("hydra.run.dir", directory)
-    given = [a for a in sys.argv[1:] if not a.startswith(f"{key}=")]
-    return f"{shlex.join(['metarun', 'train', *given])} {as_argument(key, value)}"

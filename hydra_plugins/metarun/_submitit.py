@@ -1,5 +1,6 @@
 """submitit's launchers, with patience for jobs that die. (Hydra imports no module with _.)"""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
 from metarun.errors import ConfigError, RunError
+
+log = logging.getLogger(__name__)
 
 
 class _Launcher(submitit_launcher.BaseSubmititLauncher):  # type: ignore[misc]
@@ -22,6 +25,10 @@ class _Launcher(submitit_launcher.BaseSubmititLauncher):  # type: ignore[misc]
         """Submit the jobs as one array and wait for them; a dead one returns its error."""
         assert self.config is not None
         jobs = self._submit(job_overrides, initial_job_idx)
+        folder = Path(jobs[0].paths.folder).parent
+        log.info(
+            "%d jobs submitted, the first as %s; logs below %s", len(jobs), jobs[0].job_id, folder
+        )
         try:
             return [_result(job) for job in jobs]
         except KeyboardInterrupt:
@@ -93,8 +100,8 @@ def _result(job: Any) -> JobReturn:
         assert isinstance(returned, JobReturn)
         return returned
     except submitit.core.utils.UncompletedJobError as error:
-        log = Path(job.paths.stderr)
-        reason = f"job {job.job_id} died ({job.state}); its log is {log}"
+        path = Path(job.paths.stderr)
+        reason = f"job {job.job_id} died ({job.state}); its log is {path}"
         failure = RunError(reason)
         failure.__cause__ = error
         return JobReturn(status=JobStatus.FAILED, _return_value=failure)
