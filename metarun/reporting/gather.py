@@ -1,0 +1,324 @@
+"""From directories to runs: whatever lies in them, each run is read or named as unreadable.
+
+What is read may be cut short, of another program, or hostile: every field is checked, text
+loses its control characters, and nothing is executed or resolved.
+"""
+
+import json
+import math
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metarun.config import SCHEMAS, flat
+from metarun.errors import ConfigError
+from metarun.metrics import read_metrics
+
+LIMIT = 2**63  # of numbers: larger ones are no setting and no figure
+LARGEST = 2**26  # bytes of a file that is read whole
+SWEEP = "sweep.json"
+RECORDS = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The final figures of a completed run.
+
+    Attributes:
+        score: "accuracy" or "mse".
+        value: mean score over the test tasks.
+        ci95: half-width of its confidence interval over tasks; None if there is none.
+        episodes: test tasks.
+        scores: mean score by inner step, from before the first; NaN where it is not finite.
+        losses: likewise, the query loss.
+        validation: the best validation score, whose model was tested.
+    """
+
+    score: str
+    value: float
+    ci95: float | None
+    episodes: int
+    scores: list[float]
+    losses: list[float]
+    validation: float
+    device: str
+    train_seconds: float
+    peak_memory_gib: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory.
+
+    Attributes:
+        settings: its config by dotted key.
+        status: what status.json says (completed, failed, interrupted, running …), but "killed" if
+            it says that it is running and its process is gone, "never started" if there is none.
+        error: why it failed, one line.
+        test: its figures, if it is completed.
+        records: its metrics.jsonl.
+        code: what it was made with: the git revision, else the version of metarun.
+    """
+
+    directory: Path
+    settings: dict[str, Any]
+    status: str
+    error: str | None
+    test: Figures | None
+    records: list[dict[str, Any]]
+    code: str
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.settings["seed"])
+
+    @property
+    def progress(self) -> str:
+        """Meta-steps that it has logged, of those it is to take."""
+        done = max((record["step"] for record in self.records), default=0)
+        return f"{done}/{self.settings['trainer.steps']}"
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What was found.
+
+    Attributes:
+        refused: (directory, error) of a sweep's runs that failed before they had a directory.
+        skipped: (directory, reason) of what looks like a run and is none that can be read.
+    """
+
+    runs: list[Run]
+    refused: list[tuple[Path, str]]
+    skipped: list[tuple[Path, str]]
+
+
+def gather(roots: Sequence[Path]) -> Gathered:
+    """Read all runs in and below the given directories, each once.
+
+    Raises:
+        ConfigError: one of them is not there.
+    """
+    found = Gathered([], [], [])
+    seen = set()
+    for root in roots:
+        if not root.is_dir():
+            what = "is no directory" if root.exists() else "is not there"
+            raise ConfigError(
+                f"{root} {what}: give run directories, sweep directories or folders of them"
+            )
+        for folder, is_run in _candidates(root, found.skipped):
+            if (resolved := folder.resolve()) in seen:
+                continue
+            seen.add(resolved)
+            try:
+                if is_run:
+                    found.runs.append(read_run(folder))
+                else:
+                    found.refused.extend(_refused(folder))
+            except (OSError, ValueError, RecursionError) as error:
+                found.skipped.append((folder, clean(_words(error))))
+    return found
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run directory.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: it is no run, or damaged; the message says which file.
+    """
+    if not (folder / "config.yaml").exists() and "ckpt" in _json_object(folder / "result.json"):
+        raise ValueError("an evaluation, not a training run")
+    settings = _settings(folder / "config.yaml")
+    status = _json_object(folder / "status.json")
+    provenance = _json_object(folder / "provenance.json")
+    state = clean(str(status.get("status", "never started")))[:40]
+    if state == "running" and _is_gone(provenance):
+        state = "killed"
+    error = status.get("error")
+    return Run(
+        directory=folder,
+        settings=settings,
+        status=state,
+        error=clean(str(error))[:500] if error else None,
+        test=_test(folder / "result.json") if state == "completed" else None,
+        records=read_metrics(folder / "metrics.jsonl"),
+        code=_code(provenance),
+    )
+
+
+def clean(text: str) -> str:
+    """Text on one line without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
+
+
+def _candidates(root: Path, skipped: list[tuple[Path, str]]) -> Iterator[tuple[Path, bool]]:
+    """Run directories (True) and sweep directories (False) in and below `root`."""
+
+    def unreadable(error: OSError) -> None:
+        skipped.append((Path(error.filename), clean(_words(error))))
+
+    for name, folders, files in os.walk(root, onerror=unreadable):
+        folders.sort()
+        if any(record in files for record in RECORDS):
+            folders.clear()
+            yield Path(name), True
+        elif SWEEP in files:
+            yield Path(name), False
+
+
+def _refused(folder: Path) -> list[tuple[Path, str]]:
+    """The runs that a sweep could not start: their settings were wrong."""
+    runs = _json_object(folder / SWEEP).get("runs")
+    if not isinstance(runs, dict):
+        raise ValueError(f"{SWEEP} is damaged")
+    return [
+        (folder / clean(name), clean(str(entry.get("error")))[:500])
+        for name, entry in runs.items()
+        if isinstance(entry, dict)
+        and entry.get("status") == "failed"
+        and not (folder / name / "config.yaml").exists()
+    ]
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The flat config of a run.
+
+    Aliases are refused: metarun writes none, and a few lines with them can mean gigabytes.
+    """
+    text = _text(path)
+    try:
+        events = yaml.parse(text, Loader=_Loader)
+        if any(isinstance(event, yaml.AliasEvent) for event in events):
+            raise ValueError("config.yaml is no config of metarun: it has aliases")
+        config = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError("config.yaml is damaged") from error
+    settings = flat(config) if isinstance(config, dict) and _plain_keys(config) else {}
+    needed = ["trainer.steps", "trainer.meta_batch", *(f"{group}.name" for group in SCHEMAS)]
+    if missing := [key for key in needed if key not in settings]:
+        raise ValueError(f"config.yaml is no config of metarun: {missing[0]} is not there")
+    for key, least in (("seed", 0), ("trainer.steps", 1), ("trainer.meta_batch", 1)):
+        if type(value := settings.get(key)) is not int or not least <= value < LIMIT:
+            raise ValueError(f"config.yaml: {key} is no integer from {least}")
+    return {clean(key): _tame(value) for key, value in settings.items()}
+
+
+def _tame(value: Any) -> Any:
+    if isinstance(value, int) and abs(value) >= LIMIT:
+        raise ValueError("config.yaml: a number is beyond all bounds")
+    return clean(value) if isinstance(value, str) else value
+
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster
+
+
+def _plain_keys(config: dict[Any, Any]) -> bool:
+    return all(
+        isinstance(key, str) and (not isinstance(value, dict) or _plain_keys(value))
+        for key, value in config.items()
+    )
+
+
+def _test(path: Path) -> Figures:
+    result = _json_object(path)
+    if not result:
+        raise ValueError("completed, but result.json is missing or damaged: repeat its command")
+    try:
+        test = result["test"]
+        score = test["score"]
+        if score not in ("accuracy", "mse"):
+            raise ValueError(f"unknown score {score!r:.50}")
+        ci95 = test["ci95"]
+        return Figures(
+            score=score,
+            value=_number(test[score]),
+            ci95=None if ci95 is None else _number(ci95),
+            episodes=int(_number(test["episodes"])),
+            scores=[_number_or_nan(value) for value in test[f"{score}_per_inner_step"]],
+            losses=[_number_or_nan(value) for value in test["loss_per_inner_step"]],
+            validation=_number(result["best"]["score"]),
+            device=clean(str(result["device"])),
+            train_seconds=_number(result["train_seconds"]),
+            peak_memory_gib=_number(result["peak_memory_gib"]),
+        )
+    except KeyError as error:
+        raise ValueError(f"result.json lacks {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"result.json holds no finite figures: {error}") from error
+
+
+def _number(value: Any) -> float:
+    number = float(value) if type(value) in (int, float) and abs(value) < LIMIT else math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{clean(repr(value))[:50]} is no finite number")
+    return number
+
+
+def _number_or_nan(value: Any) -> float:
+    return math.nan if value is None else _number(value)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """A JSON object; nothing if the file is not there.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is damaged") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} is damaged")
+    return value
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():  # reading a pipe would wait for ever
+        what = "is no file" if path.exists() else "is missing"
+        raise ValueError(f"{path.name} {what}")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path.name} is larger than {LARGEST // 2**20} MiB")
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is damaged") from error
+
+
+def _is_gone(provenance: dict[str, Any]) -> bool:
+    """Whether the process of a run that says it is running is known to be gone."""
+    pid = provenance.get("pid")
+    if type(pid) is not int or pid < 1 or provenance.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
+
+
+def _code(provenance: dict[str, Any]) -> str:
+    git, versions = provenance.get("git"), provenance.get("versions")
+    if isinstance(git, dict) and isinstance(git.get("revision"), str):
+        changed = " with changes" if git.get("dirty") else ""
+        return clean(f"revision {git['revision'][:12]}{changed}")
+    version = versions.get("metarun") if isinstance(versions, dict) else None
+    return clean(f"version {version}") if isinstance(version, str) else "an unknown version"
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)

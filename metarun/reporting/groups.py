@@ -1,0 +1,273 @@
+"""Runs that differ in nothing but the seed make a group; groups are what a report compares."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, median, stdev
+from typing import Any
+
+from scipy.special import stdtrit
+
+from metarun.config import NEUTRAL_KEYS
+from metarun.metrics import ELAPSED
+from metarun.reporting.gather import Figures, Run
+
+HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
+SAME_TASK = ("data.", "task.")
+"""Settings that say what is solved; scores can be compared where they agree."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Completed runs of one config with different seeds.
+
+    Attributes:
+        settings: the config by dotted key, without the seed.
+        runs: one for each seed.
+        label: a short name, unique in the report.
+        shown: the settings that differ between groups; those that this one has.
+    """
+
+    settings: dict[str, Any]
+    runs: list[Run]
+    label: str
+    shown: dict[str, Any]
+
+    @cached_property
+    def figures(self) -> list[Figures]:
+        """The final figures of each run."""
+        return [run.test for run in self.runs if run.test is not None]
+
+    @property
+    def score(self) -> str:
+        """Name of the score."""
+        return self.figures[0].score
+
+    @property
+    def value(self) -> float:
+        """Mean test score over seeds."""
+        return fmean(figures.value for figures in self.figures)
+
+    @property
+    def ci95(self) -> float | None:
+        """Half-width of the 95 % confidence interval of `value`; see `interval`."""
+        if len(self.figures) == 1:
+            return self.figures[0].ci95
+        return confidence95([figures.value for figures in self.figures])
+
+    @property
+    def interval(self) -> str:
+        """What the confidence interval is over: the seeds, or the tasks of the only one."""
+        if len(self.figures) > 1:
+            return f"{len(self.figures)} seeds"
+        return f"{self.figures[0].episodes} tasks of 1 seed"
+
+    @property
+    def validation(self) -> float:
+        """Mean over seeds of the best validation score."""
+        return fmean(figures.validation for figures in self.figures)
+
+    @property
+    def seconds(self) -> float:
+        """Mean duration of training with its validations."""
+        return fmean(figures.train_seconds for figures in self.figures)
+
+    @property
+    def memory_gib(self) -> float:
+        """Highest peak memory of a run, in GiB."""
+        return max(figures.peak_memory_gib for figures in self.figures)
+
+    @property
+    def device(self) -> str:
+        """What it ran on."""
+        return ", ".join(sorted({figures.device for figures in self.figures}))
+
+    @cached_property
+    def steps_per_second(self) -> float | None:
+        """Meta-steps a second while training: the median over log lines, mean over seeds."""
+        batch = self.settings["trainer.meta_batch"]
+        speeds = [list(_column(run, "time/tasks_per_s").values()) for run in self.runs]
+        return fmean(median(s) / batch for s in speeds if s) if any(speeds) else None
+
+    def curve(self, tag: str) -> dict[int, list[float]]:
+        """Meta-step -> the values of a tag in each run; steps that all runs have."""
+        return _shared([_column(run, tag) for run in self.runs])
+
+    def validation_times(self) -> dict[int, float]:
+        """Meta-step of a validation -> mean seconds that the runs had taken after it."""
+        tag = f"val/{self.score}"
+        columns = [
+            {
+                r["step"]: r[ELAPSED]
+                for r in run.records
+                if tag in r and isinstance(r.get(ELAPSED), float)
+            }
+            for run in self.runs
+        ]
+        return {step: fmean(values) for step, values in _shared(columns).items()}
+
+
+@dataclass(frozen=True)
+class Board:
+    """Groups whose scores can be compared: of the same score on the same tasks.
+
+    Attributes:
+        title: what is solved.
+        groups: best validation score first, so that test scores choose nothing.
+        columns: the settings that differ between these groups, by dotted key.
+    """
+
+    title: str
+    score: str
+    groups: list[Group]
+    columns: list[str]
+
+
+def confidence95(values: Sequence[float]) -> float:
+    """Half-width of the 95 % confidence interval (Student's t) of the mean of >= 2 values."""
+    return float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
+
+
+def boards(runs: Iterable[Run]) -> tuple[list[Board], list[str]]:
+    """Group the completed runs and put what can be compared on a board each.
+
+    Returns:
+        The boards, and notes on what a reader must know: seeds that occur twice (only the
+        first such run is counted), code that differs.
+    """
+    notes = []
+    seeds: dict[str, dict[int, Run]] = defaultdict(dict)
+    completed = [run for run in runs if run.test is not None]
+    for run in completed:
+        group = seeds[_key([group_settings(run), _score(run)])]
+        if (first := group.get(run.seed)) is not None:
+            notes.append(
+                f"{run.directory} repeats {first.directory} (same settings, same seed): "
+                "it is not counted"
+            )
+        else:
+            group[run.seed] = run
+    codes = sorted({run.code for run in completed})
+    if len(codes) > 1:
+        notes.append(f"made with different code: {', '.join(codes)}")
+    by_task: dict[str, list[list[Run]]] = defaultdict(list)
+    for group in seeds.values():
+        members = [group[seed] for seed in sorted(group)]
+        task = {k: v for k, v in members[0].settings.items() if k.startswith(SAME_TASK)}
+        by_task[_key([task, _score(members[0])])].append(members)
+    titles = _titles([groups[0][0] for groups in by_task.values()])
+    return [_board(t, g) for t, g in zip(titles, by_task.values(), strict=True)], notes
+
+
+def group_settings(run: Run) -> dict[str, Any]:
+    """What makes runs the same but for chance: all settings that matter without the seed."""
+    return {k: v for k, v in run.settings.items() if k != "seed" and k not in NEUTRAL_KEYS}
+
+
+def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys whose values tell configs apart.
+
+    A setting that only some have, such as the momentum of one optimizer among others, counts
+    if it differs between those, or if nothing else tells two configs apart.
+    """
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    chosen = {k for k in keys if len({_key(c[k]) for c in configs if k in c}) > 1}
+    while True:
+        alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for config in configs:
+            alike[_key({k: config.get(k) for k in chosen})].append(config)
+        more = {
+            key
+            for same in alike.values()
+            for key in keys
+            if key not in chosen and 0 < sum(key in config for config in same) < len(same)
+        }
+        if not more:
+            return [key for key in keys if key in chosen]
+        chosen |= more
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each dotted key -> as few of its last parts as tell it from the others.
+
+    The name of a component stands for its group: `inner_opt.name` is "inner_opt".
+    """
+    plain = {key: key.removesuffix(".name") for key in keys}
+    names = {}
+    for key, text in plain.items():
+        parts = text.split(".")
+        for count in range(1, len(parts) + 1):
+            name = ".".join(parts[-count:])
+            if sum(("." + other).endswith("." + name) for other in plain.values()) == 1:
+                break
+        names[key] = name
+    return names
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as one would type it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _board(title: str, members: list[list[Run]]) -> Board:
+    configs = [group_settings(runs[0]) for runs in members]
+    columns = differing(configs)
+    names = short_names(columns)
+    groups = []
+    for config, runs in zip(configs, members, strict=True):
+        shown = {key: config[key] for key in columns if key in config}
+        parts = [
+            as_text(value) if key.endswith(".name") else f"{names[key]}={as_text(value)}"
+            for key, value in shown.items()
+        ]
+        alone = f"{as_text(config['algo.name'])}, {as_text(config['inner_opt.name'])}"
+        groups.append(Group(config, runs, ", ".join(parts) or alone, shown))
+    sign = -1 if HIGHER_IS_BETTER[groups[0].score] else 1
+    groups.sort(key=lambda group: sign * group.validation)
+    return Board(title, groups[0].score, groups, columns)
+
+
+def _titles(firsts: Sequence[Run]) -> list[str]:
+    """What each board's tasks are, with whatever else tells them apart."""
+    configs = [{k: v for k, v in run.settings.items() if k.startswith(SAME_TASK)} for run in firsts]
+    said = ("data.name", "task.way", "task.shot", "task.query", *NEUTRAL_KEYS)
+    more = [key for key in differing(configs) if key not in said]
+    titles = []
+    for run, config in zip(firsts, configs, strict=True):
+        way, shot, query = (as_text(config.get(f"task.{k}")) for k in ("way", "shot", "query"))
+        shape = f"{shot} shots, {query} queries"
+        if run.test is not None and run.test.score == "accuracy":
+            shape = f"{way}-way {shot}-shot, {query} queries a class"
+        rest = "".join(f", {key}={as_text(config[key])}" for key in more if key in config)
+        titles.append(f"{as_text(config['data.name'])}, {shape}{rest}")
+    return titles
+
+
+def _score(run: Run) -> str:
+    return run.test.score if run.test is not None else ""
+
+
+def _shared(columns: Sequence[dict[int, float]]) -> dict[int, list[float]]:
+    steps = set.intersection(*(set(column) for column in columns))
+    return {step: [column[step] for column in columns] for step in sorted(steps)}
+
+
+def _column(run: Run, tag: str) -> dict[int, float]:
+    """Meta-step -> value of a tag, where there is a finite one."""
+    found = {}
+    for record in run.records:
+        value = record.get(tag)
+        if isinstance(value, float) and math.isfinite(value):
+            found[record["step"]] = value
+    return found
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
