@@ -9,9 +9,13 @@ from metarun.files import write_text
 
 log = logging.getLogger(__name__)
 
+ELAPSED = "time/elapsed_s"
+"""Seconds that the run has taken up to a record, in all attempts."""
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, each with an integer "step"; none if there is no file.
+    """The records of a metrics.jsonl, each with an integer "step" and figures by tag,
+    numbers or None; no records if there is no file.
 
     Lines that are no such record are left out with a warning: a crash may cut the last one
     short or leave zeros in its place.
@@ -57,6 +61,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):  # ValueError: not JSON, or not even UTF-8
         return None
-    if isinstance(record, dict) and type(record.get("step")) is int:
-        return record
-    return None
+    if not isinstance(record, dict) or type(step := record.get("step")) is not int:
+        return None
+    figures = all(value is None or type(value) in (int, float) for value in record.values())
+    return record if figures and 0 <= step < 2**63 else None

@@ -41,11 +41,8 @@ class Tracker:
         kept = cut_back(path, start, last_eval) if directory else []
         self._file = open(path, "a")  # noqa: SIM115 (closed in __exit__)
         self._loggers = loggers
-        for record in kept:
-            if record["step"] == start:
-                values = {k: v for k, v in record.items() if k not in ("step", ELAPSED)}
-                for logger in loggers:
-                    logger.repeat(start, values)
+        for logger in loggers:
+            logger.repeat(kept)
         self._bar = tqdm(
             total=steps,
             initial=start,

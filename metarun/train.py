@@ -52,9 +52,7 @@ def run(config: TrainConfig, directory: Path) -> float:
                 log.info("resuming after meta-step %d", state.step)
             log.info("run directory %s, device %s, tasks by %s", directory, device, setup.batching)
             try:
-                loggers = open_loggers(
-                    Logged(directory, state.step, flat(plain), setup.objective.score_name)
-                )
+                loggers = open_loggers(Logged(directory, flat(plain), setup.objective.score_name))
                 with Tracker(
                     directory, state.step, state.last_eval, config.trainer.steps, loggers
                 ) as tracker:

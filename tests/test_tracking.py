@@ -58,7 +58,7 @@ def test_tensorboard_has_the_curves_of_a_run(metarun: Metarun, tmp_path: Path) -
 
 def tracker_of(directory: Path, start: int, last_eval: int) -> Tracker:
     """A tracker as `metarun train` makes it."""
-    board = TensorBoard(Logged(directory, start, {"seed": 0}, "mse"))
+    board = TensorBoard(Logged(directory, {"seed": 0}, "mse"))
     return Tracker(directory, start, last_eval, steps=10, loggers=[board])
 
 
@@ -148,3 +148,25 @@ def test_a_terminal_gets_a_bar_with_rate_loss_and_what_is_left(
     assert "400/400" in text and "step/s" in text and "loss=" in text and "mse=" in text
     assert "val mse" in text, "validations stay readable above the bar"
     assert "step 10/400" not in text, "the log lines are for where there is no bar"
+
+
+def test_a_clock_that_goes_back_between_attempts_confuses_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard reads event files in the order of the times in their names."""
+    now = 1_700_000_000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    with tracker_of(tmp_path, start=0, last_eval=0) as tracker:
+        for step in (2, 4, 6):
+            tracker.metrics(step, {"train/loss": float(step)})
+        tracker.final({"test/mse": 1.0}, {"test/mse_by_inner_step": [3.0, 2.0]}, 6)
+    now -= 86_400
+    with tracker_of(tmp_path, start=4, last_eval=4) as tracker:
+        tracker.metrics(6, {"train/loss": 60.0})
+        tracker.final({"test/mse": 1.5}, {"test/mse_by_inner_step": [4.0, 2.5]}, 6)
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    logged = [(e.step, e.value) for e in events.Scalars("train/loss")]
+    assert logged == [(2, 2.0), (4, 4.0), (6, 60.0)]
+    assert [e.value for e in events.Scalars("test/mse_by_inner_step")] == [4.0, 2.5]
+    assert all(now - 60 < e.wall_time <= now for e in events.Scalars("train/loss"))
+    assert len(list((tmp_path / "tb").iterdir())) == 1

@@ -15,13 +15,11 @@ class Logged:
 
     Attributes:
         directory: the run directory.
-        start: meta-steps done before this attempt.
         settings: what the run was told, by dotted key; plain values.
         score: name of its score, "accuracy" or "mse".
     """
 
     directory: Path
-    start: int
     settings: Mapping[str, Any]
     score: str
 
@@ -29,8 +27,12 @@ class Logged:
 class Logger(Protocol):
     """A place for figures. One is opened for each attempt at a run."""
 
-    def repeat(self, step: int, values: Record) -> None:
-        """Figures of the meta-step that the attempt starts from; an earlier one logged them."""
+    def repeat(self, log: Sequence[Mapping[str, Any]]) -> None:
+        """What earlier attempts logged, but for what this one logs again; called once, first.
+
+        Args:
+            log: records as in `metrics.jsonl`.
+        """
 
     def metrics(self, step: int, values: Record) -> None:
         """Figures of a meta-step."""

@@ -1,5 +1,6 @@
 """TensorBoard events in `tb/` of the run directory."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,46 +9,53 @@ from torch.utils.tensorboard.summary import custom_scalars, hparams
 
 from metarun.config import NEUTRAL_KEYS
 from metarun.loggers.base import Logged, Record
-
-FINAL = ".final"  # suffix of the event file that holds the end of a run
+from metarun.metrics import ELAPSED
 
 
 class TensorBoard:
     """Scalars by meta-step, charts that put the splits side by side, settings to compare.
 
-    Each attempt has an event file. What earlier attempts logged from meta-step `start` on
-    will be logged again: TensorBoard drops theirs (`purge_step`). That knows of meta-steps only,
-    so the curves over inner steps go to a file of their own, which a later attempt replaces.
+    There is one event file. A later attempt writes a new one, begins it with what still counts
+    of the log, and then deletes the earlier one. To go on in a second file and let TensorBoard
+    drop what is logged again (`purge_step`) would not do: it reads files in the order of the
+    clock times in their names, which a wrong clock confuses, and curves over inner steps are not
+    logged by meta-step. The mark of a restart at step 0 is for a TensorBoard that is running.
     """
 
     def __init__(self, run: Logged) -> None:
-        self._folder = run.directory / "tb"
-        for old in self._folder.glob(f"events.*{FINAL}"):
-            old.unlink()
-        self._writer = SummaryWriter(str(self._folder), purge_step=run.start, flush_secs=10)
+        folder = run.directory / "tb"
+        self._earlier = list(folder.glob("events.*"))
+        self._writer = SummaryWriter(str(folder), purge_step=0, flush_secs=10)
         file_writer: Any = self._writer.file_writer  # untyped in torch
         file_writer.add_summary(custom_scalars(charts(run.score)))  # type: ignore[no-untyped-call]
         file_writer.add_summary(_session_start(run.settings))
         self._writer.flush()
 
-    def repeat(self, step: int, values: Record) -> None:
-        self.metrics(step, values)
+    def repeat(self, log: Sequence[Mapping[str, Any]]) -> None:
+        begun = time.time() - max((record.get(ELAPSED) or 0.0 for record in log), default=0.0)
+        for record in log:
+            values = {tag: v for tag, v in record.items() if tag not in ("step", ELAPSED)}
+            self._write(record["step"], values, begun + (record.get(ELAPSED) or 0.0))
+        self._writer.flush()
+        for path in self._earlier:
+            path.unlink(missing_ok=True)
 
     def metrics(self, step: int, values: Record) -> None:
+        self._write(step, values, time.time())
+
+    def _write(self, step: int, values: Record, when: float) -> None:
         for tag, value in values.items():
             if value is not None:
-                self._writer.add_scalar(tag, value, step)
+                self._writer.add_scalar(tag, value, step, walltime=when)
 
     def final(
         self, figures: Mapping[str, float], curves: Mapping[str, Sequence[float]], step: int
     ) -> None:
-        writer = SummaryWriter(str(self._folder), filename_suffix=FINAL)
         for tag, values in curves.items():
             for inner_step, value in enumerate(values):
-                writer.add_scalar(tag, value, inner_step)
+                self._writer.add_scalar(tag, value, inner_step)
         for tag, value in figures.items():
-            writer.add_scalar(tag, value, step)
-        writer.close()
+            self._writer.add_scalar(tag, value, step)
 
     def close(self, completed: bool) -> None:
         self._writer.close()

@@ -60,8 +60,8 @@ class Wandb:
         self._run.define_metric("inner_step", hidden=True)
         self._run.define_metric("*", step_metric="meta_step")
 
-    def repeat(self, step: int, values: Record) -> None:
-        """W&B has them already."""
+    def repeat(self, log: Sequence[Mapping[str, Any]]) -> None:
+        """W&B has it already."""
 
     def metrics(self, step: int, values: Record) -> None:
         known = {tag: value for tag, value in values.items() if value is not None}
