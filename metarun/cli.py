@@ -10,12 +10,13 @@ import os
 import sys
 import traceback
 
-from metarun import __version__
-from metarun.errors import ConfigError, MetarunError
+from metarun import __version__, report
+from metarun.errors import ConfigError, explain
 
 COMMANDS = {
     "train": "meta-train, validate, test; resumes an unfinished run",
     "eval": "evaluate a checkpoint on fresh tasks",
+    "report": "compare runs: tables and plots",
 }
 
 USAGE = """\
@@ -34,6 +35,7 @@ examples:
   metarun train -m seed=0,1,2                         # one run for each seed
   metarun train hydra.run.dir=outputs/train/my_run    # again with the same folder: resume
   metarun eval ckpt=outputs/train/my_run episodes=1000
+  metarun report outputs/train                        # compare runs: tables and plots
   tensorboard --logdir outputs/train
 
 metarun <command> --help lists a command's settings; --cfg job prints its config.
@@ -47,6 +49,7 @@ def main() -> int:
     0: done, 1: the run failed, 2: the command or config was wrong, 130: interrupted.
     """
     arguments = sys.argv[1:]
+    error: BaseException | None = None
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             _print_help()
@@ -58,31 +61,28 @@ def main() -> int:
         if command not in COMMANDS:
             raise ConfigError(_unknown_command(command))
         _run(command, rest)
-    except MetarunError as error:
-        return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt as interrupt:
-        return _fail(str(interrupt) or "interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
-    except Exception as error:  # a defect of ours: still one line, and where to find more
-        hint = "METARUN_DEBUG=1 shows where"
-        return _fail(f"unexpected {type(error).__name__}: {error} ({hint})", 1)
-    return 0
+    except (Exception, KeyboardInterrupt) as caught:
+        error = caught
+    return _end(error)
 
 
 def _run(command: str, arguments: list[str]) -> None:
+    if command == "report":  # it has directories for arguments and no config
+        report.main(arguments)
+        return
     from hydra._internal.utils import get_args_parser
 
     from metarun import compose, job, launchers
 
     if os.environ.get("METARUN_DATA") == "":
         del os.environ["METARUN_DATA"]  # set to nothing means not set, not the current folder
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    arguments = _with_ranks(command, arguments)
     arguments = _with_plugins(arguments)
     _check_options(command, arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Without these Hydra prints its own errors and exits with 1 whatever the cause, and
     # CUDA's matrix products are not reproducible. Both are read later than here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -103,6 +103,26 @@ def _run(command: str, arguments: list[str]) -> None:
         job.raise_failure()
     except compose.COMPOSITION_ERRORS as error:
         raise compose.explain(error, command, overrides) from error
+
+
+def _with_ranks(command: str, arguments: list[str]) -> list[str]:
+    """Meet the other processes of this command if torchrun has started several.
+
+    Only the first one gets a run directory from Hydra, which would make one for each.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ:
+        return arguments
+    from metarun import ranks  # imports torch
+
+    processes = ranks.join()
+    if command not in ("train", "eval"):
+        raise ConfigError(f"metarun {command} is one process: start it without torchrun")
+    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
+        raise ConfigError(
+            "torchrun starts one run: in a sweep let the launcher start several processes a run "
+            "(hydra/launcher=submitit_slurm hydra.launcher.tasks_per_node=…)"
+        )
+    return arguments if processes.first else [*arguments, "hydra.run.dir=."]
 
 
 def _with_plugins(arguments: list[str]) -> list[str]:
@@ -162,8 +182,15 @@ def _print_help() -> None:
     print(f"torch {torch.__version__}, {cuda}, {torch.get_num_threads()} CPU threads")
 
 
-def _fail(message: str, code: int) -> int:
-    if os.environ.get("METARUN_DEBUG") == "1":
-        traceback.print_exc()
-    print(f"metarun: {message}", file=sys.stderr)
+def _end(error: BaseException | None) -> int:
+    """Say what ended the command, if something did, and return the exit status."""
+    ranks = sys.modules.get("metarun.ranks")  # nobody has needed torch if it is not there
+    message, code = ("", 0) if error is None else explain(error)
+    if error is not None:
+        if os.environ.get("METARUN_DEBUG") == "1":
+            traceback.print_exception(error)
+        if ranks is None or ranks.tell(message):
+            print(f"metarun: {message}", file=sys.stderr)
+    if ranks is not None:
+        ranks.leave(error, code)
     return code

@@ -9,7 +9,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.config import EvalConfig, TrainConfig
+from metarun.config import EvalConfig, EvalData, TrainConfig
 from metarun.errors import ConfigError
 from metarun.job import job
 
@@ -33,31 +33,46 @@ def run(config: EvalConfig, directory: Path) -> float:
     from metarun.evaluation import evaluate
     from metarun.files import write_json
     from metarun.interrupts import Interruption
+    from metarun.ranks import join
     from metarun.setup import build, choose_device, from_plain
     from metarun.training_state import restore_meta
 
+    ranks = join()
+    directory, content, path = ranks.of_first(directory), {}, Path(config.ckpt).expanduser()
     stored = directory / "result.json"
-    if stored.exists() or (directory / "config.yaml").exists():
-        raise ConfigError(f"{directory} holds results already: choose another hydra.run.dir")
-    with Interruption():
-        path = find_checkpoint(Path(config.ckpt).expanduser())
-        content = checkpoint.load(path)
-        train_config = changed(from_plain(content["config"]), config)
-        setup = build(train_config, choose_device(config.device))
-        meta = restore_meta(setup, content)
+    agree = ranks.largest if ranks.count > 1 else None
+    with Interruption(agree) as stop:
+        with ranks.together():
+            if ranks.first:
+                if stored.exists() or (directory / "config.yaml").exists():
+                    raise ConfigError(
+                        f"{directory} holds results already: choose another hydra.run.dir"
+                    )
+                path = find_checkpoint(path)
+                content = checkpoint.load(path)
+            device = choose_device(config.device, ranks)
+        content = ranks.of_first(content)
+        with ranks.together():
+            train_config = changed(from_plain(content["config"]), config)
+            setup = build(train_config, device, ranks)
+            meta = restore_meta(setup, content)
         log.info("%s, after meta-step %d", path, content["step"])
-        evaluation = evaluate(
-            setup.algorithm,
-            setup.objective,
-            meta,
-            setup.source,
-            config.split,
-            config.episodes or default_episodes(train_config, config.split),
-            setup.batching,
-            train_config.engine.chunk,
-        )
+        with stop.deferred():
+            evaluation = evaluate(
+                setup.algorithm,
+                setup.objective,
+                meta,
+                setup.source,
+                config.split,
+                config.episodes or default_episodes(train_config, config.split),
+                setup.batching,
+                train_config.engine.chunk,
+                on_progress=lambda done: stop.check(),
+                ranks=ranks,
+            )
         figures = results.describe(setup, evaluation)
-        write_json(stored, {"ckpt": str(path), "step": content["step"], config.split: figures})
+        if ranks.first:
+            write_json(stored, {"ckpt": str(path), "step": content["step"], config.split: figures})
     print(results.line(figures, config.split))
     print(results.per_inner_step(figures))
     print(f"written to {stored}")
@@ -90,7 +105,11 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
     """The checkpoint's config with what the command line changes."""
     parts: dict[str, Any] = {}
     if config.data.root is None and hasattr(stored.data, "root"):
-        config = replace(config, data=replace(config.data, root=os.environ.get("METARUN_DATA")))
+        root, download = os.environ.get("METARUN_DATA"), config.data.download
+        if root is None and stored.data.root is not None and hasattr(stored.data, "download"):
+            # A checkpoint may say where to read, but only the command line where to write.
+            download = bool(download)
+        config = replace(config, data=EvalData(root, download))
     for part in ("task", "algo", "engine", "data"):
         wanted = vars(getattr(config, part))
         given = {key: value for key, value in wanted.items() if value is not None}

@@ -4,9 +4,9 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,37 +35,51 @@ class Interruption:
     In a job of submitit the signal that it requeues on (SIGUSR2, usually) becomes `Preempted`.
     SIGTERM does not end such a job: clusters send it some time before they kill, to everybody,
     and `save_wanted` tells that now is the time for a checkpoint.
+
+    Args:
+        agree: where several processes make one run, turns each one's marks into the largest of
+            all. Every process then has to call `check` as often as the others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[list[int]], list[int]] | None = None) -> None:
+        self._agree = agree
         self._received: signal.Signals | None = None
+        self._warned = False
         self._save_wanted = False
         self._deferring = False
         self._previous: dict[signal.Signals, Any] = {}
         self._preemption = preemption_signal()
 
     def check(self) -> None:
-        """Raise `Interrupted` if a signal has come."""
-        if self._received is None:
-            return
-        message = f"interrupted by {self._received.name}"
-        if self._received == self._preemption:
-            raise Preempted(message, self._received)
+        """Raise `Interrupted` if a signal has come, to whichever process of the run."""
+        warned, self._warned = self._warned, False
+        marks = [self._received or 0, int(warned)]
+        if self._agree is not None:
+            marks = self._agree(marks)
+        self._save_wanted |= bool(marks[1])
+        if marks[0]:
+            self._stop(signal.Signals(marks[0]))
+
+    def _stop(self, number: signal.Signals) -> NoReturn:
+        message = f"interrupted by {number.name}"
+        if number == self._preemption:
+            raise Preempted(message, number)
         raise Interrupted(message)
 
     def save_wanted(self) -> bool:
-        """Whether this process has been warned since the last call that it may be killed."""
+        """Whether a `check` since the last call has seen a warning that the run may be killed."""
         wanted, self._save_wanted = self._save_wanted, False
         return wanted
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let the code within finish what it is doing; it calls `check` where it can stop."""
+        """Let the code within finish what it is doing; it calls `check` where it can stop.
+
+        After an error a signal still only sets its mark: nothing may disturb the clearing up.
+        """
         self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = False
+        yield
+        self._deferring = False
         self.check()
 
     def __enter__(self) -> "Interruption":
@@ -83,12 +97,15 @@ class Interruption:
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
+        if self._agree is not None and isinstance(error, Exception):
+            self._deferring = True  # torchrun sends SIGTERM as soon as it sees a process fail,
+            return  # and it is yet to be said why
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._preemption is not None and number == signal.SIGTERM:
-            self._save_wanted = True
+            self._warned = True
             return
         if self._received is not None:
             if number == self._preemption:
@@ -96,7 +113,7 @@ class Interruption:
             raise Aborted("interrupted twice: stopped at once, with the checkpoint there was")
         self._received = signal.Signals(number)
         if not self._deferring:
-            self.check()
+            self._stop(self._received)
 
 
 def preemption_signal() -> signal.Signals | None:

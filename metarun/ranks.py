@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d as c10d
 from torch.distributed.rendezvous import rendezvous
 
 from metarun.errors import ConfigError, MetarunError, RunError, explain
@@ -90,18 +91,17 @@ class Ranks:
             summed = summed + part
         return summed.to(values.device)
 
-    def largest(self, value: int) -> int:
-        """The largest of the ranks' values; every rank waits for all.
+    def largest(self, values: list[int]) -> list[int]:
+        """The largest of the ranks' values, one by one; every rank waits for all.
 
         Raises:
             LostRank: another rank is gone.
         """
-        if self.count == 1:
-            return value
-        held = torch.tensor(value)
-        with _connection():
-            dist.all_reduce(held, op=dist.ReduceOp.MAX)
-        return int(held)
+        held = torch.tensor(values)
+        if self.count > 1:
+            with _connection():
+                dist.all_reduce(held, op=dist.ReduceOp.MAX)
+        return [int(value) for value in held]
 
     def gather(self, value: T) -> list[T]:
         """The ranks' values, in their order; every rank waits for all.
@@ -153,9 +153,9 @@ class Ranks:
         for rank, outcome in enumerate(outcomes):
             if outcome is not None:
                 message, code = outcome
-                error = MetarunError(f"rank {rank}: {message}" if rank else message)
-                error.exit_code = code
-                raise error
+                theirs = MetarunError(f"rank {rank}: {message}" if rank else message)
+                theirs.exit_code = code
+                raise theirs
 
 
 ALONE = Ranks()
@@ -183,13 +183,13 @@ def join() -> Ranks:
         return _current
     try:
         store, *_ = next(rendezvous("env://", timeout=_timeout()))
-        _store = dist.PrefixStore("metarun", store)
+        _store = c10d.PrefixStore("metarun", store)
         dist.init_process_group(
             "gloo",
             timeout=_timeout(),
             world_size=count,
             rank=rank,
-            store=dist.PrefixStore("gloo", store),
+            store=c10d.PrefixStore("gloo", store),
         )
     except (RuntimeError, ValueError) as error:
         raise RunError(f"rank {rank} of {count} cannot reach the others: {error}") from error

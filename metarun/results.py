@@ -14,15 +14,20 @@ from metarun.compose import as_argument
 from metarun.errors import RunError
 from metarun.evaluation import Evaluation, evaluate, format_score
 from metarun.files import write_json
+from metarun.interrupts import Interruption
 from metarun.setup import Setup
 from metarun.tracking import Tracker
 from metarun.training_state import TrainState, restore_meta
 
 
-def finish(setup: Setup, state: TrainState, directory: Path, tracker: Tracker) -> dict[str, Any]:
+def finish(
+    setup: Setup, state: TrainState, directory: Path, tracker: Tracker, stop: Interruption
+) -> dict[str, Any]:
     """Test the model that was best on validation, and store the run's final figures.
 
     Raises:
+        Interrupted: a signal came.
+        LostRank: another rank of the run is gone.
         RunError: no validation had a finite score, so there is no best model.
     """
     if state.best is None:
@@ -31,18 +36,25 @@ def finish(setup: Setup, state: TrainState, directory: Path, tracker: Tracker) -
             "may help (in a new run directory)"
         )
     seconds = tracker.elapsed()
-    content = checkpoint.load(directory / "checkpoints" / "best.pt")
+    ranks, content = setup.ranks, {}
+    with ranks.together():
+        if ranks.first:
+            content = checkpoint.load(directory / "checkpoints" / "best.pt")
+    content = ranks.of_first(content)
     start = time.perf_counter()
-    evaluation = evaluate(
-        setup.algorithm,
-        setup.objective,
-        restore_meta(setup, content),
-        setup.source,
-        "test",
-        setup.config.trainer.test_episodes,
-        setup.batching,
-        setup.config.engine.chunk,
-    )
+    with stop.deferred():
+        evaluation = evaluate(
+            setup.algorithm,
+            setup.objective,
+            restore_meta(setup, content),
+            setup.source,
+            "test",
+            setup.config.trainer.test_episodes,
+            setup.batching,
+            setup.config.engine.chunk,
+            on_progress=lambda done: stop.check(),
+            ranks=ranks,
+        )
     name = setup.objective.score_name
     test = describe(setup, evaluation)
     curves = {f"test/{n}_by_inner_step": test[f"{n}_per_inner_step"] for n in {name, "loss"}}
@@ -59,9 +71,11 @@ def finish(setup: Setup, state: TrainState, directory: Path, tracker: Tracker) -
         "train_seconds": round(seconds, 2),
         "test_seconds": round(time.perf_counter() - start, 2),
         "device": device_name(setup.device),
+        "ranks": ranks.count,
         "peak_memory_gib": peak_memory_gib(setup.device),
     }
-    write_json(directory / "result.json", result)
+    if ranks.first:
+        write_json(directory / "result.json", result)
     return result
 
 

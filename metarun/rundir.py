@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import logging
 import os
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from metarun.config import NEUTRAL_KEYS, flat
@@ -25,6 +28,8 @@ from metarun.errors import ConfigError, RunError
 from metarun.files import remove_half_written, write_json, write_text
 
 log = logging.getLogger(__name__)
+
+MOST_BYTES = 2**26  # of a file of ours that is read
 
 
 def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -41,8 +46,11 @@ def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] |
 
 
 @contextlib.contextmanager
-def opened(directory: Path, config: dict[str, Any], device: str) -> Iterator[None]:
+def opened(directory: Path, config: dict[str, Any], device: str, ranks: int = 1) -> Iterator[None]:
     """Hold a run directory while its run goes on, and keep `status.json` true.
+
+    Args:
+        ranks: processes that compute the run; this one writes for all.
 
     Raises:
         ConfigError: the directory holds a run of another config.
@@ -53,7 +61,7 @@ def opened(directory: Path, config: dict[str, Any], device: str) -> Iterator[Non
         remove_half_written(directory)
         attempts = _count(read_status(directory).get("attempts")) + 1
         write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-        _write_provenance(directory, device)
+        _write_provenance(directory, device, ranks)
         status: dict[str, Any] = {"status": "running", "attempts": attempts, "error": None}
         status["started"] = _now()
         write_json(directory / "status.json", status)
@@ -96,10 +104,12 @@ def _count(value: object) -> int:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; nothing if the file is not there or damaged."""
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError("too long")
         value = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         log.warning("ignoring the damaged file %s (%s)", path, error)
         return {}
     return value if isinstance(value, dict) else {}
@@ -130,13 +140,32 @@ def _check_same_config(directory: Path, config: dict[str, Any]) -> None:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """A config.yaml, whose interpolations stay what they are: text."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (ValueError, OSError, YAMLError) as error:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError("too long")
+        text = path.read_text()
+        _check_yaml(text)
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} is damaged, so nobody can tell whose run this is") from error
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path} is damaged, so nobody can tell whose run this is")
     return {str(key): value for key, value in content.items()}
+
+
+def _check_yaml(text: str) -> None:
+    """Refuse what a small file could grow to in memory: references, and endless nesting.
+
+    Raises:
+        YAMLError: the text has them, or is no YAML.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > 20:
+            raise YAMLError("references, or nested too deeply")
 
 
 @contextlib.contextmanager
@@ -164,12 +193,12 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write_provenance(directory: Path, device: str) -> None:
+def _write_provenance(directory: Path, device: str, ranks: int) -> None:
     path = directory / "provenance.json"
     last = read_json(path)
     before = last.pop("earlier_attempts", [])
     earlier = [*(before if isinstance(before, list) else []), last] if last else []
-    write_json(path, {**_provenance(device), "earlier_attempts": earlier})
+    write_json(path, {**_provenance(device), "ranks": ranks, "earlier_attempts": earlier})
 
 
 def _provenance(device: str) -> dict[str, Any]:

@@ -1,14 +1,19 @@
 """`metarun train`."""
 
+import contextlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
 
-from metarun.config import TrainConfig, flat
+from metarun.config import NEUTRAL_KEYS, TrainConfig, flat
+from metarun.errors import ConfigError
 from metarun.job import job
+
+if TYPE_CHECKING:
+    from metarun.ranks import Ranks  # imports torch
 
 log = logging.getLogger(__name__)
 
@@ -26,42 +31,81 @@ def run(config: TrainConfig, directory: Path) -> float:
         The best validation score.
     """
     # Imported here, so that --help and --cfg answer without waiting for torch.
+    from metarun import results, rundir
+    from metarun.loggers import require_wandb
+    from metarun.ranks import join
+    from metarun.setup import to_plain
+
+    ranks = join()
+    directory = ranks.of_first(directory)  # the others have none of their own
+    plain, result = to_plain(config), None
+    first = ranks.of_first(plain)
+    with ranks.together():
+        _check_same(plain, first)
+        if ranks.first:
+            result = rundir.finished_result(directory, plain)
+        require_wandb(config.trainer.wandb)
+    result = ranks.of_first(result)
+    if result is not None:
+        log.info("%s holds this run, finished: nothing to do", directory)
+    else:
+        result = _train(config, directory, ranks)
+    print(results.summary(result, directory))
+    return float(result["best"]["score"])
+
+
+def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, Any]:
     from metarun import checkpoint, results, rundir, training_state
     from metarun.interrupts import Interrupted, Interruption
-    from metarun.loggers import Logged, open_loggers, require_wandb
+    from metarun.loggers import Logged, open_loggers
+    from metarun.ranks import LostRank
     from metarun.setup import build, choose_device, to_plain
     from metarun.tracking import Tracker
     from metarun.trainer import train
 
-    plain = to_plain(config)
-    if (result := rundir.finished_result(directory, plain)) is not None:
-        log.info("%s holds this run, finished: nothing to do", directory)
-        print(results.summary(result, directory))
-        return float(result["best"]["score"])
-    require_wandb(config.trainer.wandb)
-    with Interruption() as stop:
-        device = choose_device(config.device)
-        setup = build(config, device)
-        with rundir.opened(directory, plain, str(device)):
-            folder = directory / "checkpoints"
-            content = checkpoint.load_newest(folder)
-            if content is None:
-                state = training_state.fresh(setup)
-            else:
-                state = training_state.restore(setup, content)
-                log.info("resuming after meta-step %d", state.step)
-            log.info("run directory %s, device %s, tasks by %s", directory, device, setup.batching)
-            try:
-                loggers = open_loggers(Logged(directory, flat(plain), setup.objective.score_name))
-                with Tracker(
-                    directory, state.step, state.last_eval, config.trainer.steps, loggers
-                ) as tracker:
-                    train(setup, state, folder, tracker, stop)
-                    result = results.finish(setup, state, directory, tracker)
-            except Interrupted as interrupted:
-                interrupted.args = (
-                    f"{interrupted} after meta-step {state.step}; checkpoints are in {folder}",
-                )
-                raise
-    print(results.summary(result, directory))
-    return float(result["best"]["score"])
+    plain, folder, content = to_plain(config), directory / "checkpoints", None
+    agree = ranks.largest if ranks.count > 1 else None
+    with Interruption(agree) as stop, contextlib.ExitStack() as held:
+        with ranks.together():
+            device = choose_device(config.device, ranks)
+        ranks = ranks.on(device)
+        with ranks.together():
+            setup = build(config, device, ranks)
+            if ranks.first:
+                held.enter_context(rundir.opened(directory, plain, str(device), ranks.count))
+                content = checkpoint.load_newest(folder)
+        content = ranks.of_first(content)
+        if content is None:
+            state = training_state.fresh(setup)
+        else:
+            state = training_state.restore(setup, content)
+            log.info("resuming after meta-step %d", state.step)
+        each = f" (rank 0 of {ranks.count})" if ranks.count > 1 else ""
+        log.info(
+            "run directory %s, device %s%s, tasks by %s", directory, device, each, setup.batching
+        )
+        logged = Logged(directory, flat(plain), setup.objective.score_name)
+        try:
+            with Tracker(
+                directory if ranks.first else None,
+                state.step,
+                state.last_eval,
+                config.trainer.steps,
+                open_loggers(logged) if ranks.first else (),
+            ) as tracker:
+                train(setup, state, folder, tracker, stop)
+                return results.finish(setup, state, directory, tracker, stop)
+        except (Interrupted, LostRank) as end:
+            end.args = (f"{end} after meta-step {state.step}; checkpoints are in {folder}",)
+            raise
+
+
+def _check_same(config: dict[str, Any], first: dict[str, Any]) -> None:
+    """Refuse a rank that was started with another config than rank 0."""
+    own, wanted = flat(config), flat(first)
+    for key in sorted(own.keys() | wanted.keys()):
+        if own.get(key) != wanted.get(key) and key not in NEUTRAL_KEYS:
+            raise ConfigError(
+                f"started with {key}={own.get(key)}, but rank 0 with {key}={wanted.get(key)}: give "
+                "all processes of a run the same command"
+            )

@@ -1,16 +1,20 @@
 """The outer loop."""
 
+import hashlib
 import math
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from metarun import checkpoint
 from metarun.algos.base import HYPER_PREFIX
+from metarun.data.rng import stream_key
 from metarun.errors import RunError
 from metarun.evaluation import evaluate, format_score
 from metarun.interrupts import Interrupted, Interruption
+from metarun.ranks import Ranks
 from metarun.setup import Setup
 from metarun.tracking import Tracker
 from metarun.training_state import TrainState, snapshot
@@ -36,6 +40,7 @@ def train(
 
     Raises:
         Interrupted: a signal came; the state has been saved.
+        LostRank: another rank of the run is gone.
         RunError: the loss, the gradient or the parameters are no longer finite, or that was so
             more often than may be skipped.
     """
@@ -67,18 +72,25 @@ def train(
 def meta_step(setup: Setup, state: TrainState) -> None:
     """One update of the meta-parameters from one meta-batch of tasks.
 
-    Nothing here waits for the GPU, unless steps may be skipped: metrics stay on the device until
-    `log_recent`.
+    Each rank takes a share of the tasks; then all take the same step. Nothing here waits for the
+    GPU, unless steps may be skipped: metrics stay on the device until `log_recent`.
     """
-    config, options = setup.config, setup.config.outer_opt
+    config, options, ranks = setup.config, setup.config.outer_opt, setup.ranks
     size = config.trainer.meta_batch
-    tasks = setup.source.sample("train", state.step * size, size)
+    start, own = ranks.share(size)
+    if not ranks.first:  # masks of dropout of its own, which resuming can repeat
+        torch.manual_seed(stream_key("rank", config.seed, ranks.rank, state.step))
+    tasks = setup.source.sample("train", state.step * size + start, own)
     grads, extra = meta_gradient(
         setup.algorithm.loss, state.meta, tasks, setup.batching, config.engine.chunk
     )
+    loss = extra["loss"].mean()
+    metrics = torch.stack([loss, extra["score"].mean().to(loss.dtype)])
+    metrics = torch.cat([metrics, extra["inner_losses"].mean(dim=0)])
+    if ranks.count > 1:
+        grads, metrics = over_ranks(ranks, own / size, grads, metrics)
     norm = get_total_norm(list(grads.values()))
-    outcome = torch.stack([extra["loss"].mean(), extra["score"].mean().to(norm.dtype), norm])
-    row = torch.cat([outcome, extra["inner_losses"].mean(dim=0)])
+    row = torch.cat([metrics[:2], norm[None], metrics[2:]])
     state.step += 1
     if config.trainer.nonfinite == "skip" and not bool(row.isfinite().all()):  # waits for the GPU
         skip(state, config.trainer.max_skipped)
@@ -97,6 +109,21 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     if state.scheduler is not None:
         state.scheduler.step()
     state.recent.append(row)
+
+
+def over_ranks(
+    ranks: Ranks, weight: float, grads: dict[str, Tensor], metrics: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Means over the meta-batch, from the means over this rank's share, in one exchange.
+
+    Args:
+        weight: this rank's part of the meta-batch.
+    """
+    parts = [*(grad.flatten() for grad in grads.values()), metrics]
+    summed = ranks.total(weight * torch.cat(parts))
+    *means, metrics = torch.split(summed, [len(part) for part in parts])
+    shaped = zip(grads.items(), means, strict=True)
+    return {name: mean.view_as(grad) for (name, grad), mean in shaped}, metrics
 
 
 def skip(state: TrainState, most: int) -> None:
@@ -166,6 +193,7 @@ def validate(
         setup.batching,
         config.engine.chunk,
         on_progress=lambda done: stop.check(),
+        ranks=setup.ranks,
     )
     state.last_eval = state.step
     loss = float(result.losses[:, -1].mean())
@@ -174,8 +202,9 @@ def validate(
     )
     improved = remember(setup, state, {"score": result.score, "ci95": result.ci95})
     top = [kept["step"] for kept in state.top]
-    if state.step in top:
-        checkpoint.save_best(folder, snapshot(setup, state), top, config.trainer.keep_best)
+    with setup.ranks.together():
+        if state.step in top and setup.ranks.first:
+            checkpoint.save_best(folder, snapshot(setup, state), top, config.trainer.keep_best)
     shown = f"{format_score(name, result.score)} ± {format_score(name, result.ci95)}"
     tracker.note(state.step, f"val {name} {shown}{' (best so far)' if improved else ''}")
 
@@ -197,8 +226,29 @@ def remember(setup: Setup, state: TrainState, validation: dict[str, float]) -> b
 def save(setup: Setup, state: TrainState, folder: Path) -> None:
     """Write a checkpoint, but never one of a run that has gone wrong."""
     check_finite(state)
+    check_same(setup, state)
     config = setup.config.trainer
-    checkpoint.save(folder, snapshot(setup, state), config.keep_last, config.keep_every)
+    with setup.ranks.together():
+        if setup.ranks.first:
+            checkpoint.save(folder, snapshot(setup, state), config.keep_last, config.keep_every)
+
+
+def check_same(setup: Setup, state: TrainState) -> None:
+    """Stop a run whose ranks have come to different parameters.
+
+    Raises:
+        RunError: says which.
+    """
+    if setup.ranks.count == 1:
+        return
+    values = torch.cat([value.detach().flatten() for value in state.meta.values()])
+    digests = setup.ranks.gather(hashlib.sha256(values.cpu().numpy().tobytes()).digest())
+    if differing := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
+        raise RunError(
+            f"the parameters of rank {differing[0]} are no longer those of rank 0 at meta-step "
+            f"{state.step}: one of the machines does not compute as the others do. Checkpoints "
+            "from before are kept"
+        )
 
 
 def check_finite(state: TrainState) -> None:
