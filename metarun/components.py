@@ -4,12 +4,15 @@ A config chooses components by the names below, never by an import path: a confi
 out of a checkpoint cannot make the program import or call anything else.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from metarun.algos.anil import anil
 from metarun.algos.base import OBJECTIVES, Algorithm, InnerLoop, Problem
@@ -151,14 +154,37 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
 
 def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
     """The network, with initial weights drawn from the global random state on the CPU."""
-    model: nn.Module = _build(
-        "backbone",
-        config.backbone,
-        source.input_shape,
-        source.outputs,
-        **settings(config.backbone),
-    )
+    with _parameters_fit_into_memory():
+        model: nn.Module = _build(
+            "backbone",
+            config.backbone,
+            source.input_shape,
+            source.outputs,
+            **settings(config.backbone),
+        )
     return model.to(dtype_of(config))
+
+
+@contextmanager
+def _parameters_fit_into_memory() -> Iterator[None]:
+    """Refuse a network as soon as its parameters are larger than the memory of the machine.
+
+    They are counted as they are registered, when the system has not given them memory yet; a
+    checkpoint's config must not bring a machine down before anybody has seen that it is absurd.
+    """
+    left = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= 0 if parameter is None else parameter.nbytes
+        if left < 0:
+            raise ConfigError("the backbone's parameters are more than this machine has memory for")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def build_algorithm(config: TrainConfig, model: nn.Module, source: EpisodeSource) -> Algorithm:

@@ -52,7 +52,7 @@ def to_config(cfg: DictConfig) -> Any:
         needed = ", ".join(examples.get(key, f"{key}=…") for key in missing)
         raise ConfigError(f"not given: {needed}")
     try:
-        config = OmegaConf.to_object(cfg)
+        config: Any = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error)) from error
     _refuse_extra_keys(cfg, config)

@@ -7,7 +7,7 @@ nor Hydra.
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from metarun.checks import at_least, between, one_of, positive
+from metarun.checks import between, one_of, positive
 from metarun.errors import ConfigError
 from metarun.inner_schemas import INNER_SCHEMAS
 from metarun.schemas import (
@@ -23,6 +23,8 @@ from metarun.schemas import (
     SinusoidConfig,
 )
 
+MOST = 10**9  # beyond what anybody means; products of two stay within 64 bits
+
 
 @dataclass
 class TaskConfig:
@@ -34,7 +36,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         for name in ("way", "shot", "query"):
-            at_least(f"task.{name}", getattr(self, name), 1)
+            between(f"task.{name}", getattr(self, name), 1, MOST)
 
 
 @dataclass
@@ -59,7 +61,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for own in fields(self):
             if isinstance(value := getattr(self, own.name), int):
-                at_least(f"trainer.{own.name}", value, 1)
+                between(f"trainer.{own.name}", value, 1, MOST)
         one_of("trainer.nonfinite", self.nonfinite, ("stop", "skip"))
         if self.keep_every is not None and self.keep_every % self.checkpoint_every:
             raise ConfigError(
@@ -88,7 +90,7 @@ class EngineConfig:
     batching: str = "auto"  # auto, vmap or loop
     chunk: int | None = None  # tasks at a time under vmap; null: all
     precision: str = "float32"  # float32 or float64
-    gradient: str = "auto"  # auto (by algo.order), reverse, checkpoint, mixed, truncated …
+    gradient: str = "auto"  # how the inner loop is differentiated; auto: by algo.order
     last: int = 1  # truncated: inner steps, the last ones, that are differentiated through
     block: int | None = 1  # checkpoint: inner steps in a block; null: the root of their number
     proximal: float = 2.0  # implicit: weight of the pull to the initial weights
@@ -105,8 +107,8 @@ class EngineConfig:
         one_of("engine.solver", self.solver, ("cg", "neumann", "fixed_point"))
         for name in ("chunk", "block", "solver_steps", "samples"):
             if getattr(self, name) is not None:
-                at_least(f"engine.{name}", getattr(self, name), 1)
-        at_least("engine.last", self.last, 0)
+                between(f"engine.{name}", getattr(self, name), 1, MOST)
+        between("engine.last", self.last, 0, MOST)
         for name in ("proximal", "solver_lr", "sigma"):
             positive(f"engine.{name}", getattr(self, name))
 
@@ -182,7 +184,7 @@ class EvalConfig:
         between("seed", self.seed or 0, 0, 2**63 - 1)
         one_of("split", self.split, ("train", "val", "test"))
         if self.episodes is not None:
-            at_least("episodes", self.episodes, 1)
+            between("episodes", self.episodes, 1, MOST)
 
 
 SCHEMAS: dict[str, dict[str, type]] = {

@@ -28,11 +28,38 @@ class CheckpointError(RunError):
 def explain(error: BaseException) -> tuple[str, int]:
     """What a person is told of the error that ended a command, and the exit status."""
     if isinstance(error, MetarunError):
-        return str(error), error.exit_code
+        return printable(str(error)), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted", 130
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1
+    if _is_out_of_memory(error):
+        return f"out of memory: {_first_line(error)}. {_LESS_MEMORY}", 1
     # a defect of ours: still one line, and where to find more
     hint = "METARUN_DEBUG=1 shows where"
-    return f"unexpected {type(error).__name__}: {error} ({hint})", 1
+    return f"unexpected {type(error).__name__}: {printable(str(error))} ({hint})", 1
+
+
+_LESS_MEMORY = (
+    "A smaller engine.chunk, trainer.meta_batch, task.query or backbone needs less, as does "
+    "engine.gradient=checkpoint in training"
+)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, the system or CUDA has no more memory to give. Imports no torch."""
+    words = ("can't allocate memory", "std::bad_alloc")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+
+
+def printable(message: str) -> str:
+    """A message whose control characters are spelled out: parts of it may come from a file."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)

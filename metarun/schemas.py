@@ -8,8 +8,13 @@ Hydra checks keys and types when a command line is composed, `__post_init__` che
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from metarun.checks import at_least, between, finite, one_of, positive
+from metarun.checks import between, finite, one_of, positive
 from metarun.errors import ConfigError
+
+# Far beyond what anybody means, and near enough that arithmetic stays within 64 bits.
+MOST_STEPS = 10**5
+MOST_UNITS = 10**6
+MOST_LAYERS = 1000
 
 # ---------------------------------------------------------------- algorithms
 
@@ -27,8 +32,8 @@ class MamlConfig:
 
     def __post_init__(self) -> None:
         one_of("algo.order", self.order, (1, 2))
-        at_least("algo.inner_steps", self.inner_steps, 0)
-        at_least("algo.eval_inner_steps", self.eval_inner_steps, 0)
+        between("algo.inner_steps", self.inner_steps, 0, MOST_STEPS)
+        between("algo.eval_inner_steps", self.eval_inner_steps, 0, MOST_STEPS)
         one_of("algo.reduction", self.reduction, ("mean", "per_shot"))
         if not self.adapt:
             raise ConfigError("algo.adapt is empty: name what the inner loop adapts, e.g. ['*']")
@@ -92,7 +97,7 @@ class Conv4Config:
     pool: str = "stride"  # stride (2 in each convolution) or max (2×2 pooling)
 
     def __post_init__(self) -> None:
-        at_least("backbone.width", self.width, 1)
+        between("backbone.width", self.width, 1, MOST_UNITS)
         one_of("backbone.pool", self.pool, ("stride", "max"))
 
 
@@ -104,8 +109,10 @@ class MlpConfig:
     hidden: list[int] = field(default_factory=lambda: [40, 40])  # units of each hidden layer
 
     def __post_init__(self) -> None:
-        if any(units < 1 for units in self.hidden):
-            raise ConfigError(f"backbone.hidden={self.hidden}: layers need at least 1 unit")
+        if len(self.hidden) > MOST_LAYERS:
+            raise ConfigError(f"backbone.hidden: must be {MOST_LAYERS} layers or fewer")
+        for units in self.hidden:
+            between("backbone.hidden", units, 1, MOST_UNITS)
 
 
 # ---------------------------------------------------------------- outer optimizers

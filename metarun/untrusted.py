@@ -165,9 +165,11 @@ def _check_instructions(data: bytes) -> None:
             if opcode.name not in OPCODES:
                 raise UntrustedError(f"its pickle has the instruction {opcode.name}")
             # Unpicklers make room for as many values as the index says.
-            if opcode.name.endswith("BINPUT") and argument > count:
+            if opcode.name.endswith("BINPUT") and (argument or 0) > count:
                 raise UntrustedError("its pickle numbers values that are not there")
-    except (ValueError, IndexError) as error:
+    except UntrustedError:
+        raise
+    except Exception as error:  # damage has many types in pickletools
         raise UntrustedError(f"its pickle is damaged: {_brief(error)}") from error
 
 

@@ -87,7 +87,7 @@ def list_drawings(source: Sequence[Path]) -> list[Drawing]:
     for part in source:
         try:
             members = _members(part)
-        except (OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # damage has many types in zipfile
             raise damaged(part, "", error) from error
         for member in members:
             if match := MEMBER.search(member):

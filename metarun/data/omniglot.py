@@ -33,6 +33,8 @@ from metarun.errors import DataError
 from metarun.files import cache_dir
 
 SIDE = 28  # pixels, of the 105 of the originals
+MOST_SIDE = 1000  # pixels of a drawing that is read
+MOST_BYTES = 10**6  # of its file; the largest of the originals has 522
 SPLITS = ("random", "vinyals")
 
 
@@ -130,14 +132,18 @@ def convert(drawings: Sequence[Drawing]) -> ClassStore:
 
 
 def _read(drawing: Drawing, archives: dict[Path, zipfile.ZipFile]) -> bytes:
-    if drawing.part in archives:
-        return archives[drawing.part].read(drawing.member)
-    return (drawing.part / drawing.member).read_bytes()
+    archive, path = archives.get(drawing.part), drawing.part / drawing.member
+    size = path.stat().st_size if archive is None else archive.getinfo(drawing.member).file_size
+    if size > MOST_BYTES or (archive is None and not path.is_file()):  # a device may have no end
+        raise ValueError(f"no drawing of Omniglot: {size} bytes")
+    return path.read_bytes() if archive is None else archive.read(drawing.member)
 
 
 def shrink(png: bytes) -> bytes:
     """A PNG with black ink on white as 28x28 bytes, row by row, ink = 255."""
-    with Image.open(io.BytesIO(png)) as image:
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        if max(image.size) > MOST_SIDE:  # Pillow has read the header only
+            raise ValueError(f"no drawing of Omniglot: {image.width}x{image.height} pixels")
         # To grey levels first, as torchvision does: the originals have 1 bit a pixel, for which
         # Pillow ignores the filter and takes the nearest pixel, with gaps in thin strokes.
         small = image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarun import untrusted
 from metarun.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def cached(path: Path, build: Callable[[], ClassStore]) -> ClassStore:
     """
     if path.exists():
         try:
-            return _from_dict(torch.load(path, weights_only=True))
+            return _from_dict(untrusted.load(path))
         except Exception as error:  # any damage has the same remedy: build it again
             log.warning("rebuilding the damaged cache %s (%s)", path, error)
     store = build()
@@ -106,4 +107,15 @@ def _to_dict(store: ClassStore) -> dict[str, Any]:
 def _from_dict(value: dict[str, Any]) -> ClassStore:
     if value["format"] != CACHE_FORMAT:
         raise ValueError(f"cache format {value['format']}, expected {CACHE_FORMAT}")
-    return ClassStore(value["images"], value["offsets"], tuple(value["class_names"]))
+    images, offsets, names = value["images"], value["offsets"], tuple(value["class_names"])
+    if (
+        images.dtype is not torch.uint8
+        or images.dim() != 4
+        or offsets.dtype is not torch.int64
+        or offsets.shape != (len(names) + 1,)
+        or offsets.diff().min() < 1
+        or (int(offsets[0]), int(offsets[-1])) != (0, len(images))
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError("the parts do not fit together")
+    return ClassStore(images, offsets, names)
