@@ -1,6 +1,7 @@
 """Checks of settings: each raises a ConfigError that says what is allowed."""
 
 import math
+import os
 import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -46,6 +47,11 @@ def positive(key: str, value: float | None) -> None:
     finite(key, value)
     if value is not None and not value > 0:
         raise ConfigError(f"{key}={value}: must be above 0")
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine: nothing that needs more is worth beginning."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -4,7 +4,6 @@ A config chooses components by the names below, never by an import path: a confi
 out of a checkpoint cannot make the program import or call anything else.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from metarun.algos.base import OBJECTIVES, Algorithm, InnerLoop, Problem
 from metarun.algos.maml import maml
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
+from metarun.checks import machine_memory
 from metarun.config import PLUGIN_OPTIONS, SCHEMAS, TaskConfig, TrainConfig, settings
 from metarun.data import glyphs, omniglot
 from metarun.data.episodes import EpisodeSource, ImageEpisodes
@@ -172,7 +172,7 @@ def _parameters_fit_into_memory() -> Iterator[None]:
     They are counted as they are registered, when the system has not given them memory yet; a
     checkpoint's config must not bring a machine down before anybody has seen that it is absurd.
     """
-    left = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    left = machine_memory()
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal left

@@ -23,7 +23,9 @@ from metarun.schemas import (
     SinusoidConfig,
 )
 
-MOST = 10**9  # beyond what anybody means; products of two stay within 64 bits
+# Beyond what anybody means; products of a few stay within 64 bits.
+MOST = 10**9
+MOST_TASKS = 10**5  # and what tasks are made of
 
 
 @dataclass
@@ -36,7 +38,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         for name in ("way", "shot", "query"):
-            between(f"task.{name}", getattr(self, name), 1, MOST)
+            between(f"task.{name}", getattr(self, name), 1, MOST_TASKS)
 
 
 @dataclass
@@ -62,6 +64,7 @@ class TrainerConfig:
         for own in fields(self):
             if isinstance(value := getattr(self, own.name), int):
                 between(f"trainer.{own.name}", value, 1, MOST)
+        between("trainer.meta_batch", self.meta_batch, 1, MOST_TASKS)
         one_of("trainer.nonfinite", self.nonfinite, ("stop", "skip"))
         if self.keep_every is not None and self.keep_every % self.checkpoint_every:
             raise ConfigError(
@@ -107,7 +110,7 @@ class EngineConfig:
         one_of("engine.solver", self.solver, ("cg", "neumann", "fixed_point"))
         for name in ("chunk", "block", "solver_steps", "samples"):
             if getattr(self, name) is not None:
-                between(f"engine.{name}", getattr(self, name), 1, MOST)
+                between(f"engine.{name}", getattr(self, name), 1, MOST_TASKS)
         between("engine.last", self.last, 0, MOST)
         for name in ("proximal", "solver_lr", "sigma"):
             positive(f"engine.{name}", getattr(self, name))

@@ -1,5 +1,6 @@
 """From a config to live objects; training and evaluation share this."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from metarun.algos.base import OBJECTIVES, Algorithm, Objective
-from metarun.checks import fits, read
+from metarun.checks import fits, machine_memory, read
 from metarun.components import build_algorithm, build_data, build_model
 from metarun.config import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, TrainerConfig
 from metarun.data.episodes import EpisodeSource
@@ -40,6 +41,7 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
         DataError: the data are missing or damaged.
     """
     source = build_data(config, device)
+    _check_size(config, source)
     torch.manual_seed(config.seed)
     model = build_model(config, source).to(device)
     algorithm = build_algorithm(config, model, source)
@@ -47,6 +49,18 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
     batching = choose_batching(config.engine.batching, model)
     objective = OBJECTIVES[source.kind]
     return Setup(config, device, ranks, source, algorithm, objective, batching, batch_norm)
+
+
+def _check_size(config: TrainConfig, source: EpisodeSource) -> None:
+    """Refuse tasks of which a batch is larger than the memory of the machine."""
+    task, size = config.task, max(config.trainer.meta_batch, config.engine.chunk or 0)
+    examples = (task.shot + task.query) * (task.way if source.kind == "classification" else 1)
+    needed = size * examples * math.prod(source.input_shape) * 8
+    if needed > machine_memory():
+        raise ConfigError(
+            f"{size} tasks of {examples} examples each are {needed / 2**30:.0f} GiB, more than "
+            "the memory of this machine: lower trainer.meta_batch, engine.chunk or task.query"
+        )
 
 
 def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from metarun.checks import machine_memory
+
 MOST_DIRECTORY = 2**24  # bytes of the archive's list of its members
 MOST_PICKLE = 2**25  # bytes of everything that is not a tensor
 MOST_VALUES = 500_000
@@ -133,7 +135,7 @@ def check(file: BinaryIO) -> None:
 def _opened(file: BinaryIO) -> zipfile.ZipFile:
     """The archive, whose members are intact, uncompressed and together no larger than it is."""
     size = file.seek(0, os.SEEK_END)
-    if size > _memory():
+    if size > machine_memory():
         raise UntrustedError(f"it has {size} bytes, more than the memory of this machine")
     file.seek(max(0, size - 22))  # zipfile would read a list of any length
     end = file.read()
@@ -254,11 +256,6 @@ def _check_values(content: Any, most_bytes: int) -> None:
                 raise UntrustedError("a number has more than 64 bits")
         elif value is not None and type(value) not in (str, float, bool):
             raise UntrustedError("it holds something that is neither a plain value nor a tensor")
-
-
-def _memory() -> int:
-    """Bytes of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _brief(message: object) -> str:

@@ -20,8 +20,8 @@ PACKAGE = REPO / "metarun"
 register_schemas()
 LAYERS = [
     {"errors"},
-    {"files", "checks", "interrupts", "untrusted", "checkpoint_fields"},
-    {"inner_torch_schemas", "ranks"},
+    {"files", "checks", "interrupts", "checkpoint_fields"},
+    {"inner_torch_schemas", "untrusted", "ranks"},
     {"inner_schemas"},
     {"schemas"},
     {"config", "data", "backbones", "unroll", "checkpoint", "metrics", "launchers"},
