@@ -89,7 +89,7 @@ def _run(command: str, arguments: list[str]) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     compose.register_schemas()
     module = importlib.import_module(f"metarun.{command}")
-    sys.argv = [f"metarun {command}", *arguments]
+    sys.argv = [f"{_program()} {command}", *arguments]
     overrides = get_args_parser().parse_args(arguments).overrides
     launchers.check_installed(overrides)
     try:
@@ -142,6 +142,14 @@ def _with_plugins(arguments: list[str]) -> list[str]:
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever a user's module may do wrong
+def _program() -> str:
+    """How this program is called, as far as its environment tells."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes == "1" or processes != os.environ.get("LOCAL_WORLD_SIZE"):
+        return "metarun"  # on several machines it is not so simple
+    return f"torchrun --nproc-per-node={processes} -m metarun"
+
+
             reason = f"{type(error).__name__}: {error}"
             raise ConfigError(f"cannot import the plugin {name!r}: {reason}") from error
     return arguments
@@ -189,7 +197,7 @@ def _end(error: BaseException | None) -> int:
     if error is not None:
         if os.environ.get("METARUN_DEBUG") == "1":
             traceback.print_exception(error)
-        if ranks is None or ranks.tell(message):
+        if ranks is None or ranks.tell(error, message):
             print(f"metarun: {message}", file=sys.stderr)
     if ranks is not None:
         ranks.leave(error, code)

@@ -134,7 +134,7 @@ class Ranks:
         """Make an error in this block on one rank an error on every rank.
 
         Raises:
-            MetarunError: another rank's error, under its message and its exit code.
+            MetarunError: that error, or the first rank's of several, with its exit code.
             LostRank: another rank is gone.
         """
         if self.count == 1:
@@ -148,14 +148,12 @@ class Ranks:
         except Exception as error:
             own = error
         outcomes = self.gather(None if own is None else explain(own))
-        if own is not None:
-            raise own
         for rank, outcome in enumerate(outcomes):
             if outcome is not None:
                 message, code = outcome
-                theirs = MetarunError(f"rank {rank}: {message}" if rank else message)
-                theirs.exit_code = code
-                raise theirs
+                shared = MetarunError(f"rank {rank}: {message}" if rank else message)
+                shared.exit_code = code
+                raise shared from own
 
 
 ALONE = Ranks()
@@ -235,17 +233,20 @@ def _connection() -> Iterator[None]:
     except RuntimeError as error:
         reason = "it has died"
         if "timed out" in str(error).lower():
-            reason = f"none of it for {_timeout().total_seconds():.0f} s ({TIMEOUT})"
+            reason = f"no answer for {_timeout().total_seconds():.0f} s ({TIMEOUT})"
         with contextlib.suppress(RuntimeError):
             if _store.check(["error"]):
                 reason = _store.get("error").decode()
         raise LostRank(f"lost another rank of this run: {reason}") from error
 
 
-def tell(message: str) -> bool:
-    """Whether this process is to print the message that the run ends with: one of them is."""
-    if _current.count == 1:
-        return True
+def tell(error: BaseException, message: str) -> bool:
+    """Whether this process is to print the message that the run ends with: one of them is.
+
+    It is the first to come for an error that is not known to all of them.
+    """
+    if _current.count == 1 or _known_to_all(error):
+        return _current.first
     try:
         if _store.add("told", 1) > 1:
             return False
@@ -258,12 +259,12 @@ def tell(message: str) -> bool:
 def leave(error: BaseException | None, code: int) -> None:
     """Come to the end of this process.
 
-    torchrun ends all processes as soon as it sees one fail. So those that fail together, which
-    all but a `LostRank` and unexpected errors do, wait for each other to say what they have to.
+    torchrun ends all processes as soon as it sees one fail. So those that fail together wait for
+    each other to do and say what is left.
     """
     if _current.count == 1:
         return
-    if isinstance(error, MetarunError | Interrupted) and not isinstance(error, LostRank):
+    if error is not None and _known_to_all(error):
         with contextlib.suppress(RuntimeError):
             if _store.add("ended", 1) == _current.count:
                 _store.set("all ended", "")
@@ -272,3 +273,8 @@ def leave(error: BaseException | None, code: int) -> None:
         sys.stderr.flush()
         os._exit(code)  # the threads of a broken connection may never end
     dist.destroy_process_group()
+
+
+def _known_to_all(error: BaseException) -> bool:
+    """Whether the ranks have come to an error together, as to all of `together` and `check`."""
+    return isinstance(error, MetarunError | Interrupted) and not isinstance(error, LostRank)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
+from metarun.compose import as_argument
 from metarun.config import NEUTRAL_KEYS, TrainConfig, flat
 from metarun.errors import ConfigError
 from metarun.job import job
@@ -42,6 +43,11 @@ def run(config: TrainConfig, directory: Path) -> float:
     first = ranks.of_first(plain)
     with ranks.together():
         _check_same(plain, first)
+        if ranks.count > config.trainer.meta_batch:
+            raise ConfigError(
+                f"trainer.meta_batch={config.trainer.meta_batch}: {ranks.count} processes need as "
+                "many tasks or more; start fewer"
+            )
         if ranks.first:
             result = rundir.finished_result(directory, plain)
         require_wandb(config.trainer.wandb)
@@ -101,6 +107,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
 
 
 def _check_same(config: dict[str, Any], first: dict[str, Any]) -> None:
+            if isinstance(end, LostRank):
+                end.args = (f"{end}: {as_argument('hydra.run.dir', directory)} goes on from there",)
     """Refuse a rank that was started with another config than rank 0."""
     own, wanted = flat(config), flat(first)
     for key in sorted(own.keys() | wanted.keys()):
