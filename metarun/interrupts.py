@@ -1,12 +1,15 @@
 """Ending a run on a signal at a point where nothing is half done."""
 
 import contextlib
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
+
+log = logging.getLogger(__name__)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -69,6 +72,8 @@ class Interruption:
     def save_wanted(self) -> bool:
         """Whether a `check` since the last call has seen a warning that the run may be killed."""
         wanted, self._save_wanted = self._save_wanted, False
+        if wanted:
+            log.info("SIGTERM: saving a checkpoint, and going on for as long as it lasts")
         return wanted
 
     @contextlib.contextmanager
