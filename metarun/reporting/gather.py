@@ -21,6 +21,7 @@ from metarun.metrics import read_metrics
 
 LIMIT = 2**63  # of numbers: larger ones are no setting and no figure
 LARGEST = 2**26  # bytes of a file that is read whole
+LARGEST_CONFIG = 2**17  # bytes; real ones have three thousand, and the parser takes its time
 SWEEP = "sweep.json"
 RECORDS = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
 
@@ -193,7 +194,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
     Aliases are refused: metarun writes none, and a few lines with them can mean gigabytes.
     """
-    text = _text(path)
+    text = _text(path, LARGEST_CONFIG)
     try:
         events = yaml.parse(text, Loader=_Loader)
         if any(isinstance(event, yaml.AliasEvent) for event in events):
@@ -283,12 +284,12 @@ def _json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, largest: int = LARGEST) -> str:
     if not path.is_file():  # reading a pipe would wait for ever
         what = "is no file" if path.exists() else "is missing"
         raise ValueError(f"{path.name} {what}")
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path.name} is larger than {LARGEST // 2**20} MiB")
+    if path.stat().st_size > largest:
+        raise ValueError(f"{path.name} is larger than {largest // 2**10} KiB")
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
