@@ -5,8 +5,9 @@ import logging
 import os
 import shlex
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -86,7 +87,8 @@ def _in_a_sweep(
     differs = False
     try:
         differs = _code_differs(sweep)
-        return Outcome("completed", run(to_config(cfg), directory), other_code=differs)
+        with requeued_not_failed():
+            return Outcome("completed", run(to_config(cfg), directory), other_code=differs)
     except Exception as error:
         unexpected = not isinstance(error, MetarunError)
         shown = unexpected or os.environ.get("METARUN_DEBUG") == "1"
@@ -131,8 +133,24 @@ def _requeue(preempted: Preempted) -> None:
     requeues. It only returns in tasks other than the first of a job, which must not requeue.
     """
     log.info("%s; back into the queue", preempted)
-    signal.raise_signal(preempted.number)
+    with requeued_not_failed():
+        signal.raise_signal(preempted.number)
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def requeued_not_failed() -> Iterator[None]:
+    """End the process if the command that requeued its job was killed together with the job.
+
+    That is what happens to `scontrol requeue` if the cluster is quick. To submitit it is an
+    error, which its client would take for the end of the job.
+    """
+    try:
+        yield
+    except subprocess.CalledProcessError as error:
+        if error.returncode < 0 and "requeue" in error.cmd:
+            sys.exit(-1)
+        raise
 
 
 def _as_seen_from_here(directory: Path) -> Path:

@@ -14,7 +14,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.plugin import Plugin
 
-from metarun.checks import at_least
 from metarun.errors import ConfigError
 
 NEEDS = {
@@ -40,13 +39,9 @@ class OptunaConfig:
     _target_: str = "hydra_plugins.metarun.OptunaSweeper"
     n_trials: int = 20  # in all, those of earlier calls on the same sweep directory included
     n_jobs: int = 1  # trials at a time, if the launcher runs several
-    sampler: str = "tpe"  # tpe, random or cmaes
+    sampler: str = "tpe"  # tpe or random
     seed: int = 0  # of the sampler
     params: dict[str, str] | None = None  # search space, besides that of the command line
-
-    def __post_init__(self) -> None:
-        at_least("hydra.sweeper.n_trials", self.n_trials, 1)
-        at_least("hydra.sweeper.n_jobs", self.n_jobs, 1)
 
 
 def register() -> None:

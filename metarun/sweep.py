@@ -169,27 +169,27 @@ class Sweep:
         """Print how the runs ended.
 
         Raises:
-            ConfigError: not one of them could be started.
             RunError: some failed; lists them.
         """
-        self._record()
+        if failures := self.summarise():
+            raise RunError(f"{failures}\n{self._to_go_on()}")
+
+    def summarise(self) -> str:
+        """Print how many runs ended how; return a list of those that failed, or nothing."""
         ended = [(job, job.outcome) for job in self.jobs.values() if job.outcome]
         counts = {s: sum(o.status == s for _, o in ended) for s in ("completed", "recalled")}
         bad = [(job, outcome) for job, outcome in ended if outcome.status == "failed"]
         other = [job.directory.name for job, outcome in ended if outcome.other_code]
         if other:
             print(f"{len(other)} runs used other code than was launched: {', '.join(other)}")
-        total = (
-            f"{len(ended)} runs: {counts['completed']} completed, {counts['recalled']} recalled, "
+        print(
+            f"\n{len(ended)} runs: {counts['completed']} completed, {counts['recalled']} recalled, "
             f"{len(bad)} failed; sweep directory {self.directory}"
         )
-        print(f"\n{total}")
-        if bad:
-            lines = [
-                f"  {job.directory} ({self._values(job)}): {outcome.error}" for job, outcome in bad
-            ]
-            text = "\n".join([f"{len(bad)} of {len(ended)} runs failed:", *lines])
-            raise RunError(f"{text}\n{self._to_go_on()}")
+        lines = [
+            f"  {job.directory} ({self._values(job)}): {outcome.error}" for job, outcome in bad
+        ]
+        return "\n".join([f"{len(bad)} of {len(ended)} runs failed:", *lines]) if bad else ""
 
     def _values(self, job: Job) -> str:
         """What tells this run from the others, as it was typed."""

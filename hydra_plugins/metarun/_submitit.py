@@ -11,6 +11,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
 from metarun.errors import ConfigError, RunError
+from metarun.job import requeued_not_failed
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +19,13 @@ log = logging.getLogger(__name__)
 class _Launcher(submitit_launcher.BaseSubmititLauncher):  # type: ignore[misc]
     """hydra-submitit-launcher's, but for `launch`, which gave up the sweep at the first job
     that died without a result (out of memory, node lost, cancelled)."""
+
+    def __call__(self, *arguments: Any) -> JobReturn:
+        """Run one job, in its own process."""
+        with requeued_not_failed():
+            returned = super().__call__(*arguments)
+        assert isinstance(returned, JobReturn)
+        return returned
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -38,6 +46,7 @@ class _Launcher(submitit_launcher.BaseSubmititLauncher):  # type: ignore[misc]
     def _submit(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
         import submitit
 
+        logging.getLogger("submitit").propagate = False  # it prints by itself
         ours = ("submitit_folder", "max_num_timeout")
         common = set(BaseQueueConf.__dataclass_fields__)
         given = {
