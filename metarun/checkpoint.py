@@ -26,6 +26,7 @@ import errno
 import io
 import logging
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +92,50 @@ def save_best(folder: Path, content: dict[str, Any], top: list[int], keep: int) 
             path.unlink(missing_ok=True)
 
 
-def load_newest(folder: Path) -> dict[str, Any] | None:
+def load_newest(
+    folder: Path, log_complete: Callable[[dict[str, Any]], bool] = lambda content: True
+) -> dict[str, Any] | None:
     """The newest intact checkpoint of a run, or None if there is none at all.
+
+    Args:
+        log_complete: whether metrics.jsonl has all lines from before a checkpoint. If it lacks
+            some, the run goes back one checkpoint more to log them again: a damaged tail then
+            costs a few meta-steps and no figure. What is missing from further back stays missing.
 
     Raises:
         CheckpointError: there are checkpoints, but none of them is intact.
     """
+    newest = None
+    for content in _intact(folder):
+        if log_complete(content):
+            if newest is not None:
+                log.warning(
+                    "metrics.jsonl lacks lines from before meta-step %d: going back to meta-step "
+                    "%d to log them again", newest["step"], content["step"],
+                )  # fmt: skip
+            return content
+        newest = newest or content
+        if content["step"] != newest["step"]:
+            break
+    if newest is not None:
+        log.warning("metrics.jsonl lacks lines from before meta-step %d", newest["step"])
+    return newest
+
+
+def _intact(folder: Path) -> Iterator[dict[str, Any]]:
+    """The checkpoints that can be read, the newest first; an error if there are others only."""
     candidates = [p for p in [folder / "last.pt", *_step_files(folder).values()] if p.exists()]
+    none = True
     for path in candidates:
         try:
-            return load(path)
+            content = load(path)
         except CheckpointError as error:
             log.warning("%s; trying the one before", error)
-    if candidates:
+            continue
+        none = False
+        yield content
+    if candidates and none:
         raise CheckpointError(f"none of the checkpoints in {folder} can be read")
-    return None
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,30 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         lines = "a line that is no record" if bad == 1 else f"{bad} lines that are no records"
         log.warning("%s: left out %s", path, lines)
     return records
+
+
+def complete(
+    log: list[dict[str, Any]], trainer: Mapping[str, Any], step: int, last_eval: int
+) -> bool:
+    """Whether a log has a record of all that a run logs up to a checkpoint.
+
+    Args:
+        log: as `read_metrics` returns it.
+        trainer: the run's `trainer.…` settings.
+        step: meta-steps done at the checkpoint.
+        last_eval: step of the last validation before it.
+    """
+    trained = {record["step"] for record in log if "optim/lr" in record}
+    validated = {record["step"] for record in log if "val/loss" in record}
+    return (
+        _due(trainer["log_every"], trainer["steps"], step) <= trained
+        and _due(trainer["eval_every"], trainer["steps"], last_eval) <= validated
+    )
+
+
+def _due(every: int, last: int, until: int) -> set[int]:
+    """Multiples of a number of meta-steps, and the last meta-step of all, up to one."""
+    return {*range(every, until + 1, every), *([last] if until == last else [])}
 
 
 def cut_back(path: Path, step: int, last_eval: int) -> list[dict[str, Any]]:

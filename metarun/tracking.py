@@ -108,6 +108,10 @@ class Tracker:
         for logger in self._loggers:
             logger.metrics(step, known)
 
+    def sync(self) -> None:
+        """Flush the log to disk: no checkpoint may outlast the lines from before it."""
+        os.fsync(self._file.fileno())
+
     def show(self, step: int, values: Mapping[str, str]) -> None:
         """Show a few figures: behind the bar, or as a log line where there is no bar."""
         if self._bar.disable:

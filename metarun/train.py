@@ -61,7 +61,7 @@ def run(config: TrainConfig, directory: Path) -> float:
 
 
 def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, Any]:
-    from metarun import checkpoint, results, rundir, training_state
+    from metarun import checkpoint, metrics, results, rundir, training_state
     from metarun.interrupts import Interrupted, Interruption
     from metarun.loggers import Logged, open_loggers
     from metarun.ranks import LostRank
@@ -79,7 +79,11 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
             setup = build(config, device, ranks)
             if ranks.first:
                 held.enter_context(rundir.opened(directory, plain, str(device), ranks.count))
-                content = checkpoint.load_newest(folder)
+                logged = metrics.read_metrics(directory / "metrics.jsonl")
+                content = checkpoint.load_newest(
+                    folder,
+                    lambda c: metrics.complete(logged, plain["trainer"], c["step"], c["last_eval"]),
+                )
         content = ranks.of_first(content)
         if content is None:
             state = training_state.fresh(setup)
@@ -90,25 +94,25 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         log.info(
             "run directory %s, device %s%s, tasks by %s", directory, device, each, setup.batching
         )
-        logged = Logged(directory, flat(plain), setup.objective.score_name)
+        described = Logged(directory, flat(plain), setup.objective.score_name)
         try:
             with Tracker(
                 directory if ranks.first else None,
                 state.step,
                 state.last_eval,
                 config.trainer.steps,
-                open_loggers(logged) if ranks.first else (),
+                open_loggers(described) if ranks.first else (),
             ) as tracker:
                 train(setup, state, folder, tracker, stop)
                 return results.finish(setup, state, directory, tracker, stop)
         except (Interrupted, LostRank) as end:
             end.args = (f"{end} after meta-step {state.step}; checkpoints are in {folder}",)
+            if isinstance(end, LostRank):
+                end.args = (f"{end}: {as_argument('hydra.run.dir', directory)} goes on from there",)
             raise
 
 
 def _check_same(config: dict[str, Any], first: dict[str, Any]) -> None:
-            if isinstance(end, LostRank):
-                end.args = (f"{end}: {as_argument('hydra.run.dir', directory)} goes on from there",)
     """Refuse a rank that was started with another config than rank 0."""
     own, wanted = flat(config), flat(first)
     for key in sorted(own.keys() | wanted.keys()):

@@ -55,7 +55,7 @@ def train(
                 due = state.step > 0 and state.step % config.checkpoint_every == 0
                 if stop.save_wanted() or due:
                     with tracker.paused():
-                        save(setup, state, folder)
+                        save(setup, state, folder, tracker)
                 if last:
                     break
                 stop.check()
@@ -64,9 +64,9 @@ def train(
                 if state.step % config.log_every == 0 or state.step == config.steps:
                     log_recent(setup, state, tracker)
         except Interrupted:
-            save(setup, state, folder)
+            save(setup, state, folder, tracker)
             raise
-        save(setup, state, folder)
+        save(setup, state, folder, tracker)
 
 
 def meta_step(setup: Setup, state: TrainState) -> None:
@@ -223,13 +223,14 @@ def remember(setup: Setup, state: TrainState, validation: dict[str, float]) -> b
     return state.best is not None and state.best["step"] == state.step
 
 
-def save(setup: Setup, state: TrainState, folder: Path) -> None:
+def save(setup: Setup, state: TrainState, folder: Path, tracker: Tracker) -> None:
     """Write a checkpoint, but never one of a run that has gone wrong."""
     check_finite(state)
     check_same(setup, state)
     config = setup.config.trainer
     with setup.ranks.together():
         if setup.ranks.first:
+            tracker.sync()
             checkpoint.save(folder, snapshot(setup, state), config.keep_last, config.keep_every)
 
 

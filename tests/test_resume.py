@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarun.interrupts import Aborted, Interrupted, Interruption
-from metarun.tracking import read_metrics
+from metarun.metrics import read_metrics
 
 STEPS = 60
 TRAIN = [
@@ -146,6 +147,24 @@ def test_a_damaged_newest_checkpoint_costs_time_only(
     assert_same_run(folder, undisturbed)
 
 
+def test_lines_that_the_log_lost_from_before_the_checkpoint_are_logged_again(
+    tmp_path: Path, environment: dict[str, str], undisturbed: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, environment)
+    wait_for_step(folder, 40, process)
+    process.kill()
+    process.communicate()
+    saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["step"]
+    log = folder / "metrics.jsonl"
+    kept = [r for r in read_metrics(log) if r["step"] <= saved]
+    text = "".join(json.dumps(record) + "\n" for record in kept)
+    log.write_bytes(text.encode()[:-30] + bytes(30))  # as a power cut may leave it
+    lost = f"lacks lines from before meta-step {saved}: going back to meta-step {saved - 7}"
+    assert lost in finish(folder, environment)
+    assert_same_run(folder, undisturbed)
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_again(
     tmp_path: Path, environment: dict[str, str], undisturbed: Path
 ) -> None:
@@ -188,5 +207,6 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path, environment: dict[str,
     _, errors = second.communicate(timeout=60)
     first.send_signal(signal.SIGCONT)
     assert second.returncode == 1 and "another process is running in" in errors
+    assert f"process {first.pid} on {socket.gethostname()}" in errors
     first.communicate(timeout=120)
     assert first.returncode == 0
