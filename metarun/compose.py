@@ -3,11 +3,13 @@
 import difflib
 import re
 import shlex
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra._internal import config_loader_impl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import (
@@ -119,6 +121,12 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
         )
     text = first_line(cause or error)
     return ConfigError(f"{key}: {text[:1].lower()}{text[1:]}" if key else text)
+
+
+def was_composing(error: BaseException) -> bool:
+    """Whether an error arose while Hydra put a config together: nothing of ours was running."""
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(code.co_filename == config_loader_impl.__file__ for code in frames)
 
 
 def as_argument(key: str, value: object) -> str:

@@ -116,6 +116,14 @@ def per_inner_step(figures: dict[str, Any]) -> str:
     return f"{name} after 0, 1, … inner steps: {', '.join(values)}"
 
 
+def is_whole(result: dict[str, Any]) -> bool:
+    """Whether a stored result has all that is shown of one: its file may have been damaged."""
+    try:
+        return bool(summary(result, Path())) and type(result["best"]["score"]) is float
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
+        return False
+
+
 def summary(result: dict[str, Any], directory: Path) -> str:
     """What a person wants to know at the end of a run, and what to type next."""
     test, best = result["test"], result["best"]

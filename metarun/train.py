@@ -50,6 +50,9 @@ def run(config: TrainConfig, directory: Path) -> float:
             )
         if ranks.first:
             result = rundir.finished_result(directory, plain)
+            if result is not None and not results.is_whole(result):
+                log.warning("%s is damaged: the run is tested again", directory / "result.json")
+                result = None
         require_wandb(config.trainer.wandb)
     result = ranks.of_first(result)
     if result is not None:
