@@ -62,15 +62,18 @@ class TensorBoard:
 
 
 def charts(score: str) -> dict[str, dict[str, list[Any]]]:
-    """The layout of the CUSTOM SCALARS page: training, validation and test in one chart."""
+    """The layout of the CUSTOM SCALARS page: training, validation and test in one chart.
+
+    Tags are regular expressions there: without its end, test/loss would bring in the curve over
+    inner steps too.
+    """
     return {
         "meta-training": {
-            score: ["Multiline", [f"{split}/{score}" for split in ("train", "val", "test")]],
-            "loss": ["Multiline", [f"{split}/loss" for split in ("train", "val", "test")]],
+            name: ["Multiline", [f"^{split}/{name}$" for split in ("train", "val", "test")]]
+            for name in (score, "loss")
         },
         "inner loop, by inner step": {
-            score: ["Multiline", [f"test/{score}_by_inner_step"]],
-            "loss": ["Multiline", ["test/loss_by_inner_step"]],
+            name: ["Multiline", [f"^test/{name}_by_inner_step$"]] for name in (score, "loss")
         },
     }
 
