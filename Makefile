@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types tests test-install dist figures benchmark-memory experiments clean
+.PHONY: help setup demo test lint types tests test-install dist figures benchmark-memory experiments chaos long-run clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,12 @@ benchmark-memory: setup  ## memory and time of each gradient mode, and the figur
 
 experiments: setup  ## the figures of the README: real trainings, half an hour on two cores
 	bash scripts/reproduce.sh
+
+chaos: setup  ## the fault campaign of docs/reliability.md: half an hour on two cores
+	$(BIN)/python scripts/chaos.py
+
+long-run: setup  ## memory, open files and log sizes over 12,000 meta-steps: a few minutes
+	$(BIN)/python scripts/long_run.py
 
 clean:  ## remove the virtual environment and caches, not the runs
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,113 @@
+"""A short fault campaign; and that the campaign sees what goes wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from tests.conftest import REPO
+
+STEPS = 120
+
+
+def test_a_short_campaign(environment: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, REPO / "scripts" / "chaos.py", "--kills", "2", "--signals", "1",
+         "--full-disk", "1", "--read-only", "0", "--clock", "0", "--checkpoints", "1", "--logs",
+         "1", "--files", "0", "--locks", "0", "--steps", str(STEPS), "--out", str(tmp_path)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    kinds = json.loads((tmp_path / "results.json").read_text())["kinds"]
+    assert [kinds[kind]["failures"] for kind in kinds] == [0] * 5
+    assert [kinds[kind]["faults"] for kind in ("kills", "signals", "checkpoints", "logs")] == [
+        2, 1, 1, 1,
+    ]  # fmt: skip
+    if os.geteuid() != 0:
+        assert "needs root" in kinds["full-disk"]["skipped"]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reference")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("METARUN_", "HYDRA_"))}
+    command = [
+        sys.executable, "-m", "metarun", "train", "data=sinusoid", "backbone=mlp",
+        "trainer.steps=10", "trainer.log_every=5", "trainer.eval_episodes=5",
+        "trainer.test_episodes=5", "hydra.run.dir=run",
+    ]  # fmt: skip
+    subprocess.run(command, cwd=folder, env=kept, check=True, capture_output=True)
+    return folder / "run"
+
+
+def change_a_bit(run: Path) -> None:
+    content = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    next(iter(content["meta"].values())).view(-1)[0] += 1e-6
+    torch.save(content, run / "checkpoints" / "best.pt")
+
+
+def log_a_step_twice(run: Path) -> None:
+    log = run / "metrics.jsonl"
+    log.write_text(log.read_text() + log.read_text().splitlines()[-1] + "\n")
+
+
+def lose_a_step(run: Path) -> None:
+    log = run / "metrics.jsonl"
+    log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[1:]))
+
+
+def show_a_step_twice(run: Path) -> None:
+    writer = SummaryWriter(str(run / "tb"), filename_suffix=".zzz")
+    writer.add_scalar("train/loss", 1.0, 10)
+    writer.close()
+
+
+def change_the_result(run: Path) -> None:
+    path = run / "result.json"
+    path.write_text(path.read_text().replace('"episodes": 5', '"episodes": 6'))
+
+
+def leave_a_file(run: Path) -> None:
+    (run / "checkpoints" / ".last.pt.1.tmp").write_bytes(b"")
+
+
+def do_not_finish(run: Path) -> None:
+    path = run / "status.json"
+    path.write_text(path.read_text().replace("completed", "running"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (change_a_bit, "best.pt: meta differs"),
+        (log_a_step_twice, "metrics.jsonl: steps"),
+        (lose_a_step, "metrics.jsonl: steps"),
+        (show_a_step_twice, "TensorBoard: train/loss has other steps (twice: [10])"),
+        (change_the_result, "result.json: test"),
+        (leave_a_file, "left behind: checkpoints/.last.pt.1.tmp"),
+        (do_not_finish, "the status is running"),
+    ],
+)
+def test_the_campaign_sees_what_differs(
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+    words: str,
+) -> None:
+    monkeypatch.syspath_prepend(str(REPO / "scripts"))
+    from chaos_check import differences
+
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    assert differences(run, reference) == []
+    damage(run)
+    found = differences(run, reference)
+    assert len(found) == 1 and words in found[0]
