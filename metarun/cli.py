@@ -5,6 +5,7 @@ Imports torch nowhere: `--help` and `--cfg job` must answer at once.
 
 import difflib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ COMMANDS = {
     "train": "meta-train, validate, test; resumes an unfinished run",
     "eval": "evaluate a checkpoint on fresh tasks",
     "report": "compare runs: tables and plots",
+    "completion": "print what makes bash, zsh or fish complete commands",
 }
 
 USAGE = """\
@@ -37,6 +39,7 @@ examples:
   metarun eval ckpt=outputs/train/my_run episodes=1000
   metarun report outputs/train                        # compare runs: tables and plots
   tensorboard --logdir outputs/train
+  eval "$(metarun completion bash)"                   # TAB then completes all of this
 
 metarun <command> --help lists a command's settings; --cfg job prints its config.
 METARUN_DATA names the folder of data sets; METARUN_DEBUG=1 shows tracebacks.
@@ -49,9 +52,13 @@ def main() -> int:
     0: done, 1: the run failed, 2: the command or config was wrong, 130: interrupted.
     """
     arguments = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # no "±" may end a run on an ASCII terminal
     error: BaseException | None = None
     try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
+        if arguments[:1] == ["help"]:
+            arguments = [*arguments[1:], "--help"]
+        if not arguments or arguments[0] in ("-h", "--help"):
             _print_help()
             return 0 if arguments else 2
         if arguments[0] in ("-V", "--version"):
@@ -61,6 +68,7 @@ def main() -> int:
         if command not in COMMANDS:
             raise ConfigError(_unknown_command(command))
         _run(command, rest)
+        sys.stdout.flush()  # here, where a closed pipe is no surprise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -73,10 +81,19 @@ def _run(command: str, arguments: list[str]) -> None:
     if command == "report":  # it has directories for arguments and no config
         report.main(arguments)
         return
+    if command == "completion":  # of the other commands; likewise
+        from metarun import completion
+
+        completion.main(arguments, COMMANDS)
+        return
     from hydra._internal.utils import get_args_parser
 
     from metarun import compose, job, launchers
 
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the current folder was deleted: cd to one that exists") from error
     if os.environ.get("METARUN_DATA") == "":
         del os.environ["METARUN_DATA"]  # set to nothing means not set, not the current folder
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -103,6 +120,10 @@ def _run(command: str, arguments: list[str]) -> None:
         job.raise_failure()
     except compose.COMPOSITION_ERRORS as error:
         raise compose.explain(error, command, overrides) from error
+    except Exception as error:  # Hydra leaves some mistakes to whatever they provoke in there
+        if not compose.was_composing(error):
+            raise
+        raise ConfigError(f"this command cannot be read: {compose.first_line(error)}") from error
 
 
 def _with_ranks(command: str, arguments: list[str]) -> list[str]:
@@ -125,6 +146,14 @@ def _with_ranks(command: str, arguments: list[str]) -> list[str]:
     return arguments if processes.first else [*arguments, "hydra.run.dir=."]
 
 
+def _program() -> str:
+    """How this program is called, as far as its environment tells."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes == "1" or processes != os.environ.get("LOCAL_WORLD_SIZE"):
+        return "metarun"  # on several machines it is not so simple
+    return f"torchrun --nproc-per-node={processes} -m metarun"
+
+
 def _with_plugins(arguments: list[str]) -> list[str]:
     """Import the modules of `+plugins=[a,b]`, so that their components can be named.
 
@@ -142,14 +171,6 @@ def _with_plugins(arguments: list[str]) -> list[str]:
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever a user's module may do wrong
-def _program() -> str:
-    """How this program is called, as far as its environment tells."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes == "1" or processes != os.environ.get("LOCAL_WORLD_SIZE"):
-        return "metarun"  # on several machines it is not so simple
-    return f"torchrun --nproc-per-node={processes} -m metarun"
-
-
             reason = f"{type(error).__name__}: {error}"
             raise ConfigError(f"cannot import the plugin {name!r}: {reason}") from error
     return arguments
@@ -163,7 +184,7 @@ def _check_options(command: str, arguments: list[str]) -> None:
         option = argument.partition("=")[0]
         if not option.startswith("-"):
             continue
-        if option not in known and not (option[1] != "-" and option[:2] in known):
+        if option not in known and not (option[1:2] != "-" and option[:2] in known):
             close = difflib.get_close_matches(option, known, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise ConfigError(

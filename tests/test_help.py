@@ -1,0 +1,111 @@
+"""What `--help` says: everything there is, in words, on a terminal's width."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metarun import help as texts
+from metarun.compose import composed, register_schemas
+from metarun.config import SCHEMAS
+from tests.conftest import REPO, Metarun
+
+register_schemas()
+COMPOSITIONS = [
+    *([f"{group}={name}"] for group, schemas in SCHEMAS.items() for name in schemas),
+    *([f"experiment={path.stem}"] for path in (REPO / "conf" / "experiment").glob("*.yaml")),
+]
+
+
+def columns(text: str) -> int:
+    return max(len(line) for line in text.splitlines())
+
+
+def test_every_option_has_a_line(metarun: Metarun) -> None:
+    text = metarun("train", "--help").stdout
+    for group, schemas in SCHEMAS.items():
+        assert set(texts.options()[group]) == set(schemas)
+    in_files = {
+        str(path.relative_to(REPO / "conf").with_suffix(""))
+        for path in (REPO / "conf").glob("**/*.yaml")
+        if len(path.relative_to(REPO / "conf").parts) > 1
+    }
+    listed = {f"{g}/{name}" for g, described in texts.options().items() for name in described}
+    assert listed == {name for name in in_files if not name.startswith("_")}
+    for group, described in texts.options().items():
+        for option, meaning in described.items():
+            assert len(meaning.split()) > 1 or meaning == f"{option.capitalize()}.", option
+            line = rf"^[* ] {group}={option}\s+{re.escape(meaning.split()[0])}"
+            assert re.search(line, text, re.MULTILINE), option
+
+
+@pytest.mark.parametrize("overrides", COMPOSITIONS, ids=" ".join)
+def test_every_setting_is_explained(overrides: list[str]) -> None:
+    config = composed("train", overrides)
+    unexplained = [s.key for s in texts.settings(config) if not s.meaning]
+    assert unexplained == [], "write a comment behind the field of the schema"
+    text = texts.command_help("train", "", config)
+    for setting in texts.settings(config):
+        assert f"\n  {setting.typed()}" in text
+
+
+def test_the_settings_of_eval_are_explained() -> None:
+    assert [s.key for s in texts.settings(composed("eval", [])) if not s.meaning] == []
+
+
+def test_help_is_of_the_command_that_was_typed(metarun: Metarun) -> None:
+    text = metarun("train", "--help", "algo=anil", "data=omniglot", "seed=7").stdout
+    assert re.search(r"^\* algo=anil ", text, re.MULTILINE)
+    assert re.search(r"^  algo=maml ", text, re.MULTILINE)
+    for setting in ("algo.adapt=[head.*]", "data.rotations=true", "seed=7"):
+        assert f"\n  {setting} " in text
+    assert "data.seed" not in text
+    assert "did you mean algo=anil?" in metarun("train", "--help", "algo=anill", code=2).stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 132])
+def test_help_fits_the_terminal(metarun: Metarun, width: int) -> None:
+    for command in ("train", "eval"):
+        text = metarun(command, "--help", COLUMNS=str(width)).stdout
+        assert columns(text) <= width
+        assert columns(text) > 0.8 * min(width, 100)
+    assert columns(metarun("train", "--help", "inner_opt=mixed", COLUMNS="80").stdout) <= 80
+
+
+def test_help_can_be_cut_short_and_shown_in_ascii(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    cut = f"{sys.executable} -m metarun train --help | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", cut], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stderr == "" and done.stdout.startswith("metarun train: ")
+    assert done.stdout.splitlines()[1] in ("0", "1"), "not a crash of the interpreter"
+    ascii_only = environment | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "metarun", "train", "--help"]
+    shown = subprocess.run(command, env=ascii_only, cwd=tmp_path, capture_output=True)
+    assert shown.returncode == 0 and b"[group=option ?]" in shown.stdout, shown.stderr
+
+
+def test_help_does_not_wait_for_torch(metarun: Metarun, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    for command in ("train", "eval"):
+        assert "settings" in metarun(command, "--help", PYTHONPATH=str(tmp_path)).stdout
+        assert metarun("help", command, PYTHONPATH=str(tmp_path)).stdout == (
+            metarun(command, "--help", PYTHONPATH=str(tmp_path)).stdout
+        )
+
+
+def test_a_deleted_working_directory_is_named(environment: dict[str, str], tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f"cd {gone} && rmdir {gone} && exec {sys.executable} -m metarun train trainer.steps=1"
+    env = environment | {
+        "PYTHONPATH": os.pathsep.join([str(REPO), environment.get("PYTHONPATH", "")])
+    }
+    done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "metarun: the current folder was deleted: cd to one that exists\n"
