@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types tests test-install dist figures benchmark-memory experiments chaos long-run clean
+.PHONY: help setup demo test lint types tests test-slurm test-install dist figures benchmark-memory experiments chaos long-run clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ types: setup
 
 tests: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-slurm: setup  ## sweeps and preemption on a real one-node SLURM (root on Debian: installs it)
+	bash scripts/test_slurm.sh $(BIN)/python
 
 test-install: ## install the wheel with pip, from nothing, under each Python 3.11-3.13 found
 	bash scripts/test_install.sh

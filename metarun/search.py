@@ -57,11 +57,7 @@ def search(sweep: Sweep, given: Sequence[Override], settings: Mapping[str, Any])
             "nothing to search: give key=interval(low,high), tag(log,interval(low,high)), "
             "range(first,last+1) or key=a,b,c"
         )
-    fixed = [
-        f"{o.get_key_element()}={o.get_value_element_as_str()}"
-        for o in given
-        if not o.is_sweep_override()
-    ]
+    fixed = [str(o.input_line) for o in given if not o.is_sweep_override()]
     study = _study(sweep, settings)
     jobs: dict[int, Job] = {}
     for trial in study.trials:
@@ -121,7 +117,9 @@ def _study(sweep: Sweep, settings: Mapping[str, Any]) -> optuna.Study:
 
 
 def _overrides(params: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={value}" for key, value in params.items()]
+    """Settings as one types them; six digits are enough for what is searched."""
+    shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in params.items()}
+    return [f"{key}={value}" for key, value in shown.items()]
 
 
 def _tell(study: optuna.Study, number: int, job: Job) -> None:
@@ -136,9 +134,8 @@ def _tell(study: optuna.Study, number: int, job: Job) -> None:
 def _higher_is_better(job: Job) -> bool:
     """Of the score of a run that has ended."""
     result = read_json(job.directory / "result.json")
-    names = [
-        part["score"] for part in result.values() if isinstance(part, dict) and "score" in part
-    ]
+    parts = [part for part in result.values() if isinstance(part, dict)]
+    names = [part["score"] for part in parts if "score" in part]
     return any(o.higher_is_better for o in OBJECTIVES.values() if o.score_name in names)
 
 
@@ -157,7 +154,7 @@ def _report(study: optuna.Study, jobs: Mapping[int, Job], sweep: Sweep) -> None:
     score = outcome.score if outcome else best.value
     result = {
         "name": "optuna",
-        "best_evaluated_params": dict(best.params),
+        "best_evaluated_params": dict(o.split("=", 1) for o in _overrides(best.params)),
         "best_evaluated_value": score,
         "best_run": job.directory.name if job else None,
         "trials": len(study.trials),

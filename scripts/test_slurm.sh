@@ -125,6 +125,12 @@ preempted() {  # preempted <name> <seeds> <what its log must say> <arguments of 
     local client=$!
     wait_for 90 "the first run" lines "$victim/metrics.jsonl" 10
     sbatch --quiet --partition=high --output=/dev/null --wrap='sleep 1'
+    while kill -0 "$client" 2>/dev/null; do  # SLURM holds a requeued job for two minutes
+        for id in $(squeue -h -t PENDING -o %i); do
+            scontrol update JobId="$id" StartTime=now 2>/dev/null || true
+        done
+        sleep 1
+    done
     wait "$client" || { cat "$work/$1.log"; return 1; }
     cat "$sweep"/.submitit/*/*/*_log.err >"$work/$1.jobs.log"
     grep -q "$3" "$work/$1.jobs.log" || { cat "$work/$1.jobs.log"; echo "no '$3'"; return 1; }

@@ -1,0 +1,143 @@
+"""Sweeps on the command line: names, what is run again, what a failure does."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from metarun import job
+from metarun.compose import register_schemas
+from metarun.sweep import NAME_LENGTH, run_name
+from tests.conftest import Metarun
+from tests.test_cli import SHORT, files
+
+register_schemas()
+
+
+def name(varying: list[str], *overrides: str) -> str:
+    with initialize_config_module(config_module="metarun.conf", version_base="1.3"):
+        cfg = compose(config_name="train", overrides=list(overrides))
+    return run_name("base", cfg, overrides, varying)
+
+
+def test_a_run_is_named_after_the_values_that_vary() -> None:
+    assert name(["inner_opt.lr"], "seed=1", "inner_opt.lr=0.4") == "base_inner_opt.lr-0.4"
+    same = {name(["inner_opt.lr"], f"inner_opt.lr={text}") for text in ("0.1", "1e-1", "0.10")}
+    assert same == {"base_inner_opt.lr-0.1"}
+    assert name(["inner_opt"], "inner_opt=adam") == "base_inner_opt-adam"
+    assert name(["experiment"], "experiment=demo") == "base_experiment-demo"
+
+
+def test_names_are_fit_for_paths_and_differ_where_values_do() -> None:
+    key = "backbone.hidden"
+    lists = [name([key], "backbone=mlp", f"{key}=[{text}]") for text in ("4,0", "40", "4,0,0")]
+    texts = [f"algo.adapt=['{'a' * 200}{end}']" for end in "xy"]
+    long = [name(["algo.adapt"], text) for text in texts]
+    for names in (lists, long):
+        assert len(set(names)) == len(names)
+        for each in names:
+            assert not set(each) & set("=,[]' /\\") and len(each) <= NAME_LENGTH
+
+
+def test_a_sweep_given_again_runs_only_what_is_missing(metarun: Metarun, tmp_path: Path) -> None:
+    sweep = ("train", "-m", *SHORT, "hydra.sweep.dir=sweep")
+    first = metarun(*sweep, "inner_opt.lr=0.01,0.02")
+    assert "2 runs: 2 completed, 0 recalled, 0 failed" in first.stdout
+    folder = tmp_path / "sweep"
+    runs = [folder / f"maml-sinusoid-s0_inner_opt.lr-{lr}" for lr in ("0.01", "0.02", "0.03")]
+    (runs[1] / "result.json").unlink()  # as if it had been killed at its test
+    before = files(runs[0])
+    done = metarun(*sweep, "inner_opt.lr=0.03,2e-2,0.01")
+    assert "3 runs: 2 completed, 1 recalled, 0 failed" in done.stdout
+    assert files(runs[0]) == before
+    assert all((run / "result.json").exists() for run in runs)
+    assert json.loads((runs[1] / "status.json").read_text())["attempts"] == 2
+    record = json.loads((folder / "sweep.json").read_text())
+    assert [record["runs"][run.name]["status"] for run in runs] == [
+        "recalled", "completed", "completed",
+    ]  # fmt: skip
+    assert record["code"]["version"]
+
+    before = files(folder)
+    refused = metarun(*sweep, "inner_opt.lr=0.01,0.02", "algo.order=1", code=2)
+    assert "holds a run of another config (algo.order: 2 there, 1 here)" in refused.stderr
+    assert files(folder) == before
+
+
+def test_a_failed_run_stops_no_other_and_is_listed(metarun: Metarun, tmp_path: Path) -> None:
+    done = metarun(
+        "train", "-m", *SHORT, "inner_opt.lr=1e30,0.02", "task.shot=5,0",
+        "hydra.sweep.dir=sweep", code=1,
+    )  # fmt: skip
+    assert "4 runs: 1 completed, 0 recalled, 3 failed" in done.stdout
+    listed = [line for line in done.stderr.splitlines() if line.startswith("  sweep/")]
+    assert len(listed) == 3
+    nan = "sweep/maml-sinusoid-s0_inner_opt.lr-1e+30_task.shot-5 (inner_opt.lr=1e+30 task.shot=5): "
+    assert any(nan in line and "NaN" in line for line in listed)
+    assert sum("task.shot=0: must be from 1 to" in line for line in listed) == 2
+    assert "to go on: metarun train -m data=sinusoid" in done.stderr
+    (good,) = (tmp_path / "sweep").glob("*/result.json")
+    assert good.parent.name.endswith("lr-0.02_task.shot-5")
+
+
+def test_a_sweep_of_which_nothing_can_start_is_a_wrong_command(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    done = metarun("train", "-m", *SHORT, "task.shot=0,-1", code=2)
+    assert (
+        done.stderr.startswith("metarun: task.shot=0: must be from 1")
+        and done.stderr.count("\n") == 1
+    )
+    shared = metarun("train", "-m", *SHORT, "seed=0,1", "hydra.sweep.subdir=x", code=2)
+    assert "two runs of this sweep would share" in shared.stderr
+    unknown = metarun("train", "-m", *SHORT, "seeds=0,1", code=2)
+    assert "no setting 'seeds'" in unknown.stderr
+    assert files(tmp_path) == {}
+
+
+def test_an_interrupted_sweep_says_how_to_go_on_and_does(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    command = [
+        sys.executable, "-m", "metarun", "train", "-m", "data=sinusoid", "backbone=mlp",
+        "trainer.steps=300", "trainer.eval_every=1000", "trainer.checkpoint_every=1000",
+        "trainer.log_every=5", "trainer.eval_episodes=10", "trainer.test_episodes=10",
+        "seed=0,1", "hydra.sweep.dir=sweep",
+    ]  # fmt: skip
+    metrics = tmp_path / "sweep" / "maml-sinusoid-s0" / "metrics.jsonl"
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "interrupted by SIGINT after meta-step" in errors
+    assert errors.count("to go on: metarun train -m data=sinusoid") == 1
+    assert not (tmp_path / "sweep" / "maml-sinusoid-s1" / "status.json").exists()
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "resuming after meta-step" in done.stderr
+    assert "2 runs: 2 completed, 0 recalled, 0 failed" in done.stdout
+
+
+def test_other_code_than_was_launched_is_noticed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = tmp_path / job.RECORD
+    assert not job._code_differs(tmp_path)  # nobody knows
+    record.write_text(json.dumps({"code": job.code_state()}))
+    assert not job._code_differs(tmp_path)
+    record.write_text(json.dumps({"code": {"version": "0.0.1", "git": None}}))
+    assert job._code_differs(tmp_path)
+    assert "other code than was launched" in caplog.text
