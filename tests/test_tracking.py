@@ -168,4 +168,6 @@ def test_a_clock_that_goes_back_between_attempts_confuses_nobody(
     assert logged == [(2, 2.0), (4, 4.0), (6, 60.0)]
     assert [e.value for e in events.Scalars("test/mse_by_inner_step")] == [4.0, 2.5]
     assert all(now - 60 < e.wall_time <= now for e in events.Scalars("train/loss"))
-    assert len(list((tmp_path / "tb").iterdir())) == 1
+    with tracker_of(tmp_path, start=6, last_eval=6):
+        sizes = [path.stat().st_size for path in (tmp_path / "tb").iterdir()]
+        assert sorted(map(bool, sizes)) == [False, True], "the file before is empty, others gone"

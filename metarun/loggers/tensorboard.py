@@ -1,5 +1,6 @@
 """TensorBoard events in `tb/` of the run directory."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ class TensorBoard:
     """Scalars by meta-step, charts that put the splits side by side, settings to compare.
 
     There is one event file. A later attempt writes a new one, begins it with what still counts
-    of the log, and then deletes the earlier one. To go on in a second file and let TensorBoard
+    of the log, and then empties the earlier one. To go on in a second file and let TensorBoard
     drop what is logged again (`purge_step`) would not do: it reads files in the order of the
     clock times in their names, which a wrong clock confuses, and curves over inner steps are not
     logged by meta-step. The mark of a restart at step 0 is for a TensorBoard that is running.
@@ -38,7 +39,10 @@ class TensorBoard:
             self._write(record["step"], values, begun + (record.get(ELAPSED) or 0.0))
         self._writer.flush()
         for path in self._earlier:
-            path.unlink(missing_ok=True)
+            if path.stat().st_size:
+                os.truncate(path, 0)  # a TensorBoard that is reading it would stumble if it went
+            else:
+                path.unlink()
 
     def metrics(self, step: int, values: Record) -> None:
         self._write(step, values, time.time())
