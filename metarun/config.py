@@ -58,7 +58,7 @@ class TrainerConfig:
     nonfinite: str = "stop"  # a gradient that is NaN or infinite: stop, or skip the meta-step
     max_skipped: int = 100  # a run that skips more meta-steps than this fails
     wandb: str = "off"  # Weights & Biases: off, online or offline
-    wandb_project: str = "metarun"
+    wandb_project: str = "metarun"  # where Weights & Biases files the run
 
     def __post_init__(self) -> None:
         for own in fields(self):

@@ -61,18 +61,19 @@ def command_help(command: str, what: str, config: Any) -> str:
         what: one line on what it does.
         config: its composed config, as dataclasses.
     """
-    lines = [f"metarun {command}: {what}", "", f"usage: {_USAGE[command]}", ""]
+    lines = [*_wrapped(f"metarun {command}: {what}"), ""]
+    lines += [*_wrapped(f"usage: {_USAGE[command]}", behind="    "), ""]
     if command == "train":
-        lines += ["groups and their options; * marks what this command would use:"]
+        lines += ["groups and their options; * is what this command has:"]
         for group, described in options().items():
             chosen = getattr(getattr(config, group, None), "name", None)
             lines.append("")
             for option, meaning in described.items():
                 lines += _entry(f"{group}={option}", meaning, "* " if option == chosen else "  ")
         lines.append("")
-    lines.append("settings, with the values that this command would use:")
+    lines.append("settings, with the values that this command has:")
     for heading, own in _sections(config):
-        lines += ["", *_wrapped(heading, "  # ")]
+        lines += ["", *_wrapped(heading, "  # ", "  # ")]
         for setting in own:
             lines += _entry(setting.typed(), setting.meaning)
     lines.append("")
@@ -137,8 +138,8 @@ def _entry(what: str, meaning: str, indent: str = "  ") -> list[str]:
     return [head, *(" " * _INDENT + line for line in text if line)]
 
 
-def _wrapped(text: str, mark: str) -> list[str]:
-    return textwrap.wrap(text, _width(), initial_indent=mark, subsequent_indent=mark)
+def _wrapped(text: str, first: str = "", behind: str = "") -> list[str]:
+    return textwrap.wrap(text, _width(), initial_indent=first, subsequent_indent=behind)
 
 
 def _width() -> int:

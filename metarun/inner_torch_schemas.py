@@ -160,7 +160,7 @@ class InnerAdamaxConfig(InnerGradientConfig):
 
 @dataclass
 class InnerAdadeltaConfig(InnerGradientConfig):
-    """Adadelta."""
+    """Adadelta: steps as long as the recent ones, by the recent gradients."""
 
     name: str = "adadelta"
     lr: float = 1.0
@@ -175,7 +175,7 @@ class InnerAdadeltaConfig(InnerGradientConfig):
 
 @dataclass
 class InnerAdagradConfig(InnerGradientConfig):
-    """Adagrad."""
+    """Adagrad: steps shrink with the sum of all squared gradients."""
 
     name: str = "adagrad"
     lr_decay: float = 0.0  # step t, from 0, has lr / (1 + t · lr_decay)
@@ -190,7 +190,7 @@ class InnerAdagradConfig(InnerGradientConfig):
 
 @dataclass
 class InnerRMSpropConfig(InnerGradientConfig):
-    """RMSprop."""
+    """RMSprop: gradients over the root of their average square."""
 
     name: str = "rmsprop"
     alpha: float = 0.99  # decay of the average of squared gradients

@@ -142,7 +142,7 @@ class OuterOptConfig:
 
 @dataclass
 class OuterAdamConfig(OuterOptConfig):
-    """torch.optim.Adam."""
+    """Adam, torch's own."""
 
     name: str = "adam"
     beta1: float = 0.9  # decay of the average of gradients
@@ -152,7 +152,7 @@ class OuterAdamConfig(OuterOptConfig):
 
 @dataclass
 class OuterAdamWConfig(OuterAdamConfig):
-    """torch.optim.AdamW: decoupled weight decay."""
+    """Adam with decoupled weight decay, torch's own."""
 
     name: str = "adamw"
     weight_decay: float = 0.01
@@ -160,7 +160,7 @@ class OuterAdamWConfig(OuterAdamConfig):
 
 @dataclass
 class OuterSgdConfig(OuterOptConfig):
-    """torch.optim.SGD."""
+    """Stochastic gradient descent, torch's own."""
 
     name: str = "sgd"
     lr: float = 0.01
