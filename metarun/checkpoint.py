@@ -58,7 +58,7 @@ def save(folder: Path, content: dict[str, Any], keep_last: int, keep_every: int 
             checkpoints are untouched.
     """
     data = _serialise(content)
-    path = folder / f"step-{content['step']:08d}.pt"
+    path = _step_file(folder, content["step"])
     for target in (path, folder / "last.pt"):
         _write(target, data)
     # Files of later steps belong to an attempt whose last.pt was lost: they do not count.
@@ -138,6 +138,32 @@ def _intact(folder: Path) -> Iterator[dict[str, Any]]:
         raise CheckpointError(f"none of the checkpoints in {folder} can be read")
 
 
+def load_best(folder: Path, step: int) -> dict[str, Any]:
+    """The best checkpoint of a run; a copy takes its place if it is damaged or gone.
+
+    Args:
+        step: the meta-step of the best validation.
+
+    Raises:
+        CheckpointError: `best.pt` is lost, and no other checkpoint is of that meta-step.
+    """
+    best = folder / "best.pt"
+    for path in (best, folder / f"best-step-{step:08d}.pt", _step_file(folder, step)):
+        try:
+            content = load(path)
+        except CheckpointError as error:
+            log.warning("%s; looking for another checkpoint of meta-step %d", error, step)
+            continue
+        if content["step"] == step:
+            if path != best:
+                _write(best, path.read_bytes())
+            return content
+    raise CheckpointError(
+        f"{best} is lost, and there is no other checkpoint of meta-step {step}, the best by "
+        "validation: train again in a new hydra.run.dir; last.pt is still good for metarun eval"
+    )
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read and verify one checkpoint; its tensors are on the CPU.
 
@@ -187,6 +213,10 @@ def _serialise(content: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
     return buffer.getvalue()
+
+
+def _step_file(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.pt"
 
 
 def _step_files(folder: Path) -> dict[int, Path]:

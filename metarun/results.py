@@ -39,7 +39,7 @@ def finish(
     ranks, content = setup.ranks, {}
     with ranks.together():
         if ranks.first:
-            content = checkpoint.load(directory / "checkpoints" / "best.pt")
+            content = checkpoint.load_best(directory / "checkpoints", state.best["step"])
     content = ranks.of_first(content)
     start = time.perf_counter()
     with stop.deferred():
@@ -57,17 +57,18 @@ def finish(
         )
     name = setup.objective.score_name
     test = describe(setup, evaluation)
-    curves = {f"test/{n}_by_inner_step": test[f"{n}_per_inner_step"] for n in {name, "loss"}}
+    curves = {f"test/{n}_by_inner_step": test[f"{n}_per_inner_step"] for n in (name, "loss")}
     figures = {
         f"test/{name}": test[name],
         "test/loss": test["loss_per_inner_step"][-1],
-        f"val/best_{name}": content["best"]["score"],
+        f"val/best_{name}": state.best["score"],
     }
     tracker.final(figures, curves, state.step)
     result = {
         "test": test,
-        "best": content["best"],
+        "best": state.best,
         "steps": state.step,
+        "skipped_steps": state.skipped,
         "train_seconds": round(seconds, 2),
         "test_seconds": round(time.perf_counter() - start, 2),
         "device": device_name(setup.device),

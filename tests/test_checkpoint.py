@@ -13,11 +13,27 @@ from metarun.files import write_atomically
 
 
 def content(step: int) -> dict:
-    return {"step": step, "meta": {"w": torch.full((50,), float(step))}, "config": {"seed": 1}}
+    return {
+        "config": {"seed": 1},
+        "step": step,
+        "skipped": 0,
+        "meta": {"w": torch.full((50,), float(step))},
+        "outer_optimizer": {"state": {}, "param_groups": []},
+        "scheduler": None,
+        "best": {"step": 0, "score": 0.5, "ci95": float("nan")},
+        "top": [],
+        "last_eval": 0,
+        "recent": torch.ones(3, 4),
+        "rng": {"cpu": torch.get_rng_state(), "cuda": []},
+    }
+
+
+def save(folder: Path, step: int, keep_last: int = 2, keep_every: int | None = None) -> Path:
+    return checkpoint.save(folder, content(step), keep_last, keep_every)
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, content(7))
+    path = save(tmp_path, 7)
     back = checkpoint.load(path)
     assert back["step"] == 7 and torch.equal(back["meta"]["w"], content(7)["meta"]["w"])
     assert back["format"] == "metarun-checkpoint" and back["version"] == checkpoint.VERSION
@@ -26,7 +42,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_last_is_the_newest_and_old_ones_go(tmp_path: Path) -> None:
     for step in (900, 1000, 99_999_999, 100_000_000):
-        checkpoint.save(tmp_path, content(step))
+        save(tmp_path, step)
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["last.pt", "step-100000000.pt", "step-99999999.pt"]
     newest = checkpoint.load_newest(tmp_path)
@@ -37,8 +53,8 @@ def test_last_is_the_newest_and_old_ones_go(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint.save(tmp_path, content(1))
-    checkpoint.save(tmp_path, content(2))
+    save(tmp_path, 1)
+    save(tmp_path, 2)
     for path in (tmp_path / "last.pt", tmp_path / "step-00000002.pt"):
         data = bytearray(path.read_bytes())
         middle = data.find(torch.full((50,), 2.0).numpy().tobytes()) + 100
@@ -61,7 +77,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(
 
 
 def test_every_flipped_byte_of_the_tensors_is_noticed(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, content(3))
+    path = save(tmp_path, 3)
     data = path.read_bytes()
     start = data.find(torch.full((50,), 3.0).numpy().tobytes())
     assert start > 0
@@ -82,7 +98,7 @@ class Evil:
 def test_a_foreign_file_is_refused_and_runs_no_code(tmp_path: Path, foreign: object) -> None:
     path = tmp_path / "model.pt"
     torch.save(foreign, path)
-    with pytest.raises(CheckpointError, match="not a checkpoint of metarun"):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
         checkpoint.load(path)
     assert not Path("/tmp/metarun-was-hacked").exists()
 
@@ -114,3 +130,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
         write_atomically(path, half)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("copy", ["step-00000002.pt", "best-step-00000002.pt"])
+def test_a_copy_takes_the_place_of_a_damaged_best_checkpoint(tmp_path: Path, copy: str) -> None:
+    checkpoint.save_best(tmp_path, content(2), top=[2], keep=1)
+    good = (tmp_path / "best.pt").read_bytes()
+    assert checkpoint.load_best(tmp_path, 2)["step"] == 2
+    (tmp_path / "best.pt").write_bytes(good[:-200])
+    with pytest.raises(CheckpointError, match="no other checkpoint of meta-step 2, the best"):
+        checkpoint.load_best(tmp_path, 2)
+    (tmp_path / copy).write_bytes(good)
+    back = checkpoint.load_best(tmp_path, 2)
+    assert torch.equal(back["meta"]["w"], content(2)["meta"]["w"])
+    assert (tmp_path / "best.pt").read_bytes() == good
