@@ -10,6 +10,7 @@ from typing import Any, Literal
 from metarun.errors import ConfigError, RunError
 from metarun.files import write_text
 from metarun.loggers.base import Logged, Record
+from metarun.metrics import ELAPSED
 
 
 def require_wandb(mode: str) -> None:
@@ -52,16 +53,25 @@ class Wandb:
             )
         except wandb.errors.Error as error:
             raise RunError(
-                f"Weights & Biases does not start: {error}; `wandb login` once, or use "
+                f"Weights & Biases does not start ({error}): `wandb login` once, or use "
                 "trainer.wandb=offline"
             ) from error
-        # Not W&B's own step, which must grow: a resumed run logs a few meta-steps again.
+        # Not W&B's own step, which must grow: a resumed run logs some meta-steps again.
         self._run.define_metric("meta_step", hidden=True)
         self._run.define_metric("inner_step", hidden=True)
         self._run.define_metric("*", step_metric="meta_step")
 
     def repeat(self, log: Sequence[Mapping[str, Any]]) -> None:
-        """W&B has it already."""
+        """Log again what W&B's server does not have.
+
+        A kill loses what W&B had not sent or written yet: offline that may be all of it, so
+        there each attempt's folder has the whole log.
+        """
+        has = self._run.summary.get("meta_step")
+        for record in log:
+            if not isinstance(has, int) or record["step"] >= has:
+                values = {tag: v for tag, v in record.items() if tag not in ("step", ELAPSED)}
+                self.metrics(record["step"], values)
 
     def metrics(self, step: int, values: Record) -> None:
         known = {tag: value for tag, value in values.items() if value is not None}
