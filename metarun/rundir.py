@@ -42,7 +42,8 @@ def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] |
     status = read_status(directory)
     if status.get("status") != "completed":
         return None
-    return read_json(directory / "result.json") or None  # without it the run is tested again
+    result = read_json(directory / "result.json")
+    return result if result.keys() >= {"test", "best", "steps"} else None  # else: test it again
 
 
 @contextlib.contextmanager

@@ -1,0 +1,136 @@
+"""The run directory: held by one process, and not upset by what a crash left in it."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metarun import rundir
+from metarun.errors import ConfigError, RunError
+from metarun.files import write_atomically
+
+CONFIG = {"seed": 0, "trainer": {"steps": 3}}
+
+
+def opened(directory: Path):
+    return rundir.opened(directory, CONFIG, "cpu")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_lock_goes_with_its_process_and_not_before(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """A child of the holder that outlives it, as a background process would, changes nothing."""
+    code = (
+        "import subprocess, sys; from pathlib import Path; from metarun import rundir\n"
+        f"with rundir.opened(Path(sys.argv[1]), {CONFIG}, 'cpu'):\n"
+        "    child = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL)\n"
+        "    print(child.pid, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    child = int(holder.stdout.readline())
+    try:
+        holder.send_signal(number)
+        if number == signal.SIGSTOP:
+            with pytest.raises(RunError, match=rf"process {holder.pid} on .*: wait for it"):
+                opened(tmp_path / "run").__enter__()
+        else:
+            holder.wait()
+            with opened(tmp_path / "run"):
+                assert rundir.read_status(tmp_path / "run")["attempts"] == 2
+    finally:
+        os.kill(child, signal.SIGKILL)
+        holder.kill()
+        holder.communicate()
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    ours = [tmp_path / ".status.json.123.tmp", tmp_path / "checkpoints" / ".last.pt.4.tmp"]
+    others = [tmp_path / "notes.tmp", tmp_path / ".notes.tmp", tmp_path / "checkpoints" / "a.pt"]
+    for path in (*ours, *others):
+        path.write_text("x")
+    (tmp_path / "config.yaml").write_text("seed: 0\ntrainer:\n  steps: 3\n")
+    with opened(tmp_path):
+        assert not any(path.exists() for path in ours)
+        assert all(path.exists() for path in others)
+
+
+@pytest.mark.parametrize("name", ["status.json", "provenance.json"])
+@pytest.mark.parametrize(
+    "wrong",
+    [b"", b'{"attempts": 1', bytes(100), b"\xff\xfe{}", b"[1]", b'{"attempts": "x", '
+     b'"earlier_attempts": 3}', b'{"attempts": -7, "earlier_attempts": null}'],
+)  # fmt: skip
+def test_damaged_records_of_earlier_attempts_do_not_stop_a_run(
+    tmp_path: Path, name: str, wrong: bytes
+) -> None:
+    with opened(tmp_path):
+        pass
+    (tmp_path / name).write_bytes(wrong)
+    with opened(tmp_path):
+        pass
+    status = rundir.read_status(tmp_path)
+    assert status["status"] == "completed"
+    assert status["attempts"] == (1 if name == "status.json" else 2)
+    assert isinstance(json.loads((tmp_path / "provenance.json").read_text()), dict)
+
+
+@pytest.mark.parametrize("wrong", ['{"test": {}}', '{"test', "[]", "\0\0\0"])
+def test_a_finished_run_without_its_result_is_not_taken_for_finished(
+    tmp_path: Path, wrong: str
+) -> None:
+    with opened(tmp_path):
+        pass
+    result = {"test": {}, "best": {}, "steps": 3}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert rundir.finished_result(tmp_path, CONFIG) == result
+    (tmp_path / "result.json").write_text(wrong)
+    assert rundir.finished_result(tmp_path, CONFIG) is None
+
+
+@pytest.mark.parametrize("length", [0, 5, 12, -2])
+def test_a_truncated_config_is_refused(tmp_path: Path, length: int) -> None:
+    with opened(tmp_path):
+        pass
+    path = tmp_path / "config.yaml"
+    path.write_bytes(path.read_bytes()[:length])
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match=r"damaged|another config"):
+        opened(tmp_path).__enter__()
+    assert before == {p: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+def test_the_status_tells_of_a_full_disk_even_without_room_for_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with pytest.raises(OSError, match="No space"), opened(tmp_path):
+        monkeypatch.setattr(rundir, "write_json", full)
+        full(tmp_path / "checkpoint", None)
+    assert rundir.read_status(tmp_path) == {"status": "failed", "attempts": 1}
+
+
+def test_a_file_keeps_its_name_only_after_it_has_been_checked(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def refuse(written: Path) -> None:
+        assert written.read_bytes() == b"new" and path.read_bytes() == b"old"
+        raise OSError(errno.EIO, "cannot read it back")
+
+    with pytest.raises(OSError, match="read it back"):
+        write_atomically(path, lambda file: file.write(b"new"), refuse)
+    assert [p.read_bytes() for p in path.parent.iterdir()] == [b"old"]
