@@ -1,7 +1,10 @@
 """Images grouped by class, in memory, and their cache on disk."""
 
+import contextlib
+import fcntl
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,20 +82,49 @@ def with_rotations(store: ClassStore) -> ClassStore:
 def cached(path: Path, build: Callable[[], ClassStore]) -> ClassStore:
     """Load the store at `path`, or build it and keep it there for the next time.
 
-    A cache that is damaged or of another format is built again; one that cannot be written
-    (a full disk, a read-only home) costs time only, so it is logged and not an error.
+    Of several processes that need it, one builds it and the others wait. A cache that is damaged
+    or of another format is built again; one that cannot be written (a full disk, a read-only
+    home) costs time only, so it is logged and not an error.
     """
-    if path.exists():
+    with contextlib.suppress(Exception):
+        return _read(path)
+    with _alone(path):
+        if path.exists():  # damaged, or another process has written it meanwhile
+            try:
+                return _read(path)
+            except Exception as error:  # any damage has the same remedy: build it again
+                log.warning("rebuilding the damaged cache %s (%s)", path, error)
+        store = build()
         try:
-            return _from_dict(untrusted.load(path))
-        except Exception as error:  # any damage has the same remedy: build it again
-            log.warning("rebuilding the damaged cache %s (%s)", path, error)
-    store = build()
-    try:
-        write_atomically(path, lambda file: torch.save(_to_dict(store), file))
-    except OSError as error:
-        log.warning("could not cache the data set in %s (%s)", path, error)
+            write_atomically(path, lambda file: torch.save(_to_dict(store), file))
+        except OSError as error:
+            log.warning("could not cache the data set in %s (%s)", path, error)
     return store
+
+
+def _read(path: Path) -> ClassStore:
+    return _from_dict(untrusted.load(path))
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock beside a file, which ends with its process; go without where there is none."""
+    descriptor = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process, which prepares %s", path)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        log.debug("no lock for %s (%s)", path, error)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _to_dict(store: ClassStore) -> dict[str, Any]:
