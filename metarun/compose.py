@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_module
-from hydra._internal import config_loader_impl
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import (
@@ -125,8 +125,8 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
 
 def was_composing(error: BaseException) -> bool:
     """Whether an error arose while Hydra put a config together: nothing of ours was running."""
-    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any(code.co_filename == config_loader_impl.__file__ for code in frames)
+    composing = Hydra.compose_config.__code__
+    return any(frame.f_code is composing for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def as_argument(key: str, value: object) -> str:
