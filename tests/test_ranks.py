@@ -294,6 +294,22 @@ def test_eval_finds_the_figures_of_one_process(
     assert [p.name for p in tmp_path.iterdir()] == ["eval"]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda:0", "cuda"])
+def test_two_ranks_on_gpus_find_what_one_does(
+    tmp_path: Path, env: dict[str, str], device: str
+) -> None:
+    """Sharing a GPU, where sums go by way of the CPU, and on two of them, by NCCL."""
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        _, errors = finish(start(ranks, folder, env, f"device={device}"))
+        assert ("share a GPU" in errors) == (device == "cuda:0" and ranks == 2)
+    assert_close(tmp_path / "2", tmp_path / "1", 1e-12)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shares_are_consecutive_and_nearly_equal(count: int) -> None:
     for tasks in range(count, 20):
