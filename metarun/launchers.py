@@ -82,7 +82,9 @@ def check_installed(overrides: Sequence[str]) -> None:
         ConfigError: says what to install.
     """
     for override in overrides:
-        module, extra = NEEDS.get(override.lstrip("+"), ("hydra", ""))
+        if override not in NEEDS:
+            continue
+        module, extra = NEEDS[override]
         if not _installed(module):
             raise ConfigError(
                 f"{override} needs a package that is not installed: pip install 'metarun[{extra}]'"

@@ -28,6 +28,7 @@ work=$(mktemp -d /tmp/metarun-slurm.XXXXXX)
 daemons=()
 stop() {
     [ ${#daemons[@]} -gt 0 ] || return 0
+    scancel --quiet --user=root --signal=KILL --full 2>/dev/null || true
     scancel --quiet --user=root 2>/dev/null || true
     wait_for 20 "the last jobs to end" sh -c '[ -z "$(squeue -h)" ]' || true
     for pid in "${daemons[@]}"; do kill "$pid" 2>/dev/null || true; done
@@ -85,7 +86,7 @@ ReturnToService=2
 SchedulerParameters=sched_interval=1,bf_interval=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-KillWait=5
+KillWait=2
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -109,7 +110,7 @@ CONF
 
 export OMP_NUM_THREADS=1 METARUN_CACHE=$work/cache
 metarun() { "$python" -m metarun "$@"; }
-run=(data=sinusoid backbone=mlp inner_opt=adam inner_opt.learn=[lr] trainer.steps=1500
+run=(data=sinusoid backbone=mlp inner_opt=adam inner_opt.learn=[lr] trainer.steps=600
     trainer.eval_every=1000 trainer.checkpoint_every=100000 trainer.log_every=10
     trainer.eval_episodes=20 trainer.test_episodes=20)
 metarun train "${run[@]}" seed=0 hydra.run.dir="$work/undisturbed" >"$work/undisturbed.log" 2>&1
@@ -123,7 +124,7 @@ preempted() {  # preempted <name> <seeds> <what its log must say> <arguments of 
         hydra.launcher.partition=low hydra.launcher.cpus_per_task=1 hydra.sweep.dir="$sweep")
     metarun "${command[@]}" >"$work/$1.log" 2>&1 &
     local client=$!
-    wait_for 90 "the first run" lines "$victim/metrics.jsonl" 10
+    wait_for 180 "the first run" lines "$victim/metrics.jsonl" 3
     sbatch --quiet --partition=high --output=/dev/null --wrap='sleep 1'
     while kill -0 "$client" 2>/dev/null; do  # SLURM holds a requeued job for two minutes
         for id in $(squeue -h -t PENDING -o %i); do

@@ -182,17 +182,11 @@ def test_same_command_same_bits(metarun: Metarun, tmp_path: Path) -> None:
 def test_a_sweep_gives_each_run_its_own_directory(metarun: Metarun, tmp_path: Path) -> None:
     done = metarun("train", "-m", *SHORT, "seed=0,1", "hydra.sweep.dir=sweep")
     runs = sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir())
-    assert runs == ["0_maml-sinusoid-s0", "1_maml-sinusoid-s1"]
+    assert runs == ["maml-sinusoid-s0", "maml-sinusoid-s1"]
     for seed, name in enumerate(runs):
         result = json.loads((tmp_path / "sweep" / name / "result.json").read_text())
         assert result["test"]["seed"] == seed
     assert done.stdout.count("test mse") == 2
-
-
-def test_a_sweep_goes_on_after_a_failure_and_says_so(metarun: Metarun, tmp_path: Path) -> None:
-    done = metarun("train", "-m", *SHORT, "task.shot=0,5", "hydra.sweep.dir=sweep", code=2)
-    assert "job 0 of the sweep failed: task.shot=0: must be 1 or more" in done.stderr
-    assert len(list((tmp_path / "sweep").glob("*/result.json"))) == 1
 
 
 def test_runs_get_directories_of_their_own_by_default(metarun: Metarun, tmp_path: Path) -> None:
