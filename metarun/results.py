@@ -1,5 +1,6 @@
 """The end of a run: the test, result.json, and the summary that a person reads."""
 
+import contextlib
 import resource
 import shlex
 import sys
@@ -153,6 +154,15 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({torch.get_num_threads()} threads)"
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Measure the peak anew: this process may have had other runs of a sweep before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:  # Linux's way; elsewhere the peak stays that of the process
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
 
 
 def peak_memory_gib(device: torch.device) -> float:

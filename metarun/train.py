@@ -77,6 +77,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
     with Interruption(agree) as stop, contextlib.ExitStack() as held:
         with ranks.together():
             device = choose_device(config.device, ranks)
+        results.forget_peak_memory(device)
         ranks = ranks.on(device)
         with ranks.together():
             setup = build(config, device, ranks)

@@ -21,6 +21,7 @@ from metarun.evaluation import Evaluation, confidence95
 from metarun.loggers import Logged
 from metarun.loggers.tensorboard import TensorBoard
 from metarun.metrics import read_metrics
+from metarun.results import forget_peak_memory, peak_memory_gib
 from metarun.tracking import Tracker
 from tests.conftest import Metarun
 
@@ -171,3 +172,14 @@ def test_a_clock_that_goes_back_between_attempts_confuses_nobody(
     with tracker_of(tmp_path, start=6, last_eval=6):
         sizes = [path.stat().st_size for path in (tmp_path / "tb").iterdir()]
         assert sorted(map(bool, sizes)) == [False, True], "the file before is empty, others gone"
+
+
+def test_the_peak_memory_is_that_of_the_run_not_of_the_process() -> None:
+    cpu = torch.device("cpu")
+    large = torch.ones(2**27)  # half a GiB
+    before = peak_memory_gib(cpu)
+    del large
+    forget_peak_memory(cpu)
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux can measure the peak anew")
+    assert peak_memory_gib(cpu) < before - 0.4

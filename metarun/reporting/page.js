@@ -9,7 +9,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const body = table.tBodies[0];
       const rows = [...body.rows].sort((a, b) => {
         const [x, y] = [a, b].map((row) => row.cells[column].dataset);
-        const order = "number" in x && "number" in y
+        const numbers = Number("number" in x) + Number("number" in y);
+        if (numbers === 1) return "number" in x ? -1 : 1; // a gap is last either way
+        const order = numbers === 2
           ? Number(x.number) - Number(y.number)
           : x.text.localeCompare(y.text, undefined, { numeric: true });
         return ascending ? order : -order;

@@ -17,7 +17,7 @@ from metarun import __version__
 from metarun.reporting.gather import Gathered
 from metarun.reporting.groups import Board, as_text
 from metarun.reporting.plots import Plot
-from metarun.reporting.table import Cell, board_table, group_note
+from metarun.reporting.table import Cell, board_table, group_note, numeric_columns
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = _data_uri
+    environment.globals["numeric_columns"] = numeric_columns
     script = files("metarun.reporting").joinpath("page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     values: dict[str, Any] = {

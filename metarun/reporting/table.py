@@ -76,6 +76,11 @@ def unfinished_table(found: Gathered) -> tuple[list[str], list[list[Cell]]]:
     return header, [[Cell(text, text) for text in entry] for entry in entries]
 
 
+def numeric_columns(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[bool]:
+    """Which columns have numbers, and are aligned to the right."""
+    return [any(row[i].is_number for row in rows) for i in range(len(header))]
+
+
 def as_lines(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
     """A table in plain text; the first `SHOWN` rows of it."""
     shown = rows[:SHOWN]
@@ -83,13 +88,11 @@ def as_lines(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]
         max(len(name), *(len(row[i].text) for row in shown)) if shown else len(name)
         for i, name in enumerate(header)
     ]
-    lines = ["  ".join(name.ljust(width) for name, width in zip(header, widths, strict=True))]
-    for row in shown:
-        cells = [
-            cell.text.rjust(width) if cell.is_number else cell.text.ljust(width)
-            for cell, width in zip(row, widths, strict=True)
-        ]
-        lines.append("  ".join(cells))
+    numeric = numeric_columns(header, rows)
+    lines = []
+    for texts in [list(header), *([cell.text for cell in row] for row in shown)]:
+        aligned = zip(texts, widths, numeric, strict=True)
+        lines.append("  ".join(t.rjust(w) if right else t.ljust(w) for t, w, right in aligned))
     if len(rows) > len(shown):
         lines.append(f"… and {len(rows) - len(shown)} more, in report.md")
     return [line.rstrip() for line in lines]
@@ -97,7 +100,7 @@ def as_lines(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]
 
 def as_markdown(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
     """A table in Markdown."""
-    numeric = [bool(rows) and rows[0][i].is_number for i in range(len(header))]
+    numeric = numeric_columns(header, rows)
     lines = [
         "| " + " | ".join(map(markdown_text, header)) + " |",
         "|" + "|".join("---:" if right else "---" for right in numeric) + "|",
