@@ -13,11 +13,11 @@ REPO = Path(__file__).parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped, with the reason, where there is no CUDA device."""
-    if torch.cuda.is_available():
-        return
+    """Mark the tests that ask for the real data; skip those marked `gpu` without a CUDA device."""
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if "real_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("real_data")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, torch sees none"))
 
 

@@ -394,14 +394,10 @@ def real_cache(tmp_path_factory):
 
 
 @pytest.fixture
-def real(real_cache, monkeypatch):
-    """The folder of the real images; the test is skipped where there is none."""
-    default = Path(__file__).parents[3] / "shared" / "data"
-    root = Path(os.environ.get("METARUN_DATA") or default)
-    if not find(root):
-        pytest.skip(f"no Omniglot images in {root} (METARUN_DATA=<folder> tells where)")
+def real(real_data, real_cache, monkeypatch):
+    """The folder of the real images, with a cache for these tests."""
     monkeypatch.setenv("METARUN_CACHE", str(real_cache))
-    return root
+    return real_data
 
 
 def test_real_images_are_complete(real):
