@@ -78,16 +78,17 @@ def test_help_fits_the_terminal(metarun: Metarun, width: int) -> None:
 def test_help_can_be_cut_short_and_shown_in_ascii(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    cut = f"{sys.executable} -m metarun train --help | head -n 1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", cut], env=environment, cwd=tmp_path, capture_output=True, text=True
+    command = [sys.executable, "-m", "metarun", "eval", "--help"]
+    read, write = os.pipe()
+    os.close(read)  # as `| head` leaves it
+    cut = subprocess.run(
+        command, env=environment, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE
     )
-    assert done.stderr == "" and done.stdout.startswith("metarun train: ")
-    assert done.stdout.splitlines()[1] in ("0", "1"), "not a crash of the interpreter"
+    os.close(write)
+    assert (cut.returncode, cut.stderr) == (1, b"")
     ascii_only = environment | {"PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "metarun", "train", "--help"]
     shown = subprocess.run(command, env=ascii_only, cwd=tmp_path, capture_output=True)
-    assert shown.returncode == 0 and b"[group=option ?]" in shown.stdout, shown.stderr
+    assert shown.returncode == 0 and b"[key=value ?]" in shown.stdout, shown.stderr
 
 
 def test_help_does_not_wait_for_torch(metarun: Metarun, tmp_path: Path) -> None:
