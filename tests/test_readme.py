@@ -12,7 +12,7 @@ from tests.conftest import REPO, Metarun
 README = (REPO / "README.md").read_text()
 COMMANDS = [
     line.partition("#")[0].strip()
-    for block in re.findall(r"```\n(.*?)```", README, flags=re.S)
+    for block in re.findall(r"```\n(.*?)```", README.replace("\\\n", ""), flags=re.S)
     for line in block.splitlines()
     if line.startswith("metarun train ") and "…" not in line
 ]
@@ -28,8 +28,9 @@ def test_the_library_example_runs() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_compose(metarun: Metarun, command: str) -> None:
-    arguments = [a for a in shlex.split(command)[1:] if a != "-m"]
-    arguments = [a.split(",")[0] if a.startswith("seed=") else a for a in arguments]
+    arguments = shlex.split(command)[1:]
+    if "-m" in arguments:  # one run of the sweep
+        arguments = [a.partition(",")[0] for a in arguments if a != "-m"]
     assert "algo:" in metarun(*arguments, "--cfg", "job").stdout
 
 
