@@ -115,7 +115,9 @@ run=(data=sinusoid backbone=mlp inner_opt=adam inner_opt.learn=[lr] trainer.step
     trainer.eval_episodes=20 trainer.test_episodes=20)
 metarun train "${run[@]}" seed=0 hydra.run.dir="$work/undisturbed" >"$work/undisturbed.log" 2>&1
 
-lines() { [ "$(wc -l <"$1")" -ge "$2" ]; }
+started() {  # started <run directory> <client>: it has logged a few steps, or will never
+    [ "$(wc -l <"$1/metrics.jsonl")" -ge 3 ] || ! kill -0 "$2"
+}
 
 preempted() {  # preempted <name> <seeds> <what its log must say> <arguments of start …>
     local sweep=$work/$1 victim=$work/$1/maml-sinusoid-s0
@@ -124,7 +126,7 @@ preempted() {  # preempted <name> <seeds> <what its log must say> <arguments of 
         hydra.launcher.partition=low hydra.launcher.cpus_per_task=1 hydra.sweep.dir="$sweep")
     metarun "${command[@]}" >"$work/$1.log" 2>&1 &
     local client=$!
-    wait_for 180 "the first run" lines "$victim/metrics.jsonl" 3
+    wait_for 180 "the first run" started "$victim" "$client"
     sbatch --quiet --partition=high --output=/dev/null --wrap='sleep 1'
     while kill -0 "$client" 2>/dev/null; do  # SLURM holds a requeued job for two minutes
         for id in $(squeue -h -t PENDING -o %i); do
@@ -156,7 +158,25 @@ CHECK
     echo "$1: preempted, requeued, resumed in place, with the bits of an undisturbed run"
 }
 
+killed_job() {  # what becomes of the sweep if a job is killed and comes back no more
+    local sweep=$work/died code=0
+    start 0 ""
+    metarun train -m "${run[@]}" seed=2 hydra/launcher=submitit_slurm hydra.launcher.partition=low \
+        hydra.launcher.cpus_per_task=1 hydra.sweep.dir="$sweep" >"$work/died.log" 2>&1 &
+    local client=$!
+    wait_for 180 "the run" started "$sweep/maml-sinusoid-s2" "$client"
+    scancel --user=root --signal=KILL --full
+    wait "$client" || code=$?
+    if [ $code != 1 ] || ! grep -q 'maml-sinusoid-s2 (seed=2): job .* died' "$work/died.log"; then
+        cat "$work/died.log"
+        return 1
+    fi
+    stop
+    echo "died: a killed job is a failed run"
+}
+
 # A cluster that sends the signal which a job asks for, and one that merely kills after a while.
 preempted signalled 0,1 "interrupted by SIGUSR2 after meta-step" 20 \
     SlurmctldParameters=preempt_send_user_signal
 preempted killed 0 "SIGTERM: saving a checkpoint" 0 ""
+killed_job

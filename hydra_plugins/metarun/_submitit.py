@@ -1,6 +1,8 @@
 """submitit's launchers, with patience for jobs that die. (Hydra imports no module with _.)"""
 
 import logging
+import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ class _Launcher(submitit_launcher.BaseSubmititLauncher):  # type: ignore[misc]
             "%d jobs submitted, the first as %s; logs below %s", len(jobs), jobs[0].job_id, folder
         )
         try:
-            return [_result(job) for job in jobs]
+            return [self._result(job) for job in jobs]
         except KeyboardInterrupt:
             self._leave(jobs)
             raise
@@ -76,6 +78,29 @@ class _Launcher(submitit_launcher.BaseSubmititLauncher):  # type: ignore[misc]
         except (RuntimeError, ValueError, TypeError) as error:
             raise ConfigError(f"hydra.launcher: {error}") from error
 
+    def _result(self, job: Any) -> JobReturn:
+        """Wait for a job: what it returned, or a failure if it died without a result."""
+        import submitit
+
+        delay = 1.0
+        while not job.done() and not self._gone(job):
+            time.sleep(delay)
+            delay = min(30.0, 1.2 * delay)
+        try:
+            if not job.done():
+                raise submitit.core.utils.UncompletedJobError("gone from the queue")
+            returned = job.results()[0]
+            assert isinstance(returned, JobReturn)
+            return returned
+        except submitit.core.utils.UncompletedJobError as error:
+            failure = RunError(f"job {job.job_id} died; its log is {Path(job.paths.stderr)}")
+            failure.__cause__ = error
+            return JobReturn(status=JobStatus.FAILED, _return_value=failure)
+
+    def _gone(self, job: Any) -> bool:
+        """Whether the job has ended in a way that submitit does not learn of."""
+        return False
+
     def _leave(self, jobs: Sequence[Any]) -> None:
         """What becomes of the jobs when the client is interrupted."""
         raise NotImplementedError
@@ -96,21 +121,16 @@ class SlurmLauncher(_Launcher):
 
     _EXECUTOR = "slurm"
 
+    def _gone(self, job: Any) -> bool:
+        # submitit asks sacct, which knows nothing on clusters without accounting.
+        command = ["squeue", "--noheader", "--jobs", job.job_id]
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+        unknown = asked.returncode == 0 or "Invalid job id" in asked.stderr
+        if asked.stdout.strip() or not unknown:
+            return False
+        time.sleep(5)  # a shared file system may show the result later
+        return not job.done()
+
     def _leave(self, jobs: Sequence[Any]) -> None:
         array = jobs[0].job_id.partition("_")[0]
         raise KeyboardInterrupt(f"interrupted; the jobs go on (to end them: scancel {array})")
-
-
-def _result(job: Any) -> JobReturn:
-    import submitit
-
-    try:
-        returned = job.results()[0]
-        assert isinstance(returned, JobReturn)
-        return returned
-    except submitit.core.utils.UncompletedJobError as error:
-        path = Path(job.paths.stderr)
-        reason = f"job {job.job_id} died ({job.state}); its log is {path}"
-        failure = RunError(reason)
-        failure.__cause__ = error
-        return JobReturn(status=JobStatus.FAILED, _return_value=failure)
