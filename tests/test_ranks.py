@@ -56,6 +56,25 @@ class OddConfig:
 register("backbone", "odd", OddConfig, Odd)
 """
 
+DROPOUT = """
+from dataclasses import dataclass
+
+from torch import nn
+from metarun.backbones.mlp import MLP
+from metarun.components import register
+
+def noisy(*args):
+    model = MLP(*args)
+    model.body.append(nn.Dropout(0.3))
+    return model
+
+@dataclass
+class NoisyConfig:
+    name: str = "noisy"
+
+register("backbone", "noisy", NoisyConfig, noisy)
+"""
+
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -226,6 +245,26 @@ def test_a_dead_rank_ends_the_run_and_a_rerun_finds_the_same_bits(
         assert torch.equal(ours["meta"][name], value), name
     assert result(tmp_path)["test"] == result(double)["test"]
     assert_close(tmp_path, double, 0)
+
+
+def test_masks_of_dropout_are_those_of_an_undisturbed_run(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    (tmp_path / "noisy.py").write_text(DROPOUT)
+    command = [*TRAIN, "+plugins=[noisy]", "backbone=noisy", "trainer.steps=40"]
+    folder = tmp_path / "run"
+    undisturbed = []
+    for attempt in range(2):
+        for rank in pair(tmp_path, env, *command):
+            finish(rank)
+        undisturbed.append(checkpoint(tmp_path))
+        if attempt == 0:  # as if it had been killed after meta-step 20
+            (folder / "checkpoints" / "step-00000020.pt").replace(folder / "checkpoints/last.pt")
+            (folder / "checkpoints" / "step-00000040.pt").unlink()
+            (folder / "status.json").unlink()
+    assert status(tmp_path)["attempts"] == 1, "it has not run again"
+    for name, value in undisturbed[0]["meta"].items():
+        assert torch.equal(undisturbed[1]["meta"][name], value), name
 
 
 def test_a_rank_that_hangs_ends_the_run(tmp_path: Path, env: dict[str, str]) -> None:
