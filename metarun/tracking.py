@@ -12,7 +12,7 @@ from types import TracebackType
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from metarun.files import finite
+from metarun.files import finite, naming
 from metarun.loggers import Logger
 from metarun.metrics import ELAPSED, cut_back
 
@@ -69,7 +69,8 @@ class Tracker:
     ) -> None:
         self._bar.close()
         self._redirect.close()
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be flushed was complained of then
+            self._file.close()
         for logger in self._loggers:
             logger.close(completed=kind is None)
 
@@ -103,8 +104,9 @@ class Tracker:
         """Record metrics by tag ("train/loss", …)."""
         known = finite(dict(values))
         record = {"step": step, **known, ELAPSED: round(self.elapsed(), 3)}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        with naming(Path(self._file.name)):
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
         for logger in self._loggers:
             logger.metrics(step, known)
 

@@ -134,3 +134,20 @@ def test_a_file_keeps_its_name_only_after_it_has_been_checked(tmp_path: Path) ->
     with pytest.raises(OSError, match="read it back"):
         write_atomically(path, lambda file: file.write(b"new"), refuse)
     assert [p.read_bytes() for p in path.parent.iterdir()] == [b"old"]
+
+
+@pytest.mark.parametrize(("kib", "file"), [(2, "run/tb/events.out."), (20, "run/checkpoints/")])
+def test_a_disk_without_room_ends_a_run_in_one_message(
+    tmp_path: Path, environment: dict[str, str], kib: int, file: str
+) -> None:
+    """Here by a limit of the size of files, which needs no file system of one's own."""
+    done = subprocess.run(
+        ["bash", "-c", f'ulimit -f {kib} && exec "$@"', "-", sys.executable, "-m", "metarun",
+         "train", "data=sinusoid", "backbone=mlp", "trainer.steps=5", "trainer.log_every=1",
+         "trainer.eval_episodes=5", "hydra.run.dir=run"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"metarun: File too large: {file}")
+    assert rundir.read_status(tmp_path / "run")["status"] == "failed"

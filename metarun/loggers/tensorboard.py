@@ -1,14 +1,21 @@
 """TensorBoard events in `tb/` of the run directory."""
 
+import contextlib
 import os
+import socket
 import time
+import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import custom_scalars, hparams
 
 from metarun.config import NEUTRAL_KEYS
+from metarun.files import naming
 from metarun.loggers.base import Logged, Record
 from metarun.metrics import ELAPSED
 
@@ -26,18 +33,20 @@ class TensorBoard:
     def __init__(self, run: Logged) -> None:
         folder = run.directory / "tb"
         self._earlier = list(folder.glob("events.*"))
-        self._writer = SummaryWriter(str(folder), purge_step=0, flush_secs=10)
-        file_writer: Any = self._writer.file_writer  # untyped in torch
-        file_writer.add_summary(custom_scalars(charts(run.score)))  # type: ignore[no-untyped-call]
-        file_writer.add_summary(_session_start(run.settings))
-        self._writer.flush()
+        self._events = EventFile(folder)
+        self._events.write(session_log=SessionLog(status=SessionLog.START))
+        layout = custom_scalars(charts(run.score))  # type: ignore[no-untyped-call]
+        self._events.write(summary=layout)
+        self._events.write(summary=_session_start(run.settings))
+        self._events.flush()
 
     def repeat(self, log: Sequence[Mapping[str, Any]]) -> None:
         begun = time.time() - max((record.get(ELAPSED) or 0.0 for record in log), default=0.0)
         for record in log:
             values = {tag: v for tag, v in record.items() if tag not in ("step", ELAPSED)}
-            self._write(record["step"], values, begun + (record.get(ELAPSED) or 0.0))
-        self._writer.flush()
+            when = begun + (record.get(ELAPSED) or 0.0)
+            self._events.write(step=record["step"], wall_time=when, summary=_scalars(values))
+        self._events.flush()
         for path in self._earlier:
             if path.stat().st_size:
                 os.truncate(path, 0)  # a TensorBoard that is reading it would stumble if it went
@@ -45,24 +54,60 @@ class TensorBoard:
                 path.unlink()
 
     def metrics(self, step: int, values: Record) -> None:
-        self._write(step, values, time.time())
-
-    def _write(self, step: int, values: Record, when: float) -> None:
-        for tag, value in values.items():
-            if value is not None:
-                self._writer.add_scalar(tag, value, step, walltime=when)
+        self._events.write(step=step, summary=_scalars(values))
+        self._events.flush()
 
     def final(
         self, figures: Mapping[str, float], curves: Mapping[str, Sequence[float]], step: int
     ) -> None:
         for tag, values in curves.items():
             for inner_step, value in enumerate(values):
-                self._writer.add_scalar(tag, value, inner_step)
-        for tag, value in figures.items():
-            self._writer.add_scalar(tag, value, step)
+                self._events.write(step=inner_step, summary=_scalars({tag: value}))
+        self._events.write(step=step, summary=_scalars(figures))
+        self._events.flush()
 
     def close(self, completed: bool) -> None:
-        self._writer.close()
+        self._events.close()
+
+
+class EventFile:
+    """A new event file.
+
+    torch's `SummaryWriter` writes from a thread of its own, by the clock, and an error there, as
+    on a full disk, shows as a traceback of that thread. This one writes when it is told to.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._path = folder / f"{name}.{uuid.uuid4().hex[:8]}"
+        self._file = open(self._path, "xb")  # noqa: SIM115 (closed in close)
+        self._records = RecordWriter(self._file)
+        self.write(file_version="brain.Event:2")
+
+    def write(self, **content: Any) -> None:
+        """Add an event; its time is now unless it is given."""
+        event = Event(**{"wall_time": time.time(), **content})
+        with naming(self._path):
+            self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Hand all events to the system, so that they outlast this process."""
+        with naming(self._path):
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file. What an earlier flush could not write has been complained of then."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def _scalars(values: Record) -> Summary:
+    known = {tag: value for tag, value in values.items() if value is not None}
+    return Summary(value=[Summary.Value(tag=t, simple_value=v) for t, v in known.items()])
 
 
 def charts(score: str) -> dict[str, dict[str, list[Any]]]:
