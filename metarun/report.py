@@ -2,15 +2,12 @@
 
 import difflib
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from metarun.errors import ConfigError, RunError
 from metarun.files import write_text
-
-log = logging.getLogger(__name__)
 
 USAGE = "metarun report DIR… [out=DIR]"
 HELP = f"""\
@@ -31,9 +28,7 @@ examples:
   metarun report outputs/train out=outputs/report
 """
 
-NAMES = ("report.html", "report.md", "report.csv", "report_runs.csv")
-MARK = "metarun report"  # in the first two kilobytes of a page of ours
-PLOTTED = 4  # boards with plots
+MARK = b"metarun report"  # in the first two kilobytes of a page of ours
 
 
 @dataclass(frozen=True)
@@ -95,64 +90,14 @@ def write_report(roots: Sequence[Path], out: Path) -> None:
             names that are no reports.
         RunError: the report cannot be written.
     """
-    from metarun.reporting.gather import gather
-    from metarun.reporting.groups import boards
-    from metarun.reporting.page import Section, render
-    from metarun.reporting.plots import plots
-    from metarun.reporting.table import (
-        as_lines,
-        as_markdown,
-        groups_csv,
-        markdown_text,
-        runs_csv,
-        unfinished_table,
-    )
+    from metarun.reporting.content import report_on  # imports Matplotlib
+    from metarun.reporting.page import render
+    from metarun.reporting.text import markdown, terminal
 
     _refuse_foreign(out)
-    found = gather(roots)
-    if not found.runs and not found.refused:
-        reasons = "".join(f"\n  {path}: {reason}" for path, reason in found.skipped[:10])
-        where = ", ".join(map(str, roots))
-        raise ConfigError(f"there are no runs of metarun in {where}{reasons}")
-    compared, notes = boards(found.runs)
-    statuses = Counter(run.status for run in found.runs)
-    statuses["failed"] += len(found.refused)
-    counts = ", ".join(f"{count} {status}" for status, count in statuses.items() if count)
-    total = sum(statuses.values())
-    counts = f"{total} run{'s' * (total != 1)}: {counts}"
-    sections = [
-        Section(board, plots(board) if index < PLOTTED else [])
-        for index, board in enumerate(compared)
-    ]
-    if len(compared) > PLOTTED:
-        notes.append(
-            f"plots are drawn for the first {PLOTTED} of {len(compared)} comparisons: give "
-            "fewer directories for the others"
-        )
-    unfinished = unfinished_table(found)
-    title = f"Report on {', '.join(map(str, roots))}"
-
-    shown = [counts]
-    text = [f"<!-- {MARK} -->", f"# {markdown_text(title)}", "", markdown_text(counts)]
-    for section in sections:
-        header, rows = section.table
-        shown += ["", section.board.title, *as_lines(header, rows)]
-        text += ["", f"## {markdown_text(section.board.title)}", "", *as_markdown(header, rows)]
-    if unfinished[1]:
-        shown += ["", "not finished", *as_lines(*unfinished)]
-        text += ["", "## Not finished", "", *as_markdown(*unfinished)]
-    left_out = [f"{path}: {reason}" for path, reason in found.skipped]
-    for heading, entries in (("Left out", left_out), ("To know", notes)):
-        if entries:
-            shown += ["", heading.lower(), *(f"  {entry}" for entry in entries)]
-            text += ["", f"## {heading}", "", *(f"- {markdown_text(entry)}" for entry in entries)]
-    contents = {
-        "report.html": render(title, counts, sections, unfinished, found, notes),
-        "report.md": "\n".join(text) + "\n",
-        "report.csv": groups_csv(compared),
-        "report_runs.csv": runs_csv(found),
-    }
-    print("\n".join(shown))
+    report, tables = report_on(roots)
+    contents = {"report.html": render(report), "report.md": markdown(report), **tables}
+    print(terminal(report))
     try:
         for name, content in contents.items():
             write_text(out / name, content)
@@ -167,5 +112,5 @@ def _refuse_foreign(out: Path) -> None:
         raise ConfigError(f"out={out} is no folder")
     pages = [out / name for name in ("report.html", "report.md")]
     for path in pages:
-        if path.exists() and MARK.encode() not in path.read_bytes()[:2048]:
+        if path.exists() and MARK not in path.read_bytes()[:2048]:
             raise ConfigError(f"{path} is no report of metarun: choose another out=")

@@ -1,0 +1,105 @@
+"""What a report says, whatever it is written as."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from metarun.errors import ConfigError
+from metarun.reporting.gather import gather
+from metarun.reporting.groups import Board, as_text, boards
+from metarun.reporting.plots import Plot, plots
+from metarun.reporting.table import (
+    Cell,
+    board_table,
+    group_note,
+    groups_csv,
+    runs_csv,
+    unfinished_table,
+)
+
+PLOTTED = 4  # boards with plots
+ORDER = (
+    "Ordered by validation, so that test scores choose nothing. The interval after ± is a "
+    "95 % confidence interval (Student’s t) over what its column says."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A board with its table and plots.
+
+    Attributes:
+        table: header and rows.
+        seeds: for each row, the seeds of its group.
+        shared: the settings that all groups of the board share.
+    """
+
+    board: Board
+    plots: list[Plot]
+    table: tuple[list[str], list[list[Cell]]]
+    seeds: list[str]
+    shared: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of a report.
+
+    Attributes:
+        counts: how many runs, and how they ended.
+        unfinished: header and rows of the runs without a result.
+        lists: what else there is to say: (heading, lines).
+    """
+
+    title: str
+    counts: str
+    sections: list[Section]
+    unfinished: tuple[list[str], list[list[Cell]]]
+    lists: list[tuple[str, list[str]]]
+
+
+def report_on(roots: Sequence[Path]) -> tuple[Report, dict[str, str]]:
+    """Gather runs and compare them.
+
+    Returns:
+        The report, and the tables for programs by file name.
+
+    Raises:
+        ConfigError: a directory is not there, or none holds a run.
+    """
+    found = gather(roots)
+    if not found.runs and not found.refused:
+        reasons = "".join(f"\n  {path}: {reason}" for path, reason in found.skipped[:10])
+        where = ", ".join(map(str, roots))
+        raise ConfigError(f"there are no runs of metarun in {where}{reasons}")
+    compared, notes = boards(found.runs)
+    if len(compared) > PLOTTED:
+        notes.append(
+            f"plots are drawn for the first {PLOTTED} of {len(compared)} comparisons: give "
+            "fewer directories for the others"
+        )
+    statuses = Counter(run.status for run in found.runs)
+    statuses["failed"] += len(found.refused)
+    total = sum(statuses.values())
+    counts = ", ".join(f"{count} {status}" for status, count in statuses.items() if count)
+    left_out = [f"{path}: {reason}" for path, reason in found.skipped]
+    report = Report(
+        title=f"Report on {', '.join(map(str, roots))}",
+        counts=f"{total} run{'s' * (total != 1)}: {counts}",
+        sections=[_section(board, index < PLOTTED) for index, board in enumerate(compared)],
+        unfinished=unfinished_table(found),
+        lists=[(h, lines) for h, lines in (("Left out", left_out), ("To know", notes)) if lines],
+    )
+    return report, {"report.csv": groups_csv(compared), "report_runs.csv": runs_csv(found)}
+
+
+def _section(board: Board, plotted: bool) -> Section:
+    first, *others = (group.settings for group in board.groups)
+    shared = [
+        (key, as_text(value))
+        for key, value in first.items()
+        if all(key in config and config[key] == value for config in others)
+    ]
+    seeds = [group_note(group) for group in board.groups]
+    return Section(board, plots(board) if plotted else [], board_table(board), seeds, shared)

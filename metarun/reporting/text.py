@@ -1,0 +1,31 @@
+"""A report as text: for a terminal, and as Markdown."""
+
+from metarun.reporting.content import ORDER, Report
+from metarun.reporting.table import as_lines, as_markdown, markdown_text
+
+MARK = "<!-- metarun report -->"
+
+
+def terminal(report: Report) -> str:
+    """What the command prints."""
+    lines = [report.counts]
+    for section in report.sections:
+        lines += ["", section.board.title, *as_lines(*section.table)]
+    if report.unfinished[1]:
+        lines += ["", "not finished", *as_lines(*report.unfinished)]
+    for heading, entries in report.lists:
+        lines += ["", heading.lower(), *(f"  {entry}" for entry in entries)]
+    return "\n".join(lines)
+
+
+def markdown(report: Report) -> str:
+    """The content of report.md."""
+    lines = [MARK, f"# {markdown_text(report.title)}", "", markdown_text(report.counts)]
+    for section in report.sections:
+        lines += ["", f"## {markdown_text(section.board.title)}", "", ORDER, ""]
+        lines += as_markdown(*section.table)
+    if report.unfinished[1]:
+        lines += ["", "## Not finished", "", *as_markdown(*report.unfinished)]
+    for heading, entries in report.lists:
+        lines += ["", f"## {heading}", "", *(f"- {markdown_text(entry)}" for entry in entries)]
+    return "\n".join(lines) + "\n"
