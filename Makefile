@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types tests test-slurm test-install dist figures benchmark-memory experiments chaos long-run clean
+.PHONY: help setup demo test lint types tests test-slurm test-install dist fuzz figures benchmark-memory experiments chaos long-run clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ dist: setup  ## source distribution and wheel in dist/, as an index would take t
 figures: setup  ## the pictures of the README
 	$(BIN)/python scripts/draw_glyphs.py --out docs/glyphs.png
 	$(BIN)/python scripts/compare_optimizers.py --out docs/optimizers.png
+
+fuzz: setup  ## 10,000 damaged checkpoints, run directories and command lines
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz.py --cases 10000 --seed 0
 
 benchmark-memory: setup  ## memory and time of each gradient mode, and the figure of docs/unroll.md
 	$(BIN)/python scripts/unroll_memory.py --out docs/unroll_memory

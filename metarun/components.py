@@ -4,8 +4,8 @@ A config chooses components by the names below, never by an import path: a confi
 out of a checkpoint cannot make the program import or call anything else.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +40,8 @@ from metarun.unroll import (
     newton,
     partition,
 )
+
+log = logging.getLogger(__name__)
 
 Builder = Callable[..., Any]
 
@@ -154,7 +156,8 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
 
 def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
     """The network, with initial weights drawn from the global random state on the CPU."""
-    with _parameters_fit_into_memory():
+
+    def build() -> nn.Module:
         model: nn.Module = _build(
             "backbone",
             config.backbone,
@@ -162,15 +165,17 @@ def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
             source.outputs,
             **settings(config.backbone),
         )
-    return model.to(dtype_of(config))
+        return model
+
+    _check_parameters(build)
+    return build().to(dtype_of(config))
 
 
-@contextmanager
-def _parameters_fit_into_memory() -> Iterator[None]:
-    """Refuse a network as soon as its parameters are larger than the memory of the machine.
+def _check_parameters(build: Callable[[], nn.Module]) -> None:
+    """Refuse a network whose parameters are larger than the memory of the machine.
 
-    They are counted as they are registered, when the system has not given them memory yet; a
-    checkpoint's config must not bring a machine down before anybody has seen that it is absurd.
+    It is built without memory first: a checkpoint's config must not bring a machine down before
+    anybody has seen that it is absurd. A plugin's network that cannot be built so is not checked.
     """
     left = machine_memory()
 
@@ -182,7 +187,12 @@ def _parameters_fit_into_memory() -> Iterator[None]:
 
     hook = register_module_parameter_registration_hook(count)
     try:
-        yield
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            build()
+    except ConfigError:
+        raise
+    except Exception as error:
+        log.debug("the backbone cannot be built without memory: %s", error)
     finally:
         hook.remove()
 

@@ -66,6 +66,7 @@ def main() -> int:
     options = parser.parse_args()
     kinds = options.what or list(KINDS)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the summary comes all the same
     start = time.monotonic()
     fuzz = Fuzz(options.seed, options.only)
     share = [options.cases // 2, options.cases // 4, options.cases - options.cases * 3 // 4]
@@ -73,8 +74,11 @@ def main() -> int:
         share = [options.cases // len(kinds)] * len(kinds)
     with tempfile.TemporaryDirectory(prefix="metarun-fuzz-") as folder:
         fuzz.prepare(Path(folder).resolve() / "home", Path(folder) / "log")
-        for kind, cases in zip(kinds, share, strict=False):
-            getattr(fuzz, kind)(cases)
+        try:
+            for kind, cases in zip(kinds, share, strict=False):
+                getattr(fuzz, kind)(cases)
+        except KeyboardInterrupt:
+            print("interrupted; until then:")
     for name, codes in sorted(fuzz.ended.items()):
         counts = ", ".join(f"exit {code}: {count}" for code, count in sorted(codes.items()))
         print(f"{name:22} {sum(codes.values()):6} cases  {counts}")
@@ -229,6 +233,8 @@ class Fuzz:
             module.run = run  # type: ignore[attr-defined]
         if self._child:
             leave(code)
+        if code == 130:
+            raise KeyboardInterrupt
         self.clear()
 
     def _one(
@@ -303,9 +309,8 @@ def judge(code: int, text: str) -> None:
         raise Failure(f"it took more than {SECONDS} s, or too much memory")
     if code not in (0, 1, 2):
         raise Failure(f"exit code {code}")
-    for bad in ("Traceback", "unexpected ", "FORBIDDEN", "\x1b[2J"):
-        if bad in text:
-            raise Failure(f"its output has {bad!r}")
+    if bad := re.search(r"Traceback|unexpected [A-Z]\w+:|FORBIDDEN|\x1b\[2J", text):
+        raise Failure(f"its output has {bad[0]!r}")
     if code and not re.search(r"^metarun.*: \S", text, re.MULTILINE):
         raise Failure("it ended without a message")
 
