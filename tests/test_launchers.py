@@ -73,7 +73,8 @@ def test_joblib_runs_what_the_local_launcher_runs(metarun: Metarun, tmp_path: Pa
         "    name: str = 'wide'\n"
         "register('backbone', 'wide', WideConfig, lambda shape, outputs: MLP(shape, outputs))\n"
     )
-    arguments = [*SHORT, "+plugins=[nets]", "backbone=wide"]
+    short = [argument for argument in SHORT if argument != "backbone=mlp"]
+    arguments = [*short, "+plugins=[nets]", "backbone=wide"]
     metarun("train", *arguments, "hydra.run.dir=alone")
     done = metarun(
         "train", "-m", *arguments, "hydra/launcher=joblib", "inner_opt.lr=1e30,0.02",
