@@ -276,6 +276,8 @@ def _signal(case: Case, process: subprocess.Popen[bytes], moment: str) -> None:
     elif code == 0 or (code == -number and '"completed"' in status(case)):
         case.compare()
         when = "after the end"
+    elif code == -number and "interrupted by" in case.messages():
+        when = f"{moment}, and again while it ended"
     elif code == -number and "run directory" not in case.messages():
         when = "while Python and torch start"
     else:
