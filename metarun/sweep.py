@@ -154,7 +154,6 @@ class Sweep:
             for job, returned in zip(waiting, returns, strict=True):
                 job.outcome = _outcome(returned)
         except KeyboardInterrupt as interrupt:
-            self._record()
             raise KeyboardInterrupt(f"{interrupt or 'interrupted'}\n{self._to_go_on()}") from None
         except (ConfigError, RunError):
             raise
