@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_no
 from metarun import checkpoint
 from metarun.algos.base import HYPER_PREFIX
 from metarun.data.rng import stream_key
-from metarun.errors import RunError
+from metarun.errors import CheckpointError, RunError
 from metarun.evaluation import evaluate, format_score
 from metarun.interrupts import Interrupted, Interruption
 from metarun.ranks import Ranks
@@ -108,6 +108,8 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     state.optimizer.step()
     if state.scheduler is not None:
         state.scheduler.step()
+    if state.recent and state.recent[-1].shape != row.shape:
+        raise CheckpointError("the checkpoint's recent metrics are not of this run")
     state.recent.append(row)
 
 
