@@ -186,6 +186,11 @@ def _locked(directory: Path) -> Iterator[None]:
                 f"another process is running in {directory} ({holder or 'it is just starting'}): "
                 "wait for it, or end it, or choose another hydra.run.dir"
             ) from error
+        except OSError as error:
+            log.warning(
+                "%s is on a file system without locks (%s): see to it that no second process "
+                "runs in it", directory, error.strerror,
+            )  # fmt: skip
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name, too
             os.truncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())

@@ -54,6 +54,17 @@ def test_the_lock_goes_with_its_process_and_not_before(
         holder.communicate()
 
 
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with opened(tmp_path / "run"):
+        assert "without locks (Function not implemented): see to it" in caplog.text
+
+
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     ours = [tmp_path / ".status.json.123.tmp", tmp_path / "checkpoints" / ".last.pt.4.tmp"]
