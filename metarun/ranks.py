@@ -181,13 +181,15 @@ def join() -> Ranks:
         return _current
     try:
         store, *_ = next(rendezvous("env://", timeout=_timeout()))
-        _store = c10d.PrefixStore("metarun", store)
+        # torchrun keeps its store when it starts the processes anew, and gloo's keys with it.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        _store = c10d.PrefixStore(f"metarun/{attempt}", store)
         dist.init_process_group(
             "gloo",
             timeout=_timeout(),
             world_size=count,
             rank=rank,
-            store=c10d.PrefixStore("gloo", store),
+            store=c10d.PrefixStore("gloo", _store),
         )
     except (RuntimeError, ValueError) as error:
         raise RunError(f"rank {rank} of {count} cannot reach the others: {error}") from error

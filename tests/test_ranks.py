@@ -82,9 +82,14 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "METARUN_CACHE": str(tmp_path_factory.mktemp("cache"))}
 
 
-def start(ranks: int, folder: Path, env: dict[str, str], *more: str) -> subprocess.Popen[str]:
+def start(
+    ranks: int, folder: Path, env: dict[str, str], *more: str, restarts: int = 0
+) -> subprocess.Popen[str]:
     """A run in `folder`/run; with several ranks, by torchrun."""
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    several = [
+        "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+        f"--max-restarts={restarts}",
+    ]  # fmt: skip
     return subprocess.Popen(
         [sys.executable, *(several if ranks > 1 else []), "-m", "metarun", *TRAIN, *more],
         env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -244,6 +249,19 @@ def test_a_dead_rank_ends_the_run_and_a_rerun_finds_the_same_bits(
     for name, value in expected["meta"].items():
         assert torch.equal(ours["meta"][name], value), name
     assert result(tmp_path)["test"] == result(double)["test"]
+    assert_close(tmp_path, double, 0)
+
+
+def test_torchrun_may_start_a_run_with_a_dead_rank_anew(
+    tmp_path: Path, env: dict[str, str], double: Path
+) -> None:
+    process = start(2, tmp_path, env, restarts=1)
+    wait_until(process, reached(tmp_path, 25))
+    os.kill(rank_pid(process, 1), signal.SIGKILL)
+    _, errors = finish(process)
+    assert "lost another rank" in errors and "resuming after meta-step" in errors
+    assert "cannot reach" not in errors
+    assert status(tmp_path)["attempts"] == 2
     assert_close(tmp_path, double, 0)
 
 
