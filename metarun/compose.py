@@ -120,6 +120,13 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
             f"there is no setting {key!r}{hint}. `metarun {command} --help` lists them all"
         )
     text = first_line(cause or error)
+    if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'", text):
+        return ConfigError(
+            f"{several[1]} has several values: add -m for a run of each, or write key=[a,b] if it "
+            "is one list"
+        )
+    if twice := re.match(r"Multiple values for ([\w/]+)\.", text):
+        return ConfigError(f"{twice[1]} is given twice: write {twice[1]}=… once, without a '+'")
     return ConfigError(f"{key}: {text[:1].lower()}{text[1:]}" if key else text)
 
 
