@@ -57,7 +57,7 @@ def search(sweep: Sweep, given: Sequence[Override], settings: Mapping[str, Any])
             "nothing to search: give key=interval(low,high), tag(log,interval(low,high)), "
             "range(first,last+1) or key=a,b,c"
         )
-    fixed = [str(o.input_line) for o in given if not o.is_sweep_override()]
+    fixed = [str(o.input_line) for o in given if o.get_key_element() not in space]
     study = _study(sweep, settings)
     jobs: dict[int, Job] = {}
     for trial in study.trials:

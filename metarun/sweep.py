@@ -76,6 +76,7 @@ class Sweep:
         given = OmegaConf.to_container(config.hydra.overrides.hydra)
         self._named = any(str(o).startswith("hydra.sweep.subdir=") for o in given or ())
         self._code = code_state()
+        self._launched = False
 
     def add(self, overrides: Sequence[str]) -> Job:
         """Plan a run: compose its config, name its directory, see what is there already.
@@ -124,7 +125,8 @@ class Sweep:
             ConfigError: that of the first run.
         """
         outcomes = [job.outcome for job in self.jobs.values()]
-        if all(outcome and outcome.status == "failed" for outcome in outcomes):
+        wrong = all(outcome and outcome.status == "failed" for outcome in outcomes)
+        if wrong and not self._launched:
             first = next(iter(outcomes))
             raise ConfigError(str(first and first.error))
 
@@ -149,6 +151,7 @@ class Sweep:
             [*job.overrides, f"hydra.sweep.subdir={_quoted(job.directory, self.directory)}"]
             for job in waiting
         ]
+        self._launched = True
         try:
             returns = self._launcher.launch(batch, initial_job_idx=jobs.index(waiting[0]))
             for job, returned in zip(waiting, returns, strict=True):
