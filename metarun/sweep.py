@@ -188,15 +188,14 @@ class Sweep:
             f"\n{len(ended)} runs: {counts['completed']} completed, {counts['recalled']} recalled, "
             f"{len(bad)} failed; sweep directory {self.directory}"
         )
-        lines = [
-            f"  {job.directory} ({self._values(job)}): {outcome.error}" for job, outcome in bad
-        ]
+        lines = [f"  {job.directory}{self._values(job)}: {o.error}" for job, o in bad]
         return "\n".join([f"{len(bad)} of {len(ended)} runs failed:", *lines]) if bad else ""
 
     def _values(self, job: Job) -> str:
-        """What tells this run from the others, as it was typed."""
+        """What tells this run from the others, as it was typed, in brackets."""
         keys = self._varying
-        return " ".join(o for o in job.overrides if _plain_key(o.partition("=")[0]) in keys)
+        own = [o for o in job.overrides if _plain_key(o.partition("=")[0]) in keys]
+        return f" ({' '.join(own)})" if own else ""
 
     def _to_go_on(self) -> str:
         return to_go_on("hydra.sweep.dir", self.directory)

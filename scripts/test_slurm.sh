@@ -167,7 +167,7 @@ killed_job() {  # what becomes of the sweep if a job is killed and comes back no
     wait_for 180 "the run" started "$sweep/maml-sinusoid-s2" "$client"
     scancel --user=root --signal=KILL --full
     wait "$client" || code=$?
-    if [ $code != 1 ] || ! grep -q 'maml-sinusoid-s2 (seed=2): job .* died' "$work/died.log"; then
+    if [ $code != 1 ] || ! grep -q 'maml-sinusoid-s2: job .* died' "$work/died.log"; then
         cat "$work/died.log"
         return 1
     fi
