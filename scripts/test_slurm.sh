@@ -57,6 +57,10 @@ wait_for() {  # wait_for <seconds> <what> <command …>
 }
 
 export SLURM_CONF=$work/slurm.conf
+read -ra ports < <("$python" -c "
+import socket
+held = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]
+print(*(s.getsockname()[1] for s in held))")
 mkdir "$work/munge" "$work/state" "$work/spool"
 chmod 755 "$work"
 dd if=/dev/urandom bs=1 count=1024 of="$work/munge/key" 2>/dev/null
@@ -67,8 +71,8 @@ start() {  # start <seconds between SIGTERM and SIGKILL> <parameters of slurmctl
     cat >"$SLURM_CONF" <<CONF
 ClusterName=metarun
 SlurmctldHost=$(hostname)(127.0.0.1)
-SlurmctldPort=26817
-SlurmdPort=26818
+SlurmctldPort=${ports[0]}
+SlurmdPort=${ports[1]}
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket=$work/munge/socket
