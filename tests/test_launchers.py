@@ -47,7 +47,7 @@ def assert_same_bits(run: Path, undisturbed: Path) -> None:
 
 def worker(run: Path, client: subprocess.Popen[str]) -> int:
     """The process of a run that has logged a few meta-steps."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and client.poll() is None:
         metrics = run / "metrics.jsonl"
         if metrics.exists() and metrics.read_text().count("\n") >= 2:
@@ -57,7 +57,7 @@ def worker(run: Path, client: subprocess.Popen[str]) -> int:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.01)
