@@ -53,7 +53,7 @@ benchmark-memory: setup  ## memory and time of each gradient mode, and the figur
 experiments: setup  ## the figures of the README: real trainings, half an hour on two cores
 	bash scripts/reproduce.sh
 
-chaos: setup  ## the fault campaign of docs/reliability.md: half an hour on two cores
+chaos: setup  ## the fault campaign of docs/reliability.md: about an hour on two cores
 	$(BIN)/python scripts/chaos.py
 
 long-run: setup  ## memory, open files and log sizes over 12,000 meta-steps: a few minutes
