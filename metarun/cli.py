@@ -107,7 +107,10 @@ def _run(command: str, arguments: list[str]) -> None:
     compose.register_schemas()
     module = importlib.import_module(f"metarun.{command}")
     sys.argv = [f"{_program()} {command}", *arguments]
-    overrides = get_args_parser().parse_args(arguments).overrides
+    options = get_args_parser().parse_args(arguments)
+    if options.multirun and (options.cfg or options.info):
+        raise ConfigError("--cfg and --info are for a single run: leave out -m and name one value")
+    overrides = options.overrides
     launchers.check_installed(overrides)
     try:
         if "--help" in arguments or "-h" in arguments:

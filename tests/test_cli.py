@@ -91,6 +91,7 @@ def test_cfg_job_shows_the_config_without_torch(metarun: Metarun, tmp_path: Path
         ("train foo", "cannot read the argument 'foo': expected key=value"),
         ("train +plugins=[no_such_module]", "cannot import the plugin 'no_such_module'"),
         ("train experiment=nothing", "choose from demo"),
+        ("train -m seed=0,1 --cfg job", "--cfg and --info are for a single run"),
         ("eval", "not given: ckpt=<run directory or checkpoint file>"),
         ("eval ckpt=nowhere", "ckpt=nowhere: there is no such run directory"),
         ("eval ckpt=x episodes=0", "episodes=0: must be from 1 to"),
