@@ -38,7 +38,7 @@ def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] |
     Raises:
         ConfigError: the directory holds a run of another config, or something else.
     """
-    _check_same_config(directory, config)
+    check_same_config(directory, config)
     status = read_status(directory)
     if status.get("status") != "completed":
         return None
@@ -58,7 +58,7 @@ def opened(directory: Path, config: dict[str, Any], device: str, ranks: int = 1)
         RunError: another process holds it, or it cannot be written.
     """
     with _locked(directory):
-        _check_same_config(directory, config)
+        check_same_config(directory, config)
         remove_half_written(directory)
         attempts = _count(read_status(directory).get("attempts")) + 1
         write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -116,7 +116,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _check_same_config(directory: Path, config: dict[str, Any]) -> None:
+def check_same_config(directory: Path, config: dict[str, Any]) -> None:
+    """Refuse a directory that holds a run of another config, or something that is no run.
+
+    Raises:
+        ConfigError: names the settings that differ.
+    """
     path = directory / "config.yaml"
     if not path.exists():
         if (directory / "checkpoints").exists():
