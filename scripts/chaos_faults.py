@@ -523,8 +523,9 @@ def locks(case: Case, count: int) -> None:
         try:
             case.refused(1, f"process {first.pid} on ")
         except Failure:
-            first.kill()
-            raise
+            if first.poll() != 0:  # else it was done before the second one looked
+                first.kill()
+                raise
         if first.poll() is None and (case.folder / "config.yaml").read_bytes() != before:
             raise Failure("the refused process changed the run")
         first.send_signal(signal.SIGCONT)
