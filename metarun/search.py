@@ -4,8 +4,14 @@ The study lies in the sweep's directory, in a journal that survives its writer, 
 command goes on with it: runs that were cut off are finished, then come new ones.
 """
 
+import contextlib
+import fcntl
+import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -23,16 +29,19 @@ from optuna.trial import TrialState
 
 from metarun.algos.base import OBJECTIVES
 from metarun.checks import at_least, one_of
+from metarun.config import NEUTRAL_KEYS
 from metarun.errors import ConfigError, RunError
 from metarun.files import write_text
-from metarun.job import Outcome
 from metarun.rundir import read_json
 from metarun.sweep import Job, Sweep
 
 log = logging.getLogger(__name__)
 
 JOURNAL = "optuna.log"
+LOCK = ".optuna.lock"
 RESULTS = "optimization_results.yaml"
+NAME = "metarun"
+"""Of the study in the journal."""
 
 
 def search(sweep: Sweep, given: Sequence[Override], settings: Mapping[str, Any]) -> None:
@@ -45,8 +54,9 @@ def search(sweep: Sweep, given: Sequence[Override], settings: Mapping[str, Any])
         settings: `metarun.launchers.OptunaConfig`.
 
     Raises:
-        ConfigError: the search space or a setting is wrong.
-        RunError: no trial came to an end.
+        ConfigError: the search space or a setting is wrong, no trial could be started, or the
+            directory holds another search.
+        RunError: no trial came to an end, or another process searches in this directory.
     """
     for name in ("n_trials", "n_jobs"):
         at_least(f"hydra.sweeper.{name}", settings[name], 1)
@@ -58,12 +68,30 @@ def search(sweep: Sweep, given: Sequence[Override], settings: Mapping[str, Any])
             "range(first,last+1) or key=a,b,c"
         )
     fixed = [str(o.input_line) for o in given if o.get_key_element() not in space]
-    study = _study(sweep, settings)
+    with _locked(sweep.directory):
+        repair(sweep.directory / JOURNAL)
+        study = _study(sweep, settings, {"space": _shown(space), "fixed": _lasting(fixed)})
+        jobs = _run_trials(study, sweep, settings, fixed, space)
+        sweep.refuse_if_nothing_can_start()
+        failures = sweep.summarise()
+        if failures:
+            log.warning("%s", failures)
+        _report(study, jobs, sweep)
+
+
+def _run_trials(
+    study: optuna.Study,
+    sweep: Sweep,
+    settings: Mapping[str, Any],
+    fixed: list[str],
+    space: dict[str, BaseDistribution],
+) -> dict[int, Job]:
+    """Finish the trials that were cut off, then run new ones; the jobs by number of trial."""
     jobs: dict[int, Job] = {}
     for trial in study.trials:
         if trial.state != TrialState.FAIL and set(trial.params) == set(space):
             jobs[trial.number] = sweep.add([*fixed, *_overrides(trial.params)])
-        elif trial.state == TrialState.RUNNING:  # of another search space
+        elif trial.state == TrialState.RUNNING:  # cut off while its values were chosen
             study.tell(trial.number, state=TrialState.FAIL)
     cut_off = [t.number for t in study.get_trials(states=(TrialState.RUNNING,))]
     size = settings["n_jobs"]
@@ -71,16 +99,16 @@ def search(sweep: Sweep, given: Sequence[Override], settings: Mapping[str, Any])
         batch, cut_off = cut_off[:size], cut_off[size:]
         for _ in range(min(size - len(batch), settings["n_trials"] - len(study.trials))):
             asked = study.ask(space)
-            jobs[asked.number] = sweep.add([*fixed, *_overrides(asked.params)])
+            try:
+                jobs[asked.number] = sweep.add([*fixed, *_overrides(asked.params)])
+            except BaseException:  # or the next call would take it for cut off
+                study.tell(asked.number, state=TrialState.FAIL)
+                raise
             batch.append(asked.number)
-        sweep.refuse_if_nothing_can_start()
         sweep.launch([jobs[number] for number in batch])
         for number in batch:
             _tell(study, number, jobs[number])
-    failures = sweep.summarise()
-    if failures:
-        log.warning("%s", failures)
-    _report(study, jobs, sweep)
+    return jobs
 
 
 def distribution(override: Override) -> BaseDistribution:
@@ -102,18 +130,111 @@ def distribution(override: Override) -> BaseDistribution:
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def _study(sweep: Sweep, settings: Mapping[str, Any]) -> optuna.Study:
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep a second search out: it would take our running trials for cut off."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"another process is searching in {directory}: wait for it, or end it, or choose "
+                "another hydra.sweep.dir"
+            ) from None
+        except OSError as error:
+            log.warning(
+                "%s is on a file system without locks (%s): see to it that no second search "
+                "goes on in it", directory, error.strerror,
+            )  # fmt: skip
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def repair(journal: Path) -> None:
+    """Cut a journal back to the part before its first damaged line, and say so.
+
+    A line is torn if its writer was killed or the disk was full; Optuna reads no such journal.
+    What comes behind refers to what is lost. The file as it was is kept beside it.
+    """
+    if not journal.is_file():
+        return
+    sound = 0
+    with open(journal, "rb") as file:
+        for line in file:
+            if not _is_entry(line):
+                break
+            sound += len(line)
+    if sound == journal.stat().st_size:
+        return
+    kept = journal.with_name(f"{journal.name}.damaged")
+    shutil.copyfile(journal, kept)
+    os.truncate(journal, sound)
+    log.warning(
+        "%s was damaged: going on with what comes before; the whole file is in %s", journal, kept
+    )
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return line.endswith(b"\n") and isinstance(entry, dict) and "op_code" in entry
+
+
+def _study(
+    sweep: Sweep, settings: Mapping[str, Any], wanted: dict[str, dict[str, str]]
+) -> optuna.Study:
+    """The study of a directory, new or as it was left.
+
+    Raises:
+        ConfigError: it is one of other settings than wanted.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sweep.directory.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(sweep.directory / JOURNAL)))
     # Scores are told so that more is better, since which they are is known after the first run.
     study = optuna.create_study(
-        storage=storage, study_name="metarun", direction="maximize", load_if_exists=True
+        storage=storage, study_name=NAME, direction="maximize", load_if_exists=True
     )
+    there = study.user_attrs.get("settings")
+    if there is not None and there != wanted:
+        if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING)):
+            raise ConfigError(
+                f"{sweep.directory} holds another search: {_difference(there, wanted)}. Choose "
+                "another hydra.sweep.dir"
+            )
+        optuna.delete_study(study_name=NAME, storage=storage)  # nothing ever ran with them
+        study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize")
+    study.set_user_attr("settings", wanted)
     seed = settings["seed"] + len(study.trials)  # or it would repeat what it asked before
     kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
     study.sampler = kinds[settings["sampler"]](seed=seed)
     return study
+
+
+def _shown(space: Mapping[str, BaseDistribution]) -> dict[str, str]:
+    return {key: str(meaning) for key, meaning in space.items()}
+
+
+def _lasting(fixed: Sequence[str]) -> dict[str, str]:
+    """The settings that a run keeps for life, by key."""
+    values = {key: value for key, _, value in (o.partition("=") for o in fixed)}
+    return {key: value for key, value in values.items() if key.lstrip("+") not in NEUTRAL_KEYS}
+
+
+def _difference(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Which settings two searches do not share, for a message."""
+    lines = []
+    for part in ("space", "fixed"):
+        old, new = there[part], wanted[part]
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                values = (d.get(key, "not given") for d in (old, new))
+                lines.append("{}: {} there, {} here".format(key, *values))
+    return "; ".join(lines)
 
 
 def _overrides(params: Mapping[str, Any]) -> list[str]:
@@ -126,9 +247,11 @@ def _tell(study: optuna.Study, number: int, job: Job) -> None:
     outcome = job.outcome
     assert outcome is not None
     if outcome.score is None:
-        study.tell(number, state=TrialState.FAIL)
-    else:
-        study.tell(number, outcome.score if _higher_is_better(job) else -outcome.score)
+        study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        return
+    sign = 1 if _higher_is_better(job) else -1
+    study.set_user_attr("sign", sign)
+    study.tell(number, sign * outcome.score, skip_if_finished=True)
 
 
 def _higher_is_better(job: Job) -> bool:
@@ -150,8 +273,7 @@ def _report(study: optuna.Study, jobs: Mapping[int, Job], sweep: Sweep) -> None:
         raise RunError("no trial came to an end, so there is no best one")
     best = study.best_trial
     job = jobs.get(best.number)
-    outcome: Outcome | None = job.outcome if job else None
-    score = outcome.score if outcome else best.value
+    score = study.user_attrs.get("sign", -1) * study.best_value
     result = {
         "name": "optuna",
         "best_evaluated_params": dict(o.split("=", 1) for o in _overrides(best.params)),

@@ -10,6 +10,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from metarun.errors import ConfigError
+
 
 class GridSweeper(BasicSweeper):
     """Every combination of the values; see `metarun.sweep`."""
@@ -24,6 +26,12 @@ class GridSweeper(BasicSweeper):
         given = OverridesParser.create(config_loader=loader).parse_overrides(
             [*self._parse_config(), *arguments]
         )
+        for override in given:
+            if override.is_interval_sweep():
+                raise ConfigError(
+                    f"{override.input_line}: an interval is for a search: add "
+                    "hydra/sweeper=optuna, or give the values, as key=a,b,c"
+                )
         batches = self.split_arguments(given, self.max_batch_size)
         varying = [o.get_key_element() for o in given if o.is_sweep_override()]
         sweep = Sweep(self.config, loader, self.launcher, varying)
