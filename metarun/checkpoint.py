@@ -124,18 +124,36 @@ def load_newest(
 
 def _intact(folder: Path) -> Iterator[dict[str, Any]]:
     """The checkpoints that can be read, the newest first; an error if there are others only."""
-    candidates = [p for p in [folder / "last.pt", *_step_files(folder).values()] if p.exists()]
+    last, best = folder / "last.pt", folder / "best.pt"
+    numbered = [*_numbered(folder, "step"), *_numbered(folder, "best-step")]
+    numbered.sort(key=lambda item: item[0], reverse=True)
     none = True
-    for path in candidates:
-        try:
-            content = load(path)
-        except CheckpointError as error:
-            log.warning("%s; trying the one before", error)
-            continue
+    if (content := _readable(last)) is not None:
         none = False
         yield content
-    if candidates and none:
+    content = _readable(best)  # its name does not say of which meta-step it is
+    for step, path in numbered:
+        if content is not None and content["step"] > step:
+            none = False
+            yield content
+            content = None
+        if (other := _readable(path)) is not None:
+            none = False
+            yield other
+    if content is not None:
+        yield content
+    elif none and (numbered or last.exists() or best.exists()):
         raise CheckpointError(f"none of the checkpoints in {folder} can be read")
+
+
+def _readable(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return load(path)
+    except CheckpointError as error:
+        log.warning("%s; trying the one before", error)
+        return None
 
 
 def load_best(folder: Path, step: int) -> dict[str, Any]:
@@ -221,6 +239,11 @@ def _step_file(folder: Path, step: int) -> Path:
 
 def _step_files(folder: Path) -> dict[int, Path]:
     """step-*.pt, newest first: by number, so that step 1000 comes before step 900."""
-    numbered = [(re.fullmatch(r"step-(\d+)\.pt", p.name), p) for p in folder.glob("step-*.pt")]
-    found = [(int(match.group(1)), path) for match, path in numbered if match]
-    return dict(sorted(found, reverse=True))
+    return dict(sorted(_numbered(folder, "step"), reverse=True))
+
+
+def _numbered(folder: Path, name: str) -> list[tuple[int, Path]]:
+    """The files <name>-<step>.pt with their steps."""
+    paths = folder.glob(f"{name}-*.pt")
+    found = [(re.fullmatch(rf"{name}-(\d+)\.pt", path.name), path) for path in paths]
+    return [(int(match.group(1)), path) for match, path in found if match]

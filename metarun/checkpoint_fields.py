@@ -87,13 +87,19 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
 
 
+STARTS = {"lr", "_last_lr"}  # of an optimizer and its schedule: from their start down to 0
+COUNTS = {"step", "last_epoch", "_step_count"}  # likewise: from 0
+
+
 def same_structure(expected: Any, found: Any, name: str) -> None:
-    """Refuse values that differ from the expected ones in more than their numbers.
+    """Refuse an optimizer's or a schedule's state that cannot be a later one of the expected.
 
     Dictionaries must have the same keys, lists the same length, tensors the same shape and
-    type; numbers and everything else must be of the same type.
+    type. Plain values are settings, which must be the same, but for learning rates, which are
+    between 0 and where they start, and counts, which are not negative.
 
     Args:
+        expected: as it is at the start.
         name: what to call the value.
 
     Raises:
@@ -115,7 +121,21 @@ def same_structure(expected: Any, found: Any, name: str) -> None:
                 f"{name} has shape {tuple(found.shape)} and type {found.dtype} instead of "
                 f"{tuple(expected.shape)} and {expected.dtype}"
             )
+        if _entries(name) & COUNTS and not bool(((found >= 0) & (found < 2**62)).all()):
+            raise CheckpointError(f"{name} is no count")
     elif type(expected) is not type(found):
         raise CheckpointError(
             f"{name} is of type {type(found).__name__} instead of {type(expected).__name__}"
         )
+    elif _entries(name) & COUNTS:
+        if not is_count(found):
+            raise CheckpointError(f"{name} is no count")
+    elif _entries(name) & STARTS:
+        if not 0 <= found <= expected * (1 + 1e-6):  # a schedule multiplies, and rounds
+            raise CheckpointError(f"{name} is {found} instead of {expected} or less")
+    elif found != expected:
+        raise CheckpointError(f"{name} is {str(found)[:50]} instead of {expected}")
+
+
+def _entries(name: str) -> set[str]:
+    return set(name.split("."))

@@ -1,10 +1,12 @@
 """Writing files so that a reader sees the old content or the new, never a part of it."""
 
 import contextlib
+import errno
 import json
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,12 +53,32 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+class IrregularError(OSError):
+    """A path is no regular file, or one that is too large to be read."""
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """The content of a regular file; a pipe or a device could go on for ever.
+
+    Raises:
+        IrregularError: it is something else, or larger than `most_bytes`.
+        OSError: it cannot be read.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise IrregularError(errno.EINVAL, "it is no regular file", str(path))
+        if status.st_size > most_bytes:
+            raise IrregularError(errno.EFBIG, f"larger than {most_bytes} bytes", str(path))
+        return file.read(most_bytes)
+
+
 def remove_half_written(folder: Path) -> None:
-    """Delete the temporary files of writers that were killed, in a folder and those within.
+    """Delete the temporary files of writers that were killed, in a folder, not those within.
 
     For a folder that no living process writes to.
     """
-    for path in folder.rglob(".*.tmp"):
+    for path in folder.glob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
             path.unlink(missing_ok=True)
 

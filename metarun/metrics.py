@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metarun.files import write_text
+from metarun.files import read_regular, write_text
 
 log = logging.getLogger(__name__)
+
+MOST_BYTES = 2**30
 
 ELAPSED = "time/elapsed_s"
 """Seconds that the run has taken up to a record, in all attempts."""
@@ -22,12 +24,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     short or leave zeros in its place.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, is no regular file or has more than `MOST_BYTES`.
     """
-    if not path.exists():
+    try:
+        content = read_regular(path, MOST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
         return []
     records, bad = [], 0
-    for line in path.read_bytes().splitlines():
+    for line in content.splitlines():
         record = _parsed(line)
         if record is not None:
             records.append(record)

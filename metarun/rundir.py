@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -25,11 +26,27 @@ from yaml import YAMLError
 
 from metarun.config import NEUTRAL_KEYS, flat
 from metarun.errors import ConfigError, RunError
-from metarun.files import remove_half_written, write_json, write_text
+from metarun.files import (
+    IrregularError,
+    read_regular,
+    remove_half_written,
+    write_json,
+    write_text,
+)
 
 log = logging.getLogger(__name__)
 
-MOST_BYTES = 2**26  # of a file of ours that is read
+MOST_BYTES = 2**26  # of a JSON file of ours that is read
+MOST_CONFIG = 2**17  # of a config.yaml, whose parser is slow
+FILES = (
+    ".lock",
+    "config.yaml",
+    "metrics.jsonl",
+    "provenance.json",
+    "result.json",
+    "status.json",
+)
+FOLDERS = ("checkpoints", "tb", "wandb")
 
 
 def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -59,7 +76,8 @@ def opened(directory: Path, config: dict[str, Any], device: str, ranks: int = 1)
     """
     with _locked(directory):
         check_same_config(directory, config)
-        remove_half_written(directory)
+        for folder in (directory, directory / "checkpoints"):
+            remove_half_written(folder)
         attempts = _count(read_status(directory).get("attempts")) + 1
         write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         _write_provenance(directory, device, ranks)
@@ -105,12 +123,10 @@ def _count(value: object) -> int:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; nothing if the file is not there or damaged."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError("too long")
-        value = json.loads(path.read_text())
+        value = json.loads(read_regular(path, MOST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (ValueError, RecursionError) as error:
+    except (IrregularError, ValueError, RecursionError) as error:
         log.warning("ignoring the damaged file %s (%s)", path, error)
         return {}
     return value if isinstance(value, dict) else {}
@@ -122,6 +138,7 @@ def check_same_config(directory: Path, config: dict[str, Any]) -> None:
     Raises:
         ConfigError: names the settings that differ.
     """
+    _check_entries(directory)
     path = directory / "config.yaml"
     if not path.exists():
         if (directory / "checkpoints").exists():
@@ -145,12 +162,27 @@ def check_same_config(directory: Path, config: dict[str, Any]) -> None:
         )
 
 
+def _check_entries(directory: Path) -> None:
+    """Refuse a directory in which a run would write elsewhere, through a link, or wait for ever."""
+    files = [*FILES, *(f"tb/{path.name}" for path in (directory / "tb").glob("events.*"))]
+    for names, fits, kind in ((files, stat.S_ISREG, "file"), (FOLDERS, stat.S_ISDIR, "folder")):
+        for name in names:
+            try:
+                mode = os.lstat(directory / name).st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if not fits(mode):
+                what = "a link" if stat.S_ISLNK(mode) else f"no {kind}"
+                raise ConfigError(
+                    f"{directory / name} is {what}: a run writes to files and folders of its own "
+                    "only; choose another hydra.run.dir, or move it away"
+                )
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     """A config.yaml, whose interpolations stay what they are: text."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError("too long")
-        text = path.read_text()
+        text = read_regular(path, MOST_CONFIG).decode()
         _check_yaml(text)
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
@@ -179,7 +211,11 @@ def _locked(directory: Path) -> Iterator[None]:
     """An exclusive lock that the system drops when the process ends, however it ends."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+        _check_entries(directory)
+        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
+        descriptor = os.open(directory / ".lock", flags, 0o644)
+    except FileExistsError as error:
+        raise RunError(f"{directory} is no folder: choose another hydra.run.dir") from error
     except OSError as error:
         raise RunError(f"cannot write to {directory}: {error.strerror}") from error
     try:

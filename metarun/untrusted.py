@@ -3,8 +3,9 @@
 `torch.load(weights_only=True)` runs no code from a file, but a small file can still make it
 allocate any amount of memory: by compression, by a pickle that asks for it, by a tensor larger
 than its storage. So the file is looked through first, and what remains is what `torch.save`
-writes for dictionaries, lists, tuples, plain values and dense tensors. Such a file takes no more
-memory than its own size, give or take a few copies.
+writes for dictionaries, lists, tuples, plain values and dense tensors. Its tensors take no
+more memory than the file has bytes, give or take a few copies, and everything else some hundred
+megabytes at most.
 """
 
 import io
@@ -24,6 +25,7 @@ from metarun.checks import machine_memory
 MOST_DIRECTORY = 2**24  # bytes of the archive's list of its members
 MOST_PICKLE = 2**25  # bytes of everything that is not a tensor
 MOST_VALUES = 500_000
+MOST_INSTRUCTIONS = 4 * MOST_VALUES
 DEEPEST = 24  # containers within each other
 OPCODES = {
     "PROTO",
@@ -141,7 +143,7 @@ def _opened(file: BinaryIO) -> zipfile.ZipFile:
     end = file.read()
     if len(end) < 22 or end[:4] != b"PK\5\6" or end[20:] != b"\0\0":
         raise DamagedError("it does not end as a zip archive")
-    if struct.unpack("<I", end[12:16])[0] > MOST_DIRECTORY:
+    if max(struct.unpack("<I", end[12:16])[0], _list_size(file, size)) > MOST_DIRECTORY:
         raise UntrustedError("its list of members is too long")
     file.seek(0)
     archive = zipfile.ZipFile(file)
@@ -160,10 +162,33 @@ def _opened(file: BinaryIO) -> zipfile.ZipFile:
     return archive
 
 
+def _list_size(file: BinaryIO, size: int) -> int:
+    """Bytes of the list of members by the larger end record, which counts where there is one.
+
+    torch writes one always. Each reader must look for it at the same place: right before its
+    locator, which is right before the small end record.
+    """
+    file.seek(max(0, size - 22 - 20 - 56))
+    record = file.read()[:-22]
+    if record[-20:-16] != b"PK\6\7":
+        return 0
+    disk, place, disks = struct.unpack("<IQI", record[-16:])
+    if (disk, place, disks) != (0, size - 22 - 20 - 56, 1) or record[:4] != b"PK\6\6":
+        raise DamagedError("it does not end as a zip archive")
+    length: int = struct.unpack("<Q", record[40:48])[0]
+    return length
+
+
 def _check_instructions(data: bytes) -> None:
-    """Refuse a pickle with instructions that `torch.save` does not use for plain content."""
+    """Refuse a pickle with instructions that `torch.save` does not use for plain content.
+
+    Also one with so many that what they make would not fit the limits of `_check_values`: each
+    value takes far more memory than the byte that asks for it.
+    """
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if count >= MOST_INSTRUCTIONS:
+                raise UntrustedError("its values are too many or too deeply nested")
             if opcode.name not in OPCODES:
                 raise UntrustedError(f"its pickle has the instruction {opcode.name}")
             # Unpicklers make room for as many values as the index says.

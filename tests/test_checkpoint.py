@@ -76,6 +76,34 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(
         checkpoint.load_newest(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["best.pt", "best-step-00000004.pt"])
+def test_the_best_checkpoint_serves_where_it_is_the_newest_intact(
+    tmp_path: Path, name: str
+) -> None:
+    save(tmp_path, 2)
+    save(tmp_path, 5)
+    checkpoint.save_best(tmp_path, content(4), top=[4], keep=1)
+    (tmp_path / "best.pt").rename(tmp_path / name)
+
+    def newest() -> int:
+        back = checkpoint.load_newest(tmp_path)
+        assert back is not None
+        return back["step"]
+
+    steps = []
+    for damaged in ("last.pt", "step-00000005.pt", "step-00000002.pt"):
+        steps.append(newest())
+        (tmp_path / damaged).write_bytes(b"")
+    assert [*steps, newest()] == [5, 5, 4, 4]
+    save(tmp_path, 2)
+    (tmp_path / "last.pt").unlink()
+    (tmp_path / name).write_bytes(b"")
+    assert newest() == 2
+    (tmp_path / "step-00000002.pt").unlink()
+    with pytest.raises(CheckpointError, match="none of the checkpoints"):
+        newest()
+
+
 def test_every_flipped_byte_of_the_tensors_is_noticed(tmp_path: Path) -> None:
     path = save(tmp_path, 3)
     data = path.read_bytes()

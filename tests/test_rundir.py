@@ -13,6 +13,7 @@ import pytest
 from metarun import rundir
 from metarun.errors import ConfigError, RunError
 from metarun.files import write_atomically
+from metarun.metrics import read_metrics
 
 CONFIG = {"seed": 0, "trainer": {"steps": 3}}
 
@@ -69,6 +70,8 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) ->
     (tmp_path / "checkpoints").mkdir()
     ours = [tmp_path / ".status.json.123.tmp", tmp_path / "checkpoints" / ".last.pt.4.tmp"]
     others = [tmp_path / "notes.tmp", tmp_path / ".notes.tmp", tmp_path / "checkpoints" / "a.pt"]
+    others.append(tmp_path / "another-run" / ".status.json.123.tmp")  # which may be going on
+    others[-1].parent.mkdir()
     for path in (*ours, *others):
         path.write_text("x")
     (tmp_path / "config.yaml").write_text("seed: 0\ntrainer:\n  steps: 3\n")
@@ -162,3 +165,72 @@ def test_a_disk_without_room_ends_a_run_in_one_message(
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"metarun: File too large: {file}")
     assert rundir.read_status(tmp_path / "run")["status"] == "failed"
+
+
+@pytest.mark.parametrize("name", [*rundir.FILES, *rundir.FOLDERS])
+def test_a_run_writes_to_nothing_outside_its_directory(tmp_path: Path, name: str) -> None:
+    directory, outside = tmp_path / "run", tmp_path / "outside"
+    with opened(directory):
+        pass
+    if name in rundir.FOLDERS:
+        outside.mkdir()
+        (outside / "step-00000001.pt").write_text("precious")
+    else:
+        outside.write_bytes(
+            (directory / name).read_bytes() if (directory / name).exists() else b"precious"
+        )
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).symlink_to(outside)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=rf"{name} is a link: a run writes to files and"):
+            opened(directory).__enter__()
+        with pytest.raises(ConfigError, match=rf"{name} is a link"):
+            rundir.finished_result(directory, CONFIG)
+        assert before == {path: path.read_bytes() for path in before}
+        if name in rundir.FILES:  # now one that leads to nothing
+            before.pop(outside, None)
+            before.pop(directory / name, None)
+            outside.unlink(missing_ok=True)
+    assert name in rundir.FOLDERS or not outside.exists()
+
+
+def test_an_event_file_that_is_a_link_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "tb").mkdir()
+    (tmp_path / "tb" / "events.out.tfevents.1").symlink_to(tmp_path / "precious")
+    with pytest.raises(ConfigError, match=r"events\.out\.tfevents\.1 is a link"):
+        opened(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize("name", rundir.FILES)
+def test_a_pipe_in_a_run_directory_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match=f"{name} is no file: a run writes to"):
+        opened(tmp_path).__enter__()
+    assert rundir.read_json(tmp_path / name) == {}
+    with pytest.raises(OSError, match="it is no regular file"):
+        read_metrics(tmp_path / name)
+
+
+def test_devices_and_endless_files_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="it is no regular file"):
+        read_metrics(tmp_path / "metrics.jsonl")
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 2**40)  # takes no room on the disk
+    with pytest.raises(OSError, match="larger than"):
+        read_metrics(tmp_path / "large")
+    assert rundir.read_json(tmp_path / "large") == {}
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "config.yaml").write_text("a: [" + "1," * 2**17 + "]")
+    monkeypatch.setattr("yaml.parse", None)  # whose parser would take seconds
+    with pytest.raises(ConfigError, match="damaged"):
+        rundir.finished_result(tmp_path, CONFIG)
+
+
+def test_a_run_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(RunError, match=r"run is no folder: choose another hydra\.run\.dir"):
+        opened(tmp_path / "run").__enter__()

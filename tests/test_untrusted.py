@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metarun import checkpoint, rundir
+from metarun import checkpoint, rundir, untrusted
 from metarun.checks import machine_memory
 from metarun.config import EvalConfig, TrainConfig
 from metarun.data.omniglot import characters, shrink
@@ -130,6 +130,18 @@ def test_what_does_not_fit_the_run_is_refused_before_the_next_step(
     refuses(lambda c: c["outer_optimizer"]["param_groups"].clear(), "0 entries instead of 1")
     refuses(lambda c: c.update(scheduler=None), "scheduler is of type NoneType")
     refuses(lambda c: c["scheduler"].update(step=1), "scheduler has not the entries")
+    groups = content["outer_optimizer"]["param_groups"]
+    for name, value in [("betas", (1.0, 1.0)), ("eps", NAN), ("params", [0] * len(state))]:
+        assert type(groups[0][name]) is type(value)
+        refuses(lambda c: c["outer_optimizer"]["param_groups"][0].update({name: value}), name)  # noqa: B023
+    for lr in (-1e-9, 1e18, NAN):
+        refuses(lambda c: c["outer_optimizer"]["param_groups"][0].update(lr=lr), "or less")  # noqa: B023
+        refuses(lambda c: c["scheduler"].update(_last_lr=[lr]), "_last_lr.0 is .* or less")  # noqa: B023
+    for count in (-1.0, NAN):
+        refuses(lambda c: c["outer_optimizer"]["state"][0]["step"].fill_(count), "is no count")  # noqa: B023
+    refuses(lambda c: c["scheduler"].update(T_max=0), "scheduler.T_max is 0 instead of 2000")
+    refuses(lambda c: c["scheduler"].update(base_lrs=[1e18]), r"base_lrs\.0 is 1e\+18 instead")
+    refuses(lambda c: c["scheduler"].update(last_epoch=-2), "last_epoch is no count")
     refuses(lambda c: c["rng"].update(cpu=torch.zeros(7).byte()), "random state")
 
 
@@ -299,6 +311,17 @@ def test_bombs_take_no_memory(file: Path, tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+def test_a_pickle_of_many_small_values_is_refused_before_it_is_loaded(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 10_000
+    monkeypatch.setattr(untrusted, "MOST_INSTRUCTIONS", most)
+    monkeypatch.setattr(untrusted, "_Outline", None)
+    with_pickle(file, lambda body: b"]q\0(" + b"}" * most + b"e.")
+    with pytest.raises(CheckpointError, match="too many or too deeply nested"):
+        checkpoint.load(file)
+
+
 def test_archives_with_tricks_are_refused(whole: dict, tmp_path: Path) -> None:
     path = write(tmp_path / "a.pt", whole)
     data = path.read_bytes()
@@ -317,6 +340,14 @@ def test_archives_with_tricks_are_refused(whole: dict, tmp_path: Path) -> None:
     path.write_bytes(larger)
     with pytest.raises(CheckpointError, match="larger than the file"):
         checkpoint.load(path)
+    assert data[-42:-38] == b"PK\6\7" and data[-98:-94] == b"PK\6\6"
+    long, elsewhere = bytearray(data), bytearray(data)
+    long[-98 + 40 : -98 + 48] = struct.pack("<Q", 2**24 + 1)  # the small record says less
+    elsewhere[-42 + 8 : -42 + 16] = bytes(8)  # where other readers would look
+    for wrong, words in ((long, "list of members is too long"), (elsewhere, "does not end as")):
+        path.write_bytes(wrong)
+        with pytest.raises(CheckpointError, match=words):
+            checkpoint.load(path)
     path.write_bytes(b"")
     os.truncate(path, 2 * machine_memory())  # takes no room on the disk
     with pytest.raises(CheckpointError, match="more than the memory of this machine"):
