@@ -21,6 +21,8 @@ COMMANDS = {
     "completion": "print what makes bash, zsh or fish complete commands",
 }
 
+PATHS = ("ckpt", "hydra.run.dir", "hydra.sweep.dir")
+
 USAGE = """\
 metarun {version}: few-shot meta-learning experiments
 
@@ -100,6 +102,7 @@ def _run(command: str, arguments: list[str]) -> None:
     arguments = _with_ranks(command, arguments)
     arguments = _with_plugins(arguments)
     _check_options(command, arguments)
+    arguments = _options_first(arguments)
     # Without these Hydra prints its own errors and exits with 1 whatever the cause, and
     # CUDA's matrix products are not reproducible. Both are read later than here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -111,6 +114,7 @@ def _run(command: str, arguments: list[str]) -> None:
     if options.multirun and (options.cfg or options.info):
         raise ConfigError("--cfg and --info are for a single run: leave out -m and name one value")
     overrides = options.overrides
+    _refuse_empty_paths(overrides)
     launchers.check_installed(overrides)
     try:
         if "--help" in arguments or "-h" in arguments:
@@ -194,6 +198,37 @@ def _check_options(command: str, arguments: list[str]) -> None:
                 f"there is no option {option!r}{hint}. Settings are written key=value; "
                 f"`metarun {command} --help` lists them"
             )
+
+
+def _options_first(arguments: list[str]) -> list[str]:
+    """The arguments with options before settings: Hydra's parser takes no others."""
+    from hydra._internal.utils import get_args_parser
+
+    actions = {o: action for action in get_args_parser()._actions for o in action.option_strings}
+    options: list[str] = []
+    settings: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        action = actions.get(argument)
+        if not argument.startswith("-"):
+            settings.append(argument)
+            continue
+        options.append(argument)  # with its value, if it is written in one: --cfg=job
+        if action is not None and action.nargs == "?":
+            follows = bool(rest) and action.choices is not None and rest[0] in action.choices
+            options[-1] += f"={rest.pop(0) if follows else action.const}"
+        elif action is not None and action.nargs is None and rest:
+            options.append(rest.pop(0))
+    return [*options, *settings]
+
+
+def _refuse_empty_paths(overrides: list[str]) -> None:
+    """An empty path would mean the current folder."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if key.lstrip("+") in PATHS and equals and not value.strip("'\" "):
+            raise ConfigError(f"{key}= is empty: name a folder, . for the current one")
 
 
 def _unknown_command(command: str) -> str:

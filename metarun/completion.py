@@ -69,7 +69,7 @@ def main(arguments: list[str], commands: dict[str, str]) -> None:
     """
     if "--help" in arguments or "-h" in arguments:
         print(HELP, end="")
-    elif arguments and arguments[0] == "candidates" and len(arguments) >= 3:
+    elif [*arguments[:2], len(arguments)] in _ASKED:
         compose.register_schemas()
         shell, line, *replaced = arguments[1:]
         for candidate in candidates(line, commands):
@@ -254,4 +254,5 @@ def _for_fish(candidate: Candidate, line: str) -> str:
     return f"{candidate.word}\t{candidate.meaning}"
 
 
+_ASKED = (["candidates", "bash", 4], ["candidates", "zsh", 3], ["candidates", "fish", 3])
 _FORMATS: dict[str, Callable[..., str]] = {"bash": _for_bash, "zsh": _for_zsh, "fish": _for_fish}

@@ -114,8 +114,13 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
     if not key or not isinstance(key, str):  # a position in a list has a number for its key
         key = _quoted_key(str(error)) or _merged_key(str(error))
     if key is not None and _is_unknown_key(error, cause):
+        if lacking := _choices_without(key, command, overrides):
+            return ConfigError(
+                f"there is no setting {key!r} with {' and '.join(lacking)}: sweep over options "
+                "that have it, and over the others in a command of their own"
+            )
         known = _known_keys(command, [o for o in overrides if _key_of(o) != key])
-        hint = suggest_key(key, known)
+        hint = suggest_key(key, [k for k in known if k != key])
         return ConfigError(
             f"there is no setting {key!r}{hint}. `metarun {command} --help` lists them all"
         )
@@ -183,6 +188,17 @@ def _merged_key(text: str) -> str | None:
 
 def _key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _choices_without(key: str, command: str, overrides: list[str]) -> list[str]:
+    """Of the options that a sweep takes of the key's group, those that lack it; if some have it."""
+    group = key.partition(".")[0]
+    values = [o.partition("=")[2] for o in overrides if _key_of(o) == group]
+    choices = [f"{group}={option.strip()}" for option in values[-1].split(",")] if values else []
+    if len(choices) < 2:
+        return []
+    lacking = [choice for choice in choices if key not in _known_keys(command, [choice])]
+    return lacking if len(lacking) < len(choices) else []
 
 
 def _known_keys(command: str, overrides: list[str]) -> list[str]:

@@ -61,5 +61,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def printable(message: str) -> str:
-    """A message whose control characters are spelled out: parts of it may come from a file."""
+    """A message whose control characters are spelled out: parts of it may come from a file.
+
+    Line breaks stay, but none that would make the rest look like another message of ours.
+    """
+    message = message.replace("\nmetarun:", "\\nmetarun:")
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from metarun.config import EvalConfig, EvalData, TrainConfig
 from metarun.errors import ConfigError
-from metarun.job import job
+from metarun.job import RECORD, job
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,10 @@ def run(config: EvalConfig, directory: Path) -> float:
                 if stored.exists() or (directory / "config.yaml").exists():
                     raise ConfigError(
                         f"{directory} holds results already: choose another hydra.run.dir"
+                    )
+                if (directory / RECORD).exists():
+                    raise ConfigError(
+                        f"{directory} is the directory of a sweep: choose another hydra.run.dir"
                     )
                 path = find_checkpoint(path)
                 content = checkpoint.load(path)

@@ -28,7 +28,13 @@ examples:
   metarun report outputs/train out=outputs/report
 """
 
-MARK = b"metarun report"  # in the first two kilobytes of a page of ours
+MARKS = {
+    "report.html": b"metarun report",
+    "report.md": b"metarun report",
+    "report.csv": b"score,value,ci95,ci95_over,seeds,",
+    "report_runs.csv": b"directory,status,meta_steps,",
+}
+"""What is near the beginning of each file that is ours."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ def write_report(roots: Sequence[Path], out: Path) -> None:
     from metarun.reporting.page import render
     from metarun.reporting.text import markdown, terminal
 
-    _refuse_foreign(out)
+    if out not in roots or out.is_dir():  # else the runs are wrong, as `gather` will say
+        _refuse_foreign(out)
     report, tables = report_on(roots)
     contents = {"report.html": render(report), "report.md": markdown(report), **tables}
     print(terminal(report))
@@ -107,10 +114,15 @@ def write_report(roots: Sequence[Path], out: Path) -> None:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Never overwrite a report.md that somebody has written by hand."""
+    """Never overwrite a report.md or a table that somebody has written by hand."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out={out} is no folder")
-    pages = [out / name for name in ("report.html", "report.md")]
-    for path in pages:
-        if path.exists() and MARK not in path.read_bytes()[:2048]:
+    for name, mark in MARKS.items():
+        path = out / name
+        if path.exists() and not (path.is_file() and mark in _beginning(path)):
             raise ConfigError(f"{path} is no report of metarun: choose another out=")
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(2**16)

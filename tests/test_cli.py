@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from metarun.cli import _options_first
+from metarun.errors import CheckpointError, explain
 from tests.conftest import Metarun
 
 SHORT = (
@@ -65,6 +67,14 @@ def test_cfg_job_shows_the_config_without_torch(metarun: Metarun, tmp_path: Path
         ("train +foo=1", "no setting 'foo'"),
         ("train +trainer.epochs=1", "no setting 'trainer.epochs'"),
         ("train inner_opt=adam inner_opt.momentum=0.9", "no setting 'inner_opt.momentum'"),
+        (
+            "train -m inner_opt=sgd,adam inner_opt.momentum=0.9",
+            "no setting 'inner_opt.momentum' with inner_opt=adam: sweep over options that have it",
+        ),
+        ("train seed=0,1 -m trainer.stepz=3", "'trainer.stepz' (did you mean trainer.steps?)"),
+        ("train hydra.run.dir=", "hydra.run.dir= is empty: name a folder"),
+        ("train -m seed=0,1 hydra.sweep.dir=''", "hydra.sweep.dir= is empty"),
+        ("eval ckpt=", "ckpt= is empty"),
         ("train trainer.steps=many", "trainer.steps: value 'many' of type 'str'"),
         ("train trainer.steps=0", "trainer.steps=0: must be from 1 to"),
         ("train algo.order=3", "algo.order=3: choose one of 1, 2"),
@@ -108,6 +118,18 @@ def test_a_wrong_command_ends_with_one_clear_message(
     assert done.stderr.startswith("metarun: ") and len(done.stderr.splitlines()) == 1
     assert files(tmp_path) == {}
     assert list(tmp_path.glob("outputs/*/*")) == [], "a directory was left behind"
+
+
+def test_options_may_stand_behind_settings() -> None:
+    ordered = _options_first(["seed=0,1", "-m", "algo=anil", "-p", "algo", "--cfg=job", "x=1"])
+    assert ordered == ["-m", "-p", "algo", "--cfg=job", "seed=0,1", "algo=anil", "x=1"]
+    assert _options_first(["x=1", "--info", "plugins"]) == ["--info=plugins", "x=1"]
+    assert _options_first(["-i", "x=1"]) == ["-i=all", "x=1"]
+
+
+def test_text_from_a_file_cannot_pass_for_a_message_of_its_own() -> None:
+    text, code = explain(CheckpointError("algo.name=x\nmetarun: all is well\n\x1b[31m"))
+    assert code == 1 and text == "algo.name=x\\nmetarun: all is well\n\\x1b[31m"
 
 
 def test_debug_shows_the_traceback(environment: dict[str, str], tmp_path: Path) -> None:
@@ -265,6 +287,16 @@ def test_an_output_directory_that_cannot_be_written(metarun: Metarun, tmp_path: 
     done = metarun("train", *SHORT, "hydra.run.dir=file/run", code=1)
     assert "file/run" in done.stderr and len(done.stderr.splitlines()) == 1
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_an_evaluation_does_not_go_into_the_folder_of_a_sweep(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    done = metarun("eval", "ckpt=run", "hydra.run.dir=sweep", code=2)
+    assert "sweep is the directory of a sweep: choose another hydra.run.dir" in done.stderr
+    assert not (tmp_path / "sweep" / "result.json").exists()
 
 
 def test_checkpoints_that_cannot_be_used(metarun: Metarun, tmp_path: Path) -> None:

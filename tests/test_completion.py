@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from metarun.cli import COMMANDS
-from metarun.completion import SHELLS, candidates
+from metarun.completion import SHELLS, candidates, main
 from metarun.compose import composed, register_schemas
 from metarun.config import SCHEMAS
+from metarun.errors import ConfigError
 from metarun.help import options, settings
 from tests.conftest import Metarun
 
@@ -214,3 +215,6 @@ def test_another_shell_is_refused(metarun: Metarun) -> None:
     done = metarun("completion", code=2)
     assert "one of bash, zsh, fish, e.g. metarun completion bash" in done.stderr
     assert "not 'tcsh'" in metarun("completion", "tcsh", code=2).stderr
+    for arguments in (["candidates", "ksh", "x"], ["candidates", "bash", "x"]):
+        with pytest.raises(ConfigError, match="completion is for one of bash, zsh, fish"):
+            main(arguments, COMMANDS)

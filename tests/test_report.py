@@ -17,8 +17,10 @@ from scipy import stats
 from selenium.webdriver.common.by import By
 
 from metarun.compose import composed, register_schemas
+from metarun.errors import ConfigError
+from metarun.report import write_report
 from metarun.reporting.gather import gather
-from metarun.reporting.groups import differing, short_names
+from metarun.reporting.groups import as_text, differing, short_names
 from tests.browser import browser, set_width
 from tests.conftest import Metarun
 from tests.test_cli import SHORT
@@ -182,6 +184,70 @@ def test_runs_without_a_result_are_listed_with_the_reason(
     assert (tmp_path / "s" / "report.html").exists()
 
 
+def test_runs_below_a_folder_with_records_are_found(make: Callable[..., Path]) -> None:
+    run = make("sweep/a")
+    make("sweep/a/more/b", seed=1)
+    make("sweep/a/checkpoints/c", seed=2)
+    sweep = run.parent
+    (sweep / "result.json").write_text('{"ckpt": "x", "test": {}}')
+    refused = {"bad": {"status": "failed", "error": "ConfigError: task.shot=0"}}
+    (sweep / "sweep.json").write_text(json.dumps({"runs": refused}))
+    found = gather([sweep])
+    assert [run.directory.name for run in found.runs] == ["a", "b"]
+    assert [path.name for path, _ in found.refused] == ["bad"]
+    assert found.skipped == [(sweep, "an evaluation, not a training run")]
+
+
+def test_huge_but_finite_figures_are_reported(
+    make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        make(f"runs/a{seed}", seed=seed, value=1.1e19, score="mse", settings={"inner_opt.lr": 0.3})
+        make(f"runs/b{seed}", seed=seed, value=1.7e308, score="mse")
+    make("runs/c0", value=1.7e308, score="mse", settings={"inner_opt.lr": 0.7})
+    make("runs/c1", seed=1, value=-1.7e308, score="mse", settings={"inner_opt.lr": 0.7})
+    fast = make("runs/d", value=0.5, score="mse", settings={"inner_opt.lr": 0.9})
+    runs, log = fast.parent, fast / "metrics.jsonl"
+    log.write_text(log.read_text().replace("160.0", "1.7e308").replace("100.0", "1.7e308"))
+    write_report([runs], runs)
+    assert "7 runs: 7 completed" in capsys.readouterr().out
+    lines = lines_of(runs / "report.csv")
+    values = {line["inner_opt.lr"]: float(line["value"]) for line in lines}
+    assert sorted(values.values()) == pytest.approx([0.0, 0.5, 1.1e19, 1.7e308])
+
+
+def test_tables_of_others_are_not_overwritten_and_ours_are(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = make("run")
+    for name in ("report.csv", "report_runs.csv", "report.html", "report.md"):
+        own = tmp_path / f"for_{name}"
+        own.mkdir()
+        (own / name).write_text("a,b\n")
+        with pytest.raises(ConfigError, match=f"{name} is no report of metarun"):
+            write_report([run], own)
+        assert [path.name for path in own.iterdir()] == [name]
+        assert (own / name).read_text() == "a,b\n"
+    write_report([run], tmp_path / "report")
+    write_report([run], tmp_path / "report")
+
+
+def test_a_table_holds_no_formula(make: Callable[..., Path], tmp_path: Path) -> None:
+    for seed, name in enumerate(("=1+1", "@sum", "-x", "+y")):
+        make(f"runs/{seed}", seed=seed, settings={"inner_opt.name": name, "inner_opt.lr": -0.5})
+    make("runs/bad", status="failed", error="=cmd")
+    write_report([tmp_path / "runs"], tmp_path)
+    names = {line["inner_opt.name"] for line in lines_of(tmp_path / "report.csv")}
+    assert names == {"'=1+1", "'@sum", "'-x", "'+y"}
+    lines = lines_of(tmp_path / "report_runs.csv")
+    assert {line["inner_opt.lr"] for line in lines} >= {"-0.5"}, "a number stays one"
+    assert "'=cmd" in {line["error"] for line in lines}
+
+
+def test_a_list_is_shown_as_one_types_it() -> None:
+    assert as_text(["*"]) == "[*]" and as_text(["head.*", 0.1, True]) == "[head.*, 0.1, true]"
+
+
 DAMAGE: dict[str, tuple[str, bytes | None, str]] = {
     "no_result": ("result.json", None, "result.json is missing or damaged"),
     "half_result": ("result.json", b'{"test": {"accu', "result.json is damaged"),
@@ -334,6 +400,7 @@ def test_settings_that_differ_are_shown_and_no_others() -> None:
         ("report . out=", "out= is empty"),
         ("report .", "there are no runs of metarun in ."),
         ("report . out=file", "out=file is no folder"),
+        ("report file", "file is no directory: give run directories"),
     ],
 )
 def test_a_wrong_command_ends_with_one_clear_message(

@@ -19,11 +19,12 @@ from metarun.config import SCHEMAS, flat
 from metarun.errors import ConfigError
 from metarun.metrics import read_metrics
 
-LIMIT = 2**63  # of numbers: larger ones are no setting and no figure
+LIMIT = 2**63  # of settings and costs; a loss that diverges may be larger
 LARGEST = 2**26  # bytes of a file that is read whole
 LARGEST_CONFIG = 2**17  # bytes; real ones have three thousand, and the parser takes its time
 SWEEP = "sweep.json"
 RECORDS = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
+OWN_FOLDERS = ("checkpoints", "tb", "wandb")  # of a run: no other run is in there
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,9 @@ def gather(roots: Sequence[Path]) -> Gathered:
                 f"{root} {what}: give run directories, sweep directories or folders of them"
             )
         for folder, is_run in _candidates(root, found.skipped):
-            if (resolved := folder.resolve()) in seen:
+            if (which := (folder.resolve(), is_run)) in seen:
                 continue
-            seen.add(resolved)
+            seen.add(which)
             try:
                 if is_run:
                     found.runs.append(read_run(folder))
@@ -169,9 +170,9 @@ def _candidates(root: Path, skipped: list[tuple[Path, str]]) -> Iterator[tuple[P
     for name, folders, files in os.walk(root, onerror=unreadable):
         folders.sort()
         if any(record in files for record in RECORDS):
-            folders.clear()
+            folders[:] = [folder for folder in folders if folder not in OWN_FOLDERS]
             yield Path(name), True
-        elif SWEEP in files:
+        if SWEEP in files:
             yield Path(name), False
 
 
@@ -242,13 +243,13 @@ def _test(path: Path) -> Figures:
             score=score,
             value=_number(test[score]),
             ci95=None if ci95 is None else _number(ci95),
-            episodes=int(_number(test["episodes"])),
+            episodes=int(_bounded(test["episodes"])),
             scores=[_number_or_nan(value) for value in test[f"{score}_per_inner_step"]],
             losses=[_number_or_nan(value) for value in test["loss_per_inner_step"]],
             validation=_number(result["best"]["score"]),
             device=clean(str(result["device"])),
-            train_seconds=_number(result["train_seconds"]),
-            peak_memory_gib=_number(result["peak_memory_gib"]),
+            train_seconds=_bounded(result["train_seconds"]),
+            peak_memory_gib=_bounded(result["peak_memory_gib"]),
         )
     except KeyError as error:
         raise ValueError(f"result.json lacks {error}") from error
@@ -257,9 +258,18 @@ def _test(path: Path) -> Figures:
 
 
 def _number(value: Any) -> float:
-    number = float(value) if type(value) in (int, float) and abs(value) < LIMIT else math.nan
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{clean(repr(value))[:50]} is no finite number")
+    return number
+
+
+def _bounded(value: Any) -> float:
+    if abs(number := _number(value)) >= LIMIT:
+        raise ValueError(f"{clean(repr(value))[:50]} is beyond all bounds")
     return number
 
 

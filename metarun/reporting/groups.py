@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from metarun.config import NEUTRAL_KEYS
 from metarun.metrics import ELAPSED
-from metarun.reporting.gather import Figures, Run
+from metarun.reporting.gather import LIMIT, Figures, Run
 
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
 SAME_TASK = ("data.", "task.")
@@ -49,7 +49,7 @@ class Group:
     @property
     def value(self) -> float:
         """Mean test score over seeds."""
-        return fmean(figures.value for figures in self.figures)
+        return mean(figures.value for figures in self.figures)
 
     @property
     def ci95(self) -> float | None:
@@ -68,12 +68,12 @@ class Group:
     @property
     def validation(self) -> float:
         """Mean over seeds of the best validation score."""
-        return fmean(figures.validation for figures in self.figures)
+        return mean(figures.validation for figures in self.figures)
 
     @property
     def seconds(self) -> float:
         """Mean duration of training with its validations."""
-        return fmean(figures.train_seconds for figures in self.figures)
+        return mean(figures.train_seconds for figures in self.figures)
 
     @property
     def memory_gib(self) -> float:
@@ -90,7 +90,7 @@ class Group:
         """Meta-steps a second while training: the median over log lines, mean over seeds."""
         batch = self.settings["trainer.meta_batch"]
         speeds = [list(_column(run, "time/tasks_per_s").values()) for run in self.runs]
-        return fmean(median(s) / batch for s in speeds if s) if any(speeds) else None
+        return mean(median(s) / batch for s in speeds if s) if any(speeds) else None
 
     def curve(self, tag: str) -> dict[int, list[float]]:
         """Meta-step -> the values of a tag in each run; steps that all runs have."""
@@ -103,11 +103,11 @@ class Group:
             {
                 r["step"]: r[ELAPSED]
                 for r in run.records
-                if tag in r and isinstance(r.get(ELAPSED), float)
+                if tag in r and isinstance(r.get(ELAPSED), float) and abs(r[ELAPSED]) < LIMIT
             }
             for run in self.runs
         ]
-        return {step: fmean(values) for step, values in _shared(columns).items()}
+        return {step: mean(values) for step, values in _shared(columns).items()}
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,20 @@ class Board:
 
 def confidence95(values: Sequence[float]) -> float:
     """Half-width of the 95 % confidence interval (Student's t) of the mean of >= 2 values."""
-    return float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
+    try:
+        spread = stdev(values)
+    except OverflowError:
+        spread = math.inf
+    return float(stdtrit(len(values) - 1, 0.975)) * spread / math.sqrt(len(values))
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of one value or more, also where their sum is too large for a float."""
+    listed = list(values)
+    try:
+        return fmean(listed)
+    except OverflowError:
+        return math.fsum(value / len(listed) for value in listed)
 
 
 def boards(runs: Iterable[Run]) -> tuple[list[Board], list[str]]:
@@ -213,6 +226,8 @@ def as_text(value: Any) -> str:
         return value
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_text, value))}]"
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -260,11 +275,11 @@ def _shared(columns: Sequence[dict[int, float]]) -> dict[int, list[float]]:
 
 
 def _column(run: Run, tag: str) -> dict[int, float]:
-    """Meta-step -> value of a tag, where there is a finite one."""
-    found = {}
+    """Meta-step -> value of a tag, where there is a finite one; a time within bounds."""
+    found, largest = {}, LIMIT if tag.startswith("time/") else math.inf
     for record in run.records:
         value = record.get(tag)
-        if isinstance(value, float) and math.isfinite(value):
+        if isinstance(value, float) and abs(value) < largest:
             found[record["step"]] = value
     return found
 

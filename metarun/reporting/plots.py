@@ -4,7 +4,6 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -12,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from metarun.reporting.groups import Board, Group, confidence95
+from metarun.reporting.groups import Board, Group, confidence95, mean
 from metarun.reporting.table import duration
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without the pale yellow.
@@ -22,6 +21,7 @@ MARKERS = "osD^vP*"
 TOP = 7  # groups in colour
 GREY = "#BBBBBB"
 POINTS = 300  # of a line
+DRAWABLE = 1e100  # larger values are left out of lines: Matplotlib overflows
 SETTINGS: Any = {
     "font.size": 10,
     "axes.axisbelow": True,
@@ -236,9 +236,13 @@ def _draw(axes: Axes, line: Line, style: Style | None) -> None:
 
 
 def _over_seeds(group: Group, x: list[float], columns: Sequence[Sequence[float]]) -> Line:
-    mean = [fmean(values) for values in columns]
+    means = [mean(values) for values in columns]
     spread = [confidence95(values) for values in columns] if len(group.runs) > 1 else None
-    return Line(group, x, mean, spread)
+    return Line(group, _drawable(x), _drawable(means), spread and _drawable(spread))
+
+
+def _drawable(values: Sequence[float]) -> list[float]:
+    return [value if abs(value) < DRAWABLE else math.nan for value in values]
 
 
 def _limit(axes: Axes, lines: Sequence[Line], is_accuracy: bool) -> None:
