@@ -72,7 +72,8 @@ def search(sweep: Sweep, given: Sequence[Override], settings: Mapping[str, Any])
         repair(sweep.directory / JOURNAL)
         study = _study(sweep, settings, {"space": _shown(space), "fixed": _lasting(fixed)})
         jobs = _run_trials(study, sweep, settings, fixed, space)
-        sweep.refuse_if_nothing_can_start()
+        if jobs:
+            sweep.refuse_if_nothing_can_start()
         failures = sweep.summarise()
         if failures:
             log.warning("%s", failures)

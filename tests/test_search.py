@@ -100,6 +100,8 @@ def test_a_search_goes_on_when_its_first_trial_is_wrong(
 def test_a_search_of_wrong_settings_leaves_the_directory_to_right_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a wrong value"):
         search_in(tmp_path, *SPACE, "task.shot=0", score=lambda overrides: None)
+    with pytest.raises(RunError, match="no trial came to an end"):  # all have been tried
+        search_in(tmp_path, *SPACE, "task.shot=0", score=lambda overrides: None)
     assert len(search_in(tmp_path, *SPACE, "task.shot=1").launched) == 2
 
 
