@@ -33,6 +33,9 @@ NAME_LENGTH = 120  # of a run directory's name; file systems allow 255 bytes
 IN_BASE = ("algo", "data", "seed")
 """Settings that conf/train.yaml has in `hydra.sweep.subdir`, whether they vary or not."""
 
+TRACES = ("status.json", "checkpoints", "metrics.jsonl")
+"""What a run leaves once it has started; a launch by itself leaves `config.yaml` only."""
+
 
 @dataclass
 class Job:
@@ -100,6 +103,11 @@ class Sweep:
         named_by = [key for key in self._varying if key not in IN_BASE]
         name = base if self._named else run_name(base, cfg, overrides, named_by)
         job = Job(list(overrides), self.directory / name, None)
+        if not job.directory.is_relative_to(self.directory):
+            raise ConfigError(
+                f"hydra.sweep.subdir={base}: must be a path within hydra.sweep.dir, "
+                f"{self.directory}"
+            )
         try:
             task = copy.deepcopy(cfg)
             with open_dict(task):
@@ -108,7 +116,7 @@ class Sweep:
             if isinstance(config, TrainConfig):
                 job.config = asdict(config)
                 job.outcome = _recalled(job)
-        except (ConfigError, RunError) as error:
+        except (ConfigError, RunError, OSError) as error:
             job.outcome = Outcome("failed", error=describe(error))
         other = self.jobs.setdefault(job.directory, job)
         if other is not job and (other.config is None or other.config != job.config):
@@ -143,7 +151,12 @@ class Sweep:
             if job.config is not None:
                 # The run refuses another config than this, and that is the check that its
                 # machine composes what was launched here.
-                write_text(job.directory / "config.yaml", OmegaConf.to_yaml(job.config))
+                try:
+                    write_text(job.directory / "config.yaml", OmegaConf.to_yaml(job.config))
+                except OSError as error:
+                    reason = f"cannot write to {job.directory}: {error.strerror}"
+                    job.outcome = Outcome("failed", error=reason)
+        waiting = [job for job in waiting if job.outcome is None]
         self._record()
         if not waiting:
             return
@@ -201,15 +214,27 @@ class Sweep:
         return to_go_on("hydra.sweep.dir", self.directory)
 
     def _record(self) -> None:
-        runs = {
-            job.directory.name: {
+        own = {
+            str(job.directory.relative_to(self.directory)): {
                 "overrides": job.overrides,
                 **(asdict(job.outcome) if job.outcome else {"status": "launched"}),
             }
             for job in self.jobs.values()
         }
-        record = {"argv": sys.argv, "code": self._code, "runs": runs}
+        record = {"argv": sys.argv, "code": self._code, "runs": {**self._earlier(), **own}}
         write_json(self.directory / RECORD, record)
+
+    def _earlier(self) -> dict[str, Any]:
+        """What earlier calls have recorded: of the runs that are there, and of the failed ones."""
+        from metarun.rundir import read_json  # here, because it imports torch
+
+        runs = read_json(self.directory / RECORD).get("runs")
+        return {
+            name: entry
+            for name, entry in (runs.items() if isinstance(runs, dict) else ())
+            if isinstance(entry, dict)
+            and (entry.get("status") == "failed" or (self.directory / name).is_dir())
+        }
 
 
 def run_name(base: str, cfg: DictConfig, overrides: Sequence[str], varying: Sequence[str]) -> str:
@@ -249,13 +274,15 @@ def _recalled(job: Job) -> Outcome | None:
     Raises:
         ConfigError: its directory holds a run of another config.
     """
-    from metarun import rundir  # here, because it imports torch
+    from metarun import results, rundir  # here, because they import torch
 
     assert job.config is not None
-    if not rundir.read_status(job.directory):
+    if not any((job.directory / name).exists() for name in TRACES):
         return None  # never started, whatever an earlier launch has put there
     result = rundir.finished_result(job.directory, job.config)
-    return Outcome("recalled", float(result["best"]["score"])) if result else None
+    if result is None or not results.is_whole(result):  # the run will test again
+        return None
+    return Outcome("recalled", float(result["best"]["score"]))
 
 
 def _outcome(returned: Any) -> Outcome:

@@ -88,6 +88,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
                     folder,
                     lambda c: metrics.complete(logged, plain["trainer"], c["step"], c["last_eval"]),
                 )
+                if content is not None:
+                    _check_resumed(content["config"], plain, folder)
         content = ranks.of_first(content)
         if content is None:
             state = training_state.fresh(setup)
@@ -124,4 +126,15 @@ def _check_same(config: dict[str, Any], first: dict[str, Any]) -> None:
             raise ConfigError(
                 f"started with {key}={own.get(key)}, but rank 0 with {key}={wanted.get(key)}: give "
                 "all processes of a run the same command"
+            )
+
+
+def _check_resumed(stored: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint of another config: config.yaml is not the only file that can be lost."""
+    there, here = flat(stored), flat(config)
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key) and key not in NEUTRAL_KEYS:
+            raise ConfigError(
+                f"the checkpoints in {folder} are of another config ({key}: {there.get(key)} "
+                f"there, {here.get(key)} here): choose another hydra.run.dir"
             )

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from metarun import job
+from metarun import job, train
 from metarun.compose import register_schemas
-from metarun.sweep import NAME_LENGTH, run_name
+from metarun.errors import ConfigError
+from metarun.sweep import NAME_LENGTH, Job, _recalled, run_name
 from tests.conftest import Metarun
 from tests.test_cli import SHORT, files
 
@@ -141,3 +142,54 @@ def test_other_code_than_was_launched_is_noticed(
     record.write_text(json.dumps({"code": {"version": "0.0.1", "git": None}}))
     assert job._code_differs(tmp_path)
     assert "other code than was launched" in caplog.text
+
+
+def test_a_directory_with_traces_of_another_run_is_refused(tmp_path: Path) -> None:
+    planned = Job([], tmp_path, {"seed": 1, "outer_opt": {"lr": 0.05}})
+    config = tmp_path / "config.yaml"
+    config.write_text("seed: 1\nouter_opt:\n  lr: 0.001\n")
+    assert _recalled(planned) is None, "launched but never started: nothing is lost"
+    for trace in ("status.json", "metrics.jsonl"):
+        (tmp_path / trace).write_text("")  # as a power cut leaves it
+        with pytest.raises(ConfigError, match=r"outer_opt\.lr: 0.001 there, 0.05 here"):
+            _recalled(planned)
+        (tmp_path / trace).unlink()
+    config.unlink()
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match="not a run of ours"):
+        _recalled(planned)
+
+
+def test_a_run_whose_result_is_damaged_is_not_recalled(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "status.json").write_text('{"status": "completed"}')
+    (tmp_path / "result.json").write_text('{"test": {}, "best": null, "steps": 20}')
+    assert _recalled(Job([], tmp_path, {"seed": 1})) is None
+
+
+def test_checkpoints_of_another_config_are_refused() -> None:
+    here = {"outer_opt": {"lr": 0.05}, "data": {"root": "a"}}
+    train._check_resumed({"outer_opt": {"lr": 0.05}, "data": {"root": "b"}}, here, Path("r"))
+    with pytest.raises(ConfigError, match=r"another config .outer_opt\.lr: 5 there, 0.05 here"):
+        train._check_resumed({"outer_opt": {"lr": 5}, "data": {"root": "a"}}, here, Path("r"))
+
+
+def test_a_directory_that_cannot_be_used_stops_no_other_run(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    (folder / "maml-sinusoid-s0").write_text("in the way")
+    earlier = {"status": "failed", "error": "of an earlier call"}
+    (folder / "sweep.json").write_text(json.dumps({"runs": {"old": earlier, "gone": {}}}))
+    done = metarun("train", "-m", *SHORT, "seed=0,1", "hydra.sweep.dir=sweep", code=1)
+    assert "2 runs: 1 completed, 0 recalled, 1 failed" in done.stdout
+    assert "sweep/maml-sinusoid-s0 (seed=0): cannot write to" in done.stderr
+    runs = json.loads((folder / "sweep.json").read_text())["runs"]
+    assert runs.pop("old") == earlier
+    assert {name: run["status"] for name, run in runs.items()} == {
+        "maml-sinusoid-s0": "failed", "maml-sinusoid-s1": "completed",
+    }  # fmt: skip
+    outside = f"hydra.sweep.subdir={tmp_path}/x-${{seed}}"
+    refused = metarun("train", "-m", *SHORT, "seed=0,1", outside, "hydra.sweep.dir=sweep", code=2)
+    assert "must be a path within hydra.sweep.dir" in refused.stderr

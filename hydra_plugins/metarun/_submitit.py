@@ -72,10 +72,10 @@ class _Launcher(submitit_launcher.BaseSubmititLauncher):  # type: ignore[misc]
             )
             executor.update_parameters(**given)
             return list(executor.map_array(self, *zip(*arguments, strict=True)))
-        except submitit.core.utils.FailedSubmissionError as error:
-            reason = str(error).strip().splitlines()[-1]
+        except RuntimeError as error:  # there is no cluster, or it says no
+            reason = next(reversed(str(error).strip().splitlines()), "no reason given")
             raise RunError(f"the jobs cannot be submitted: {reason}") from error
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise ConfigError(f"hydra.launcher: {error}") from error
 
     def _result(self, job: Any) -> JobReturn:
