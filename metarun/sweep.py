@@ -143,7 +143,7 @@ class Sweep:
 
         Raises:
             KeyboardInterrupt: says how to go on.
-            RunError: the launcher could not do its work.
+            RunError: the launcher refuses the jobs.
         """
         waiting = list({job.directory: job for job in jobs if job.outcome is None}.values())
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -173,10 +173,9 @@ class Sweep:
             raise KeyboardInterrupt(f"{interrupt or 'interrupted'}\n{self._to_go_on()}") from None
         except (ConfigError, RunError):
             raise
-        except Exception as error:  # a launcher's: its workers died, its queue refused
-            raise RunError(
-                f"the launcher gave up: {describe(error)}\n{self._to_go_on()}"
-            ) from error
+        except Exception as error:  # a launcher's: joblib ends all workers when one has died
+            for job in waiting:
+                job.outcome = _left_behind(job, f"the launcher gave up: {describe(error)}")
         finally:
             self._record()
 
@@ -283,6 +282,15 @@ def _recalled(job: Job) -> Outcome | None:
     if result is None or not results.is_whole(result):  # the run will test again
         return None
     return Outcome("recalled", float(result["best"]["score"]))
+
+
+def _left_behind(job: Job, reason: str) -> Outcome:
+    """The outcome of a run whose launcher has not told it."""
+    try:
+        done = None if job.config is None else _recalled(job)
+    except (ConfigError, RunError):
+        done = None
+    return Outcome("completed", done.score) if done else Outcome("failed", error=reason)
 
 
 def _outcome(returned: Any) -> Outcome:

@@ -103,9 +103,8 @@ def test_a_deleted_working_directory_is_named(environment: dict[str, str], tmp_p
     gone = tmp_path / "gone"
     gone.mkdir()
     command = f"cd {gone} && rmdir {gone} && exec {sys.executable} -m metarun train trainer.steps=1"
-    env = environment | {
-        "PYTHONPATH": os.pathsep.join([str(REPO), environment.get("PYTHONPATH", "")])
-    }
+    paths = [str(REPO), *filter(None, [environment.get("PYTHONPATH")])]
+    env = environment | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert done.stderr == "metarun: the current folder was deleted: cd to one that exists\n"

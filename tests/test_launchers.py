@@ -85,6 +85,43 @@ def test_joblib_runs_what_the_local_launcher_runs(metarun: Metarun, tmp_path: Pa
     assert_same_bits(tmp_path / "sweep" / "maml-sinusoid-s0_inner_opt.lr-0.02", tmp_path / "alone")
 
 
+DEADLY = """
+import os, signal, time
+from dataclasses import dataclass
+from pathlib import Path
+from metarun.backbones.mlp import MLP
+from metarun.components import register
+
+@dataclass
+class DeadlyConfig:
+    name: str = "deadly"
+    deadly: bool = False
+
+def build(shape, outputs, deadly):
+    while deadly:
+        time.sleep(0.01)
+        if any('"completed"' in path.read_text() for path in Path("sweep").glob("*/status.json")):
+            os.kill(os.getpid(), signal.SIGKILL)
+    return MLP(shape, outputs)
+
+register("backbone", "deadly", DeadlyConfig, build)
+"""
+
+
+def test_a_dead_worker_of_joblib_leaves_no_run_unmentioned(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    (tmp_path / "nets.py").write_text(DEADLY)
+    short = [argument for argument in SHORT if argument != "backbone=mlp"]
+    done = metarun(
+        "train", "-m", *short, "+plugins=[nets]", "backbone=deadly", "backbone.deadly=true,false",
+        "hydra/launcher=joblib", "hydra.sweep.dir=sweep", code=1,
+    )  # fmt: skip
+    assert "2 runs: 1 completed, 0 recalled, 1 failed" in done.stdout
+    assert "(backbone.deadly=True): the launcher gave up: TerminatedWorkerError" in done.stderr
+    assert "to go on: metarun train" in done.stderr
+
+
 def test_preempted_runs_are_requeued_and_killed_ones_reported(
     metarun: Metarun, tmp_path: Path, environment: dict[str, str]
 ) -> None:
