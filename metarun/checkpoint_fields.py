@@ -24,7 +24,7 @@ def check_fields(content: Mapping[str, Any]) -> None:
     optimizer, recent = content.get("outer_optimizer"), content.get("recent")
     right = {
         "version": is_count(content.get("version")),
-        "config": isinstance(content.get("config"), dict),
+        "config": isinstance(content.get("config"), dict) and _is_plain(content["config"]),
         "step": is_count(step),
         "meta": _is_parameters(content.get("meta")),
         "outer_optimizer": isinstance(optimizer, dict)
@@ -54,6 +54,15 @@ def is_count(value: Any, most: Any = 2**62) -> bool:
 def is_random_state(value: Any) -> bool:
     """Whether a value has the form of torch's random states."""
     return isinstance(value, Tensor) and value.dtype is torch.uint8 and value.dim() == 1
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a setting, or a tree of them: YAML could hold it."""
+    if isinstance(value, dict):
+        return all(type(key) is str and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(_is_plain(item) for item in value)
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _is_list(value: Any, fine: Any) -> bool:

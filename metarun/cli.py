@@ -113,6 +113,8 @@ def _run(command: str, arguments: list[str]) -> None:
     options = get_args_parser().parse_args(arguments)
     if options.multirun and (options.cfg or options.info):
         raise ConfigError("--cfg and --info are for a single run: leave out -m and name one value")
+    if options.resolve and not (options.cfg or options.help):
+        raise ConfigError("--resolve goes with --cfg job: it prints the config with its values")
     overrides = options.overrides
     _refuse_empty_paths(overrides)
     launchers.check_installed(overrides)
@@ -130,7 +132,8 @@ def _run(command: str, arguments: list[str]) -> None:
     except Exception as error:  # Hydra leaves some mistakes to whatever they provoke in there
         if not compose.was_composing(error):
             raise
-        raise ConfigError(f"this command cannot be read: {compose.first_line(error)}") from error
+        reason = compose.first_line(error) if str(error) else "look at its settings of hydra"
+        raise ConfigError(f"this command cannot be read: {reason}") from error
 
 
 def _with_ranks(command: str, arguments: list[str]) -> list[str]:

@@ -59,8 +59,11 @@ def to_config(cfg: DictConfig) -> Any:
         raise ConfigError(first_line(error)) from error
     _refuse_extra_keys(cfg, config)
     for part in fields(config):
-        if is_dataclass(component := getattr(config, part.name)):
+        component = getattr(config, part.name)
+        if is_dataclass(component):
             check_types(part.name, component)
+        elif is_dataclass(part.default_factory):
+            raise ConfigError(f"{part.name}={component}: it is a group of settings, no value")
     if isinstance(config, TrainConfig):
         _check_components(config)
     return config

@@ -31,6 +31,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return printable(str(error)), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted", 130
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename} is no folder", 1
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1
     if _is_out_of_memory(error):

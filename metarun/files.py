@@ -2,14 +2,19 @@
 
 import contextlib
 import errno
+import fcntl
 import json
+import logging
 import math
 import os
 import re
+import socket
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+log = logging.getLogger(__name__)
 
 
 def write_atomically(
@@ -71,6 +76,40 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
         if status.st_size > most_bytes:
             raise IrregularError(errno.EFBIG, f"larger than {most_bytes} bytes", str(path))
         return file.read(most_bytes)
+
+
+class LockedError(OSError):
+    """Another process holds the lock; the message says which, if it has had the time to."""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock that the system drops when the process ends, however it ends.
+
+    The file says who holds it. Where there are no locks, there is a warning and no lock.
+
+    Raises:
+        LockedError: another process holds it.
+        OSError: the file cannot be opened.
+    """
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 1000).decode(errors="replace").strip()
+            raise LockedError(holder or "it is just starting") from None
+        except OSError as error:
+            log.warning(
+                "%s is on a file system without locks (%s): see to it that no second process "
+                "runs in it", path.parent, error.strerror,
+            )  # fmt: skip
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name, too
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_half_written(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """The run directory: one run, its config, its status; resumed, never shared, never mixed."""
 
 import contextlib
-import fcntl
 import io
 import json
 import logging
@@ -28,6 +27,8 @@ from metarun.config import NEUTRAL_KEYS, flat
 from metarun.errors import ConfigError, RunError
 from metarun.files import (
     IrregularError,
+    LockedError,
+    locked,
     read_regular,
     remove_half_written,
     write_json,
@@ -209,35 +210,21 @@ def _check_yaml(text: str) -> None:
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """An exclusive lock that the system drops when the process ends, however it ends."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _check_entries(directory)
-        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
-        descriptor = os.open(directory / ".lock", flags, 0o644)
-    except FileExistsError as error:
-        raise RunError(f"{directory} is no folder: choose another hydra.run.dir") from error
-    except OSError as error:
-        raise RunError(f"cannot write to {directory}: {error.strerror}") from error
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 1000).decode(errors="replace").strip()
+            directory.mkdir(parents=True, exist_ok=True)
+            _check_entries(directory)
+            held.enter_context(locked(directory / ".lock"))
+        except LockedError as error:
             raise RunError(
-                f"another process is running in {directory} ({holder or 'it is just starting'}): "
-                "wait for it, or end it, or choose another hydra.run.dir"
+                f"another process is running in {directory} ({error}): wait for it, or end it, or "
+                "choose another hydra.run.dir"
             ) from error
+        except FileExistsError as error:
+            raise RunError(f"{directory} is no folder: choose another hydra.run.dir") from error
         except OSError as error:
-            log.warning(
-                "%s is on a file system without locks (%s): see to it that no second process "
-                "runs in it", directory, error.strerror,
-            )  # fmt: skip
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name, too
-            os.truncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            raise RunError(f"cannot write to {directory}: {error.strerror}") from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _write_provenance(directory: Path, device: str, ranks: int) -> None:

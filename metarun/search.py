@@ -5,7 +5,6 @@ command goes on with it: runs that were cut off are finished, then come new ones
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -31,7 +30,7 @@ from metarun.algos.base import OBJECTIVES
 from metarun.checks import at_least, one_of
 from metarun.config import NEUTRAL_KEYS
 from metarun.errors import ConfigError, RunError
-from metarun.files import write_text
+from metarun.files import LockedError, locked, write_text
 from metarun.rundir import read_json
 from metarun.sweep import Job, Sweep
 
@@ -135,23 +134,15 @@ def distribution(override: Override) -> BaseDistribution:
 def _locked(directory: Path) -> Iterator[None]:
     """Keep a second search out: it would take our running trials for cut off."""
     directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            held.enter_context(locked(directory / LOCK))
+        except LockedError as error:
             raise RunError(
-                f"another process is searching in {directory}: wait for it, or end it, or choose "
-                "another hydra.sweep.dir"
-            ) from None
-        except OSError as error:
-            log.warning(
-                "%s is on a file system without locks (%s): see to it that no second search "
-                "goes on in it", directory, error.strerror,
-            )  # fmt: skip
+                f"another process is searching in {directory} ({error}): wait for it, or end it, "
+                "or choose another hydra.sweep.dir"
+            ) from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 def repair(journal: Path) -> None:

@@ -196,9 +196,10 @@ class Sweep:
         other = [job.directory.name for job, outcome in ended if outcome.other_code]
         if other:
             print(f"{len(other)} runs used other code than was launched: {', '.join(other)}")
+        runs = "run" if len(ended) == 1 else "runs"
         print(
-            f"\n{len(ended)} runs: {counts['completed']} completed, {counts['recalled']} recalled, "
-            f"{len(bad)} failed; sweep directory {self.directory}"
+            f"\n{len(ended)} {runs}: {counts['completed']} completed, "
+            f"{counts['recalled']} recalled, {len(bad)} failed; sweep directory {self.directory}"
         )
         lines = [f"  {job.directory}{self._values(job)}: {o.error}" for job, o in bad]
         return "\n".join([f"{len(bad)} of {len(ended)} runs failed:", *lines]) if bad else ""

@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def main() -> int:
     options = parser.parse_args()
     kinds = options.what or list(KINDS)
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "Duplicate name")  # a member twice is one of the tricks
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the summary comes all the same
     start = time.monotonic()
     fuzz = Fuzz(options.seed, options.only)
@@ -235,6 +237,8 @@ class Fuzz:
             leave(code)
         if code == 130:
             raise KeyboardInterrupt
+        if code:
+            raise RuntimeError(f"the fuzzer itself failed among the {kind}")
         self.clear()
 
     def _one(

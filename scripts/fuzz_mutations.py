@@ -86,7 +86,7 @@ def change(rng: Rng, tree: Any) -> None:
     if action == 0:
         del holder[key]
     elif action == 1 and isinstance(holder, dict):
-        holder[rng.choice(("extra", "_target_", 3, "__class__", "../x"))] = rng.choice(NASTY)
+        holder[rng.choice(("extra", "_target_", 3, "__class__", "../x"))] = _nasty(rng)
     elif action == 2:
         other, other_key = rng.choice(places)
         holder[key] = copy.deepcopy(other[other_key])
@@ -94,14 +94,20 @@ def change(rng: Rng, tree: Any) -> None:
         holder[str(key) + rng.choice(("_", " ", "\n"))] = holder.pop(key)
     elif action == 4 and isinstance(holder[key], torch.Tensor) and holder[key].numel():
         value = holder[key]
+        flat = value.reshape(-1)
         holder[key] = rng.choice(
-            (value[:1], value.double(), value.reshape(-1), value.unsqueeze(0), value * math.nan)
+            (flat[:1], value.double(), flat, value.unsqueeze(0), value * math.nan)
         )
     elif action == 5 and type(holder[key]) in (int, float):
         number = holder[key]
         holder[key] = rng.choice((-number, number + 1, number * 10**6, float(number), str(number)))
     else:
-        holder[key] = rng.choice(NASTY)
+        holder[key] = _nasty(rng)
+
+
+def _nasty(rng: Rng) -> Any:
+    """A copy, which a further change may alter: the next case finds the value as it was."""
+    return copy.deepcopy(rng.choice(NASTY))
 
 
 def _places(tree: Any) -> Any:

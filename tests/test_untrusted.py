@@ -79,7 +79,7 @@ def test_the_untouched_checkpoint_passes(content: dict, setup: Setup, tmp_path: 
 NAN = float("nan")
 WRONG = {
     "version": ["1", None, True, 0.5, -1],
-    "config": [None, [], "x"],
+    "config": [None, [], "x", {1: 2}, {"seed": torch.ones(2)}, {"a": [{"b": (1, 2)}]}],
     "step": [-1, NAN, 1.0, "1", True, None, 2**62 + 1],
     "skipped": [-1, 2, "0"],
     "meta": [[], {}, {"w": 1}, {1: torch.ones(1)}, None],
