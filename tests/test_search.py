@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 
-from hydra_plugins.metarun import GridSweeper
 from metarun.errors import ConfigError, RunError
 from metarun.job import Outcome
 from metarun.search import JOURNAL, search
@@ -143,7 +144,8 @@ def test_a_second_search_in_the_same_directory_is_refused(tmp_path: Path) -> Non
 
 
 def test_an_interval_without_a_search_names_the_searcher() -> None:
-    sweeper = GridSweeper(max_batch_size=None)
+    Plugins.instance()  # runs every plugin's module again, if nothing has asked for it before
+    sweeper = import_module("hydra_plugins.metarun").GridSweeper(max_batch_size=None)
     sweeper.config = sweeper.launcher = cast(Any, object())
 
     class Context:
