@@ -121,6 +121,26 @@ class Interruption:
             self._stop(self._received)
 
 
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within, SIGTERM is a `KeyboardInterrupt`: launchers end their processes on that.
+
+    Outside the main thread, where Python allows no signal handlers, this does nothing.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt("interrupted by SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def preemption_signal() -> signal.Signals | None:
     """The signal on which submitit requeues this process's job; None outside of submitit."""
     if "SUBMITIT_EXECUTOR" not in os.environ:

@@ -25,6 +25,7 @@ from metarun.compose import to_config
 from metarun.config import TrainConfig
 from metarun.errors import ConfigError, RunError
 from metarun.files import write_json, write_text
+from metarun.interrupts import terminable
 from metarun.job import RECORD, Outcome, code_state, describe, to_go_on
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,8 @@ class Sweep:
         ]
         self._launched = True
         try:
-            returns = self._launcher.launch(batch, initial_job_idx=jobs.index(waiting[0]))
+            with terminable():
+                returns = self._launcher.launch(batch, initial_job_idx=jobs.index(waiting[0]))
             for job, returned in zip(waiting, returns, strict=True):
                 job.outcome = _outcome(returned)
         except KeyboardInterrupt as interrupt:

@@ -21,6 +21,7 @@ from optuna.distributions import (
 
 from metarun import interrupts, launchers
 from metarun.errors import ConfigError
+from metarun.files import LockedError, locked
 from metarun.interrupts import Interruption, Preempted
 from metarun.job import requeued_not_failed
 from metarun.search import distribution
@@ -120,6 +121,29 @@ def test_a_dead_worker_of_joblib_leaves_no_run_unmentioned(
     assert "2 runs: 1 completed, 0 recalled, 1 failed" in done.stdout
     assert "(backbone.deadly=True): the launcher gave up: TerminatedWorkerError" in done.stderr
     assert "to go on: metarun train" in done.stderr
+
+
+def test_sigterm_ends_the_workers_of_joblib(tmp_path: Path, environment: dict[str, str]) -> None:
+    command = [
+        "train", "-m", *LONG, "trainer.steps=100000", "seed=0,1", "hydra/launcher=joblib",
+        "hydra.sweep.dir=sweep",
+    ]  # fmt: skip
+    client = subprocess.Popen(
+        [sys.executable, "-m", "metarun", *command], cwd=tmp_path, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    runs = [tmp_path / "sweep" / f"maml-sinusoid-s{seed}" for seed in (0, 1)]
+    for run in runs:
+        worker(run, client)
+        with pytest.raises(LockedError), locked(run / ".lock"):
+            pass
+    client.terminate()
+    errors = client.communicate(timeout=120)[1]
+    assert client.returncode == 130
+    assert "metarun: interrupted by SIGTERM\nto go on: metarun train -m" in errors
+    for run in runs:
+        with locked(run / ".lock"):  # which goes with its process
+            pass
 
 
 def test_preempted_runs_are_requeued_and_killed_ones_reported(
