@@ -249,11 +249,13 @@ def _outline_tensor(
         and hooks == OrderedDict()
     ):
         raise UntrustedError("it describes a tensor that cannot be")
-    elements = 1
-    for length in size:
+    elements, reach = 1, 0
+    for step, length in sorted(zip(stride, size, strict=True)):
+        if length > 1 and step <= reach and 0 not in size:
+            raise UntrustedError("a tensor names one place of its storage twice")
         elements *= length
-    reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
-    if elements and (elements > storage.elements or reach > storage.elements):
+        reach += (length - 1) * step
+    if elements and (elements > storage.elements or offset + reach >= storage.elements):
         raise UntrustedError("a tensor is larger than its storage")
     return _Tensor(elements * storage.dtype.itemsize)
 

@@ -50,7 +50,7 @@ RUN = [
     "trainer.log_every=3", "outer_opt.schedule=cosine", "inner_opt.learn=[lr]",
     "hydra.run.dir=run",
 ]  # fmt: skip
-EVAL = ["eval", "ckpt=case.pt", "hydra.run.dir=out"]
+EVAL = ["eval", "ckpt=case.pt", "episodes=2", "hydra.run.dir=out"]
 
 
 class Failure(Exception):

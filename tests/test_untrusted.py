@@ -258,16 +258,21 @@ def sizes_changed(body: bytes, old: tuple[int, ...], new: tuple[int, ...]) -> by
 
 
 @pytest.mark.parametrize(
-    ("new", "words"),
+    ("old", "new", "words"),
     [
-        ((0, 10**6, 10**6), "larger than its storage"),
-        ((10**6, 7, 5), "larger than its storage"),
-        ((0, -7, 5), "cannot be"),
+        ((0, 7, 5), (0, 10**6, 10**6), "names one place of its storage twice"),
+        ((0, 7, 5), (0, 10**6, 5), "larger than its storage"),
+        ((0, 7, 5), (10**6, 7, 5), "larger than its storage"),
+        ((0, 7, 5), (0, -7, 5), "cannot be"),
+        ((5, 1), (0, 1), "names one place of its storage twice"),
+        ((5, 1), (4, 1), "names one place of its storage twice"),
     ],
 )
-def test_a_tensor_must_fit_its_storage(tmp_path: Path, new: tuple[int, ...], words: str) -> None:
+def test_a_tensor_must_fit_its_storage(
+    tmp_path: Path, old: tuple[int, ...], new: tuple[int, ...], words: str
+) -> None:
     path = write(tmp_path / "a.pt", {"w": torch.ones(7, 5)})
-    with_pickle(path, lambda body: sizes_changed(body, (0, 7, 5), new))
+    with_pickle(path, lambda body: sizes_changed(body, old, new))
     with pytest.raises(CheckpointError, match=words):
         checkpoint.load(path)
 
@@ -275,8 +280,14 @@ def test_a_tensor_must_fit_its_storage(tmp_path: Path, new: tuple[int, ...], wor
 def test_a_small_storage_must_not_become_large_tensors(tmp_path: Path) -> None:
     one = torch.ones(1000)
     for value in (torch.ones(1).expand(10**9), [one[:] for _ in range(50)]):
-        with pytest.raises(CheckpointError, match="larger than"):
+        with pytest.raises(CheckpointError, match=r"larger than|storage twice"):
             checkpoint.load(write(tmp_path / "a.pt", {"w": value}))
+
+
+def test_transposed_and_empty_tensors_pass(content: dict, tmp_path: Path) -> None:
+    for value in (torch.ones(3, 5).T, torch.ones(0, 4), torch.ones(4, 0).T, torch.tensor(1.0)):
+        content["meta"]["w"] = value
+        assert torch.equal(checkpoint.load(write(tmp_path / "a.pt", content))["meta"]["w"], value)
 
 
 def test_a_storage_is_as_large_as_it_claims(file: Path) -> None:
