@@ -76,6 +76,30 @@ register("backbone", "noisy", NoisyConfig, noisy)
 """
 
 
+HOLES = """
+from dataclasses import dataclass
+
+from metarun.components import register
+from metarun.data.sinusoid import Sinusoids
+
+class Holed(Sinusoids):
+    def sample(self, split, start, count):
+        episodes = super().sample(split, start, count)
+        holes = [i for i in range(count) if split == "train" and (start + i) % 37 == 4]
+        episodes.query_y[holes] = float("nan")
+        return episodes
+
+@dataclass
+class HoledConfig:
+    name: str = "holed"
+
+def build(task, seed, device, dtype):
+    return Holed(shot=task.shot, query=task.query, seed=seed, device=device, dtype=dtype)
+
+register("data", "holed", HoledConfig, build)
+"""
+
+
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("METARUN_", "HYDRA_"))}
@@ -283,6 +307,18 @@ def test_masks_of_dropout_are_those_of_an_undisturbed_run(
     assert status(tmp_path)["attempts"] == 1, "it has not run again"
     for name, value in undisturbed[0]["meta"].items():
         assert torch.equal(undisturbed[1]["meta"][name], value), name
+
+
+def test_all_ranks_skip_what_is_no_number_for_one(tmp_path: Path, env: dict[str, str]) -> None:
+    settings = ["+plugins=[holed]", "data=holed", "trainer.nonfinite=skip", "trainer.steps=80"]
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        (folder / "holed.py").write_text(HOLES)
+        finish(start(ranks, folder, env, *settings))
+    assert_close(tmp_path / "2", tmp_path / "1", 1e-12)
+    skipped = checkpoint(tmp_path / "2")["skipped"]
+    assert skipped == len([task for task in range(80 * 5) if task % 37 == 4]) == 11
 
 
 def test_a_rank_that_hangs_ends_the_run(tmp_path: Path, env: dict[str, str]) -> None:
