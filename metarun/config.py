@@ -93,6 +93,7 @@ class EngineConfig:
     batching: str = "auto"  # auto, vmap or loop
     chunk: int | None = None  # tasks at a time under vmap; null: all
     precision: str = "float32"  # float32 or float64
+    compile: str = "auto"  # auto, none, replay or inductor: whether a meta-step is recorded
     gradient: str = "auto"  # how the inner loop is differentiated; auto: by algo.order
     last: int = 1  # truncated: inner steps, the last ones, that are differentiated through
     block: int | None = 1  # checkpoint: inner steps in a block; null: the root of their number
@@ -106,6 +107,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         one_of("engine.batching", self.batching, ("auto", "vmap", "loop"))
         one_of("engine.precision", self.precision, ("float32", "float64"))
+        one_of("engine.compile", self.compile, ("auto", "none", "replay", "inductor"))
         one_of("engine.gradient", self.gradient, GRADIENTS)
         one_of("engine.solver", self.solver, ("cg", "neumann", "fixed_point"))
         for name in ("chunk", "block", "solver_steps", "samples"):

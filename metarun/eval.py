@@ -63,13 +63,12 @@ def run(config: EvalConfig, directory: Path) -> float:
         log.info("%s, after meta-step %d", path, content["step"])
         with stop.deferred():
             evaluation = evaluate(
-                setup.algorithm,
+                setup.trace,
                 setup.objective,
                 meta,
                 setup.source,
                 config.split,
                 config.episodes or default_episodes(train_config, config.split),
-                setup.batching,
                 train_config.engine.chunk,
                 on_progress=lambda done: stop.check(),
                 ranks=ranks,

@@ -9,10 +9,10 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from metarun.algos.base import Algorithm, Objective, Trace
+from metarun.algos.base import Objective, Trace
 from metarun.data.episodes import EpisodeSource
 from metarun.ranks import ALONE, Ranks
-from metarun.unroll import Batching, Meta, map_tasks
+from metarun.unroll import Meta
 
 TASKS_AT_A_TIME = {"cpu": 16, "cuda": 128}  # a CPU's caches hold few, a GPU wants many
 
@@ -68,13 +68,12 @@ def confidence95(values: Tensor) -> float:
 
 
 def evaluate(
-    algorithm: Algorithm,
+    trace: Callable[[Meta, Any], Trace],
     objective: Objective,
     meta: Meta,
     source: EpisodeSource,
     split: str,
     episodes: int,
-    batching: Batching,
     chunk: int | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
     ranks: Ranks = ALONE,
@@ -85,6 +84,8 @@ def evaluate(
     would find.
 
     Args:
+        trace: `trace(meta, tasks)` gives the traces of a batch of tasks.
+        chunk: tasks at a time.
         on_progress: called with the number of tasks done, now and then, as often on every rank;
             may raise to stop.
 
@@ -101,7 +102,7 @@ def evaluate(
             start = turn + size * ranks.rank
             if start < episodes:
                 tasks = source.sample(split, start, min(size, episodes - start))
-                traces[start] = map_tasks(algorithm.trace, meta, tasks, batching)
+                traces[start] = trace(meta, tasks)
             on_progress(min(turn + size * ranks.count, episodes))
     own = {start: [part.double().cpu() for part in trace] for start, trace in traces.items()}
     by_start = {start: trace for found in ranks.gather(own) for start, trace in found.items()}

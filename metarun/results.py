@@ -45,13 +45,12 @@ def finish(
     start = time.perf_counter()
     with stop.deferred():
         evaluation = evaluate(
-            setup.algorithm,
+            setup.trace,
             setup.objective,
             restore_meta(setup, content),
             setup.source,
             "test",
             setup.config.trainer.test_episodes,
-            setup.batching,
             setup.config.engine.chunk,
             on_progress=lambda done: stop.check(),
             ranks=ranks,

@@ -18,7 +18,6 @@ from metarun.ranks import Ranks
 from metarun.setup import Setup
 from metarun.tracking import Tracker
 from metarun.training_state import TrainState, snapshot
-from metarun.unroll import meta_gradient
 
 REMEDY = (
     "A lower inner_opt.lr or outer_opt.lr, or outer_opt.clip_norm=10, usually helps (in a new run "
@@ -81,9 +80,7 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     if not ranks.first:  # masks of dropout of its own, which resuming can repeat
         torch.manual_seed(stream_key("rank", config.seed, ranks.rank, state.step))
     tasks = setup.source.sample("train", state.step * size + start, own)
-    grads, extra = meta_gradient(
-        setup.algorithm.loss, state.meta, tasks, setup.batching, config.engine.chunk
-    )
+    grads, extra = setup.gradient(state.meta, tasks)
     loss = extra["loss"].mean()
     metrics = torch.stack([loss, extra["score"].mean().to(loss.dtype)])
     metrics = torch.cat([metrics, extra["inner_losses"].mean(dim=0)])
@@ -186,13 +183,12 @@ def validate(
     check_finite(state)
     name, config = setup.objective.score_name, setup.config
     result = evaluate(
-        setup.algorithm,
+        setup.trace,
         setup.objective,
         state.meta,
         setup.source,
         "val",
         config.trainer.eval_episodes,
-        setup.batching,
         config.engine.chunk,
         on_progress=lambda done: stop.check(),
         ranks=setup.ranks,

@@ -54,6 +54,7 @@ from metarun.unroll.optim import (
     sgd,
     translate,
 )
+from metarun.unroll.recorded import Backend, RecordingError, recorded
 from metarun.unroll.schedules import (
     Schedule,
     constant,
@@ -63,13 +64,21 @@ from metarun.unroll.schedules import (
     scheduled,
     step_decay,
 )
-from metarun.unroll.tasks import Batching, Meta, map_tasks, meta_gradient
+from metarun.unroll.tasks import (
+    Batching,
+    Meta,
+    map_tasks,
+    mean_gradient,
+    meta_gradient,
+    task_mapping,
+)
 
 __all__ = [
     "KRONECKER",
     "KRONECKER_PSD",
     "META_CURVATURE",
     "OPTIMIZERS",
+    "Backend",
     "Batching",
     "BlockLoss",
     "Checkpoint",
@@ -88,6 +97,7 @@ __all__ = [
     "Meta",
     "Params",
     "Preconditioner",
+    "RecordingError",
     "Schedule",
     "Solver",
     "State",
@@ -112,6 +122,7 @@ __all__ = [
     "look_ahead",
     "map_tasks",
     "match_names",
+    "mean_gradient",
     "meta_gradient",
     "mixed",
     "muon",
@@ -120,11 +131,13 @@ __all__ = [
     "partition",
     "precondition",
     "radam",
+    "recorded",
     "rmsprop",
     "rprop",
     "scheduled",
     "sgd",
     "step_decay",
+    "task_mapping",
     "translate",
     "unroll",
 ]

@@ -1,6 +1,7 @@
 """Running a function of one task over a batch of tasks, and its mean gradient."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +13,12 @@ Meta = Mapping[str, Tensor]
 """Meta-parameters by name: initial weights, learned hyperparameters."""
 
 TaskLoss = Callable[[Meta, Any], tuple[Tensor, Any]]
+Record = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def unrecorded(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as it is."""
+    return fn
 
 
 def map_tasks(
@@ -38,9 +45,32 @@ def map_tasks(
     Raises:
         ValueError: an unknown batching, or a chunk below 1.
     """
+    return task_mapping(fn, batching, chunk)(meta, tasks)
+
+
+def task_mapping(
+    fn: Callable[[Meta, Any], Any],
+    batching: Batching,
+    chunk: int | None = None,
+    record: Record = unrecorded,
+) -> Callable[[Meta, Any], Any]:
+    """`map_tasks` as a function of `(meta, tasks)` that is called often.
+
+    Args:
+        fn, batching, chunk: as in `map_tasks`.
+        record: applied to what computes a chunk; see `metarun.unroll.recorded`.
+
+    Raises:
+        ValueError: as `map_tasks`.
+    """
     _check(batching, chunk)
-    parts = [_run(fn, meta, part, batching) for part in _chunks(tasks, batching, chunk)]
-    return pytree.tree_map(lambda *leaves: torch.cat(leaves), *parts)
+    run = record(partial(_run, fn, batching))
+
+    def mapping(meta: Meta, tasks: Any) -> Any:
+        parts = [run(meta, part) for part in _chunks(tasks, batching, chunk)]
+        return pytree.tree_map(lambda *leaves: torch.cat(leaves), *parts)
+
+    return mapping
 
 
 def meta_gradient(
@@ -67,21 +97,41 @@ def meta_gradient(
     Raises:
         ValueError: as `map_tasks`.
     """
+    return mean_gradient(task_loss, batching, chunk)(meta, tasks)
+
+
+def mean_gradient(
+    task_loss: TaskLoss, batching: Batching, chunk: int | None = None, record: Record = unrecorded
+) -> Callable[[Meta, Any], tuple[dict[str, Tensor], Any]]:
+    """`meta_gradient` as a function of `(meta, tasks)` that is called often.
+
+    Args:
+        task_loss, batching, chunk: as in `meta_gradient`.
+        record: applied to what computes a chunk; see `metarun.unroll.recorded`.
+
+    Raises:
+        ValueError: as `map_tasks`.
+    """
     _check(batching, chunk)
-    count = pytree.tree_leaves(tasks)[0].shape[0]
-    totals = {name: torch.zeros_like(value) for name, value in meta.items()}
-    gradient = _gradient_of_one if batching == "loop" else _gradients_of_many
-    extras = []
-    for part in _chunks(tasks, batching, chunk):
-        grads, extra = gradient(task_loss, meta, part)
-        totals = {name: total + grads[name] / count for name, total in totals.items()}
-        extras.append(pytree.tree_map(torch.Tensor.detach, extra))
-    return totals, pytree.tree_map(lambda *parts: torch.cat(parts), *extras)
+    of_chunk = _gradient_of_one if batching == "loop" else _gradients_of_many
+    run = record(partial(of_chunk, task_loss))
+
+    def gradient(meta: Meta, tasks: Any) -> tuple[dict[str, Tensor], Any]:
+        count = pytree.tree_leaves(tasks)[0].shape[0]
+        totals = {name: torch.zeros_like(value) for name, value in meta.items()}
+        extras = []
+        for part in _chunks(tasks, batching, chunk):
+            grads, extra = run(meta, part)
+            totals = {name: total + grads[name] / count for name, total in totals.items()}
+            extras.append(pytree.tree_map(torch.Tensor.detach, extra))
+        return totals, pytree.tree_map(lambda *parts: torch.cat(parts), *extras)
+
+    return gradient
 
 
 def _gradient_of_one(task_loss: TaskLoss, meta: Meta, part: Any) -> tuple[Meta, Any]:
     leaves = {name: value.detach().requires_grad_() for name, value in meta.items()}
-    losses, extra = _run(task_loss, leaves, part, "loop")
+    losses, extra = _run(task_loss, "loop", leaves, part)
     grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, grads, strict=True)), extra
 
@@ -91,11 +141,11 @@ def _gradients_of_many(task_loss: TaskLoss, meta: Meta, part: Any) -> tuple[Meta
     # layer, batch and instance norms take the saved mean and deviation for constants, so that
     # an autograd around it gets wrong second derivatives of them.
     fixed = {name: value.detach() for name, value in meta.items()}
-    grads, extra = _run(torch.func.grad(task_loss, has_aux=True), fixed, part, "vmap")
+    grads, extra = _run(torch.func.grad(task_loss, has_aux=True), "vmap", fixed, part)
     return {name: grad.sum(0) for name, grad in grads.items()}, extra
 
 
-def _run(fn: Callable[[Meta, Any], Any], meta: Meta, part: Any, batching: Batching) -> Any:
+def _run(fn: Callable[[Meta, Any], Any], batching: Batching, meta: Meta, part: Any) -> Any:
     if batching == "vmap":
         return torch.func.vmap(fn, in_dims=(None, 0), randomness="different")(meta, part)
     single = fn(meta, pytree.tree_map(lambda x: x[0], part))

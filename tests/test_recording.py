@@ -1,0 +1,97 @@
+"""`engine.compile`: recorded meta-steps train with the same bits, or the run says why not."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import metarun.setup as wiring
+from metarun.compose import composed, register_schemas
+from metarun.errors import ConfigError
+from metarun.setup import Setup, build
+from metarun.trainer import meta_step
+from metarun.training_state import fresh
+from tests.conftest import Metarun
+
+register_schemas()
+TINY = ("data=sinusoid", "backbone=mlp", "backbone.hidden=[6]", "trainer.meta_batch=5")
+
+
+def setup_of(*overrides: str) -> Setup:
+    return build(composed("train", [*TINY, *overrides]), torch.device("cpu"))
+
+
+def trained(setup: Setup, steps: int = 5) -> dict[str, torch.Tensor]:
+    state = fresh(setup)
+    for _ in range(steps):
+        meta_step(setup, state)
+    return {name: value.detach() for name, value in state.meta.items()}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        ("algo.inner_steps=3",),
+        ("engine.batching=loop", "algo.order=1"),
+        ("engine.chunk=2", "inner_opt=adam", "inner_opt.learn=[lr]"),
+        ("engine.gradient=mixed",),
+    ],
+    ids=" ".join,
+)
+def test_recorded_meta_steps_have_the_same_bits(choice: tuple[str, ...]) -> None:
+    plain = trained(setup_of(*choice, "engine.compile=none"))
+    for how in ("auto", "replay"):
+        for name, value in trained(setup_of(*choice, f"engine.compile={how}")).items():
+            assert torch.equal(value, plain[name]), (how, name)
+
+
+def test_auto_records_and_none_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(fn: Callable[..., Any], *args: Any, **options: Any) -> Callable[..., Any]:
+        made.append(fn)
+        return recorded(fn, *args, **options)
+
+    recorded = wiring.recorded
+    monkeypatch.setattr(wiring, "recorded", counted)
+    setup_of("engine.compile=none")
+    assert made == []
+    setup_of()
+    assert len(made) == 2  # of training and of evaluation
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, 6), nn.Dropout(0.5), nn.Linear(6, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.net(x)
+        return result
+
+
+def test_a_network_with_dropout_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wiring, "build_model", lambda config, source: Noisy())
+    with caplog.at_level(logging.INFO, "metarun"):
+        ours = trained(setup_of())
+    assert "meta-steps are not recorded: it draws random numbers" in caplog.text
+    plain = trained(setup_of("engine.compile=none"))
+    assert all(torch.equal(value, plain[name]) for name, value in ours.items())
+    with pytest.raises(ConfigError, match=r"engine\.compile=replay: .* use engine\.compile=none"):
+        trained(setup_of("engine.compile=replay"))
+
+
+def test_whole_runs_are_the_same(metarun: Metarun, tmp_path: Path) -> None:
+    short = ["trainer.steps=6", "trainer.eval_episodes=40", "trainer.test_episodes=70"]
+    for how in ("auto", "none"):
+        metarun("train", *TINY, *short, f"engine.compile={how}", f"hydra.run.dir={how}")
+    results = [json.loads((tmp_path / how / "result.json").read_text()) for how in ("auto", "none")]
+    assert results[0]["test"] == results[1]["test"]
+    assert results[0]["best"] == results[1]["best"]
