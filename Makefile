@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types tests test-slurm test-install dist fuzz figures benchmark-memory experiments chaos long-run clean
+.PHONY: help setup demo test lint types tests test-slurm test-install dist fuzz figures benchmark-memory bench experiments chaos long-run clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,13 @@ fuzz: setup  ## 10,000 damaged checkpoints, run directories and command lines
 
 benchmark-memory: setup  ## memory and time of each gradient mode, and the figure of docs/unroll.md
 	$(BIN)/python scripts/unroll_memory.py --out docs/unroll_memory
+
+# The device of the benchmark: make bench device=cuda
+device ?= cpu
+
+bench: setup  ## metarun against its peers; device=cuda for a GPU: an hour or two
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python scripts/bench --device $(device)
 
 experiments: setup  ## the figures of the README: real trainings, half an hour on two cores
 	bash scripts/reproduce.sh

@@ -1,0 +1,101 @@
+"""The command line of the benchmark."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench import measure, results
+from bench.worker import WorkerFailed
+from bench.workloads import METARUN, PEERS, all_cases
+
+DESCRIPTION = """\
+Time one meta-step of metarun and of its peers: the same network, initial weights, tasks and inner
+steps for all, which must give the same meta-gradient in float64 before anything is timed.
+
+  W1  sinusoid regression, MLP             W5  drawing tasks of Omniglot, no training
+  W2  Omniglot, conv4-64 strided           W6  W2's small network, 1 to 100 inner steps
+  W3  mini-ImageNet's shape, conv4-32      W7  start-up of the command line
+  W4  ANIL on W2                           W8  first-order MAML on W2
+
+METARUN_DATA names the folder of data sets; without Omniglot in it, W2, W4, W6 and W8 take random
+pixels of its shape, and W5 is left out.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure what the command line asks for; 0, or 1 if metarun failed or gradients differ."""
+    options = _parser().parse_args(arguments)
+    cases = [
+        case
+        for case in all_cases(options.quick)
+        if options.workloads is None or case.workload.partition("-")[0] in options.workloads
+    ]
+    how = measure.Options(
+        options.device,
+        options.threads,
+        options.repeats if options.repeats is not None else 2 if options.quick else 7,
+        timing_s=0.02 if options.quick else 0.2,
+        only=options.implementations,
+    )
+    for number, case in enumerate(cases, start=1):
+        print(f"[{number}/{len(cases)}] {case.label}: {case.what}", file=sys.stderr)
+        try:
+            measured, left_out = measure.run(case, how)
+        except (measure.WrongGradient, WorkerFailed, RuntimeError) as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
+        results.add(options.out, case, options.device, measured, left_out)
+    results.present(options.out)
+    print((options.out / "table.md").read_text())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python scripts/bench",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    known = sorted({case.workload.partition("-")[0] for case in all_cases(quick=True)})
+    names = [*METARUN, "vmap-compiled", *PEERS]
+    parser.add_argument(
+        "--workloads",
+        type=lambda text: _listed(text, known),
+        metavar="W1,W2",
+        help="which ones; all if not given",
+    )
+    parser.add_argument(
+        "--implementations",
+        type=lambda text: _listed(text, names),
+        metavar="A,B",
+        help=f"of those that a workload has: {', '.join(names)}; all if not given",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--repeats", type=_positive, help="rounds of timings (default: 7)")
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/bench"),
+        help="folder of results.json, table.md and the plots; measurements of other cases that it "
+        "holds are kept (default: outputs/bench)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="2 repeats, 2 tasks, 8 channels: does it work?"
+    )
+    return parser
+
+
+def _listed(text: str, known: list[str]) -> tuple[str, ...]:
+    chosen = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in chosen:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name}: choose from {', '.join(known)}")
+    return chosen
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
+    return number

@@ -1,0 +1,68 @@
+"""One step of an implementation, ready to be called again and again in this process."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench import peers, problem, sampling
+from metarun import setup, trainer, training_state
+
+Gradient = dict[str, Tensor]
+
+
+class Program(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        step: one meta-step, with the outer optimizer's; or the sampling of one meta-batch.
+        gradient: the meta-gradient of the last step by name.
+    """
+
+    step: Callable[[], None]
+    gradient: Callable[[], Gradient]
+
+
+def program(name: str, kind: str, overrides: Sequence[str], device: str) -> Program:
+    """The program of an implementation.
+
+    Args:
+        name: a key of `peers.PEERS`, or anything else for metarun.
+        kind: "meta-step" or "sampling".
+        overrides: the settings of `metarun train`.
+    """
+    warnings.simplefilter("ignore")  # old peers use what torch has deprecated
+    config = problem.config_of(overrides)
+    if kind == "sampling":
+        sample = sampling.learn2learn if name == "learn2learn" else sampling.metarun
+        return Program(sample(config, torch.device(device)), dict)
+    if name in peers.PEERS:
+        torch.backends.cudnn.allow_tf32 = False  # as in metarun
+        return _of_peer(problem.build(config, torch.device(device)), name)
+    built = setup.build(config, setup.choose_device(device))
+    state = training_state.fresh(built)
+    return Program(lambda: trainer.meta_step(built, state), lambda: _gradients(state.meta))
+
+
+def _of_peer(given: problem.Problem, name: str) -> Program:
+    meta_gradient = peers.PEERS[name](given)
+    turn = 0
+
+    def step() -> None:
+        nonlocal turn
+        given.outer.zero_grad()
+        meta_gradient(given.batches[turn % len(given.batches)])
+        given.outer.step()
+        turn += 1
+
+    return Program(step, lambda: _gradients(given.parameters))
+
+
+def _gradients(leaves: Mapping[str, Tensor]) -> Gradient:
+    found = {}
+    for name, leaf in leaves.items():
+        grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        found[name] = grad.detach().cpu().clone()
+    return found

@@ -1,0 +1,75 @@
+"""W5: drawing the tasks of one meta-batch, without any training."""
+
+import contextlib
+import importlib
+import io
+import itertools
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bench.workloads import omniglot_folder
+from metarun.components import build_data
+from metarun.config import TrainConfig
+
+ARCHIVES = ("images_background", "images_evaluation")
+
+
+def metarun(config: TrainConfig, device: torch.device) -> Callable[[], None]:
+    """A meta-batch from metarun's source, as the trainer draws it."""
+    source, size = build_data(config, device), config.trainer.meta_batch
+    starts = itertools.count(0, size)
+
+    def step() -> None:
+        source.sample("train", next(starts), size)
+
+    return step
+
+
+def learn2learn(config: TrainConfig, device: torch.device) -> Callable[[], None]:
+    """As many tasks from learn2learn's Omniglot tasksets, as its examples draw them.
+
+    Raises:
+        RuntimeError: the files of Omniglot are not there.
+    """
+    with contextlib.redirect_stderr(io.StringIO()):
+        library = importlib.import_module("learn2learn")
+    folder = tempfile.TemporaryDirectory(prefix="bench-omniglot-")
+    task, size = config.task, config.trainer.meta_batch
+    _extract(Path(folder.name))
+    examples = task.shot + task.query
+    tasksets = library.vision.benchmarks.get_tasksets(
+        "omniglot",
+        train_ways=task.way,
+        train_samples=examples,
+        test_ways=task.way,
+        test_samples=examples,
+        num_tasks=20000,
+        root=folder.name,
+    )
+
+    def step(kept: object = folder) -> None:  # the folder goes with the process
+        for _ in range(size):
+            images, labels = tasksets.train.sample()
+            images.to(device), labels.to(device)
+
+    return step
+
+
+def _extract(root: Path) -> None:
+    """Torchvision's layout of Omniglot below `root`: it wants the archives and their content."""
+    found = omniglot_folder()
+    if found is None:
+        raise RuntimeError("METARUN_DATA names no folder with omniglot-py")
+    target = root / "omniglot-py"
+    target.mkdir()
+    for name in ARCHIVES:
+        archive = found / f"{name}.zip"
+        if not archive.is_file():
+            raise RuntimeError(f"{archive} is not there")
+        (target / archive.name).symlink_to(archive.resolve())
+        with zipfile.ZipFile(archive) as content:
+            content.extractall(target)

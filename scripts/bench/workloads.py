@@ -1,0 +1,175 @@
+"""What is measured: every case of every workload, and which implementations take part."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+METARUN = {
+    "metarun": (),
+    "metarun-eager": ("engine.compile=none",),
+    "metarun-inductor": ("engine.compile=inductor",),
+    "metarun-reverse": ("engine.gradient=reverse",),
+    "metarun-checkpoint": ("engine.gradient=checkpoint",),
+}
+"""Settings of metarun by the name that a table shows. Add a line to measure others."""
+
+PEERS = ("vmap", "higher", "learn2learn", "torchopt")
+
+OMNIGLOT_CLASSES = 4400  # of the training split, rotated ones included
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of bars: implementations that do the same.
+
+    Attributes:
+        workload: "W1" … "W8", with the variant behind a hyphen if there are several.
+        kind: "meta-step", "sampling" or "start-up".
+        what: in words.
+        overrides: the settings of `metarun train`.
+        implementations: who takes part; ratios are to the first one's time.
+        check_tasks: tasks in the meta-batch of the gradient check, in float64.
+    """
+
+    workload: str
+    kind: str
+    what: str
+    overrides: tuple[str, ...] = ()
+    inner_steps: int | None = None
+    order: int | None = None
+    implementations: tuple[str, ...] = ()
+    check_tasks: int = 0
+
+    @property
+    def label(self) -> str:
+        """A short name, unlike that of any other case."""
+        steps = "" if self.inner_steps is None else f", {self.inner_steps} inner steps"
+        return f"{self.workload}{steps}".replace(" 1 inner steps", " 1 inner step")
+
+
+def omniglot_folder() -> Path | None:
+    """Where the real Omniglot is, if METARUN_DATA says so."""
+    root = os.environ.get("METARUN_DATA")
+    folder = Path(root or ".") / "omniglot-py"
+    return folder if root and folder.is_dir() else None
+
+
+def all_cases(quick: bool) -> list[Case]:
+    """Every case in order; `quick` has the same ones with two tasks and eight channels."""
+    cases = [*_sinusoid(), *_omniglot(), *_mini_imagenet(), *_anil(), *_sampling()]
+    cases += [*_many_steps(), Case("W7", "start-up", "from the command to an answer")]
+    cases += _first_order()
+    return [_small(case) for case in cases] if quick else cases
+
+
+def _sinusoid() -> list[Case]:
+    return [
+        _meta_steps(
+            "W1",
+            "sinusoid, MLP 40-40, 25 tasks, 10-shot",
+            ("data=sinusoid", "backbone=mlp"),
+            steps,
+            implementations=(
+                "metarun", "metarun-eager", "metarun-inductor", "vmap", "vmap-compiled", *PEERS[1:]
+            ),
+            check_tasks=25,
+        )
+        for steps in (1, 5)
+    ]  # fmt: skip
+
+
+def _omniglot() -> list[Case]:
+    what, data = _omniglot_data()
+    implementations = ("metarun", "metarun-eager", "metarun-inductor", *PEERS)
+    return [
+        _meta_steps("W2", what, data, steps, implementations=implementations) for steps in (1, 5)
+    ]
+
+
+def _mini_imagenet() -> list[Case]:
+    return [
+        _meta_steps(
+            f"W3-5w{shot}s",
+            f"84×84×3 random pixels, conv4-32 max-pool, 4 tasks, 5-way {shot}-shot, 15 queries",
+            ("data=pixels", "backbone.width=32", "backbone.pool=max", "trainer.meta_batch=4",
+             f"task.shot={shot}", "inner_opt.lr=0.01"),
+            5,
+            implementations=("metarun", "metarun-eager", *PEERS),
+            check_tasks=2,
+        )
+        for shot in (1, 5)
+    ]  # fmt: skip
+
+
+def _anil() -> list[Case]:
+    what, data = _omniglot_data()
+    return [_meta_steps("W4", f"ANIL: {what}", ("algo=anil", *data), steps) for steps in (1, 5)]
+
+
+def _sampling() -> list[Case]:
+    data, implementations = _omniglot_data()[1], ("metarun", "learn2learn")
+    what = "32 training episodes of Omniglot, 5-way 1-shot, 15 queries"
+    return [Case("W5", "sampling", what, data, implementations=implementations)]
+
+
+def _many_steps() -> list[Case]:
+    _, data = _omniglot_data()
+    return [
+        _meta_steps(
+            "W6",
+            "28×28 images, conv4-32 strided, 4 tasks, 5-way 1-shot, 15 queries",
+            (*data, "backbone.width=32", "trainer.meta_batch=4", "inner_opt.lr=0.01"),
+            steps,
+            implementations=("metarun-reverse", "metarun-checkpoint", "higher"),
+            check_tasks=1,
+        )
+        for steps in (1, 5, 20, 50, 100)
+    ]
+
+
+def _first_order() -> list[Case]:
+    what, data = _omniglot_data()
+    return [
+        _meta_steps("W8", f"first order: {what}", data, steps, order=1,
+                    implementations=("metarun", "metarun-eager", *PEERS))
+        for steps in (1, 5)
+    ]  # fmt: skip
+
+
+def _omniglot_data() -> tuple[str, tuple[str, ...]]:
+    """In words and as settings; where the files are not there, random pixels of their shape."""
+    shared = ("inner_opt.lr=0.4", "trainer.meta_batch=32")
+    rest = "conv4-64 strided, 32 tasks, 5-way 1-shot, 15 queries"
+    if omniglot_folder():
+        return f"Omniglot, {rest}", ("data=omniglot", *shared)
+    random = ("data=pixels", "data.channels=1", "data.side=28", f"data.classes={OMNIGLOT_CLASSES}")
+    return f"28×28 random pixels, {rest}", (*random, *shared)
+
+
+def _meta_steps(
+    workload: str,
+    what: str,
+    overrides: tuple[str, ...],
+    inner_steps: int,
+    order: int = 2,
+    implementations: tuple[str, ...] = ("metarun", "metarun-eager", *PEERS),
+    check_tasks: int = 4,
+) -> Case:
+    steps = (f"algo.inner_steps={inner_steps}", f"algo.order={order}")
+    return Case(workload, "meta-step", what, (*overrides, *steps), inner_steps, order,
+                implementations, check_tasks)  # fmt: skip
+
+
+def _small(case: Case) -> Case:
+    images = case.kind == "meta-step" and "backbone=mlp" not in case.overrides
+    size = ("trainer.meta_batch=2", *(("backbone.width=8",) if images else ()))
+    return Case(
+        case.workload,
+        case.kind,
+        f"(quick: 2 tasks, 8 channels) {case.what}" if case.kind == "meta-step" else case.what,
+        tuple(dict((o.partition("=")[0], o) for o in (*case.overrides, *size)).values()),
+        case.inner_steps,
+        case.order,
+        case.implementations,
+        min(case.check_tasks, 2),
+    )
