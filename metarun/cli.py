@@ -115,6 +115,8 @@ def _run(command: str, arguments: list[str]) -> None:
         raise ConfigError("--cfg and --info are for a single run: leave out -m and name one value")
     if options.resolve and not (options.cfg or options.help):
         raise ConfigError("--resolve goes with --cfg job: it prints the config with its values")
+    if options.package is not None and not options.cfg:  # it would swallow the setting behind it
+        raise ConfigError("-p, --package goes with --cfg job: it prints one part of the config")
     overrides = options.overrides
     _refuse_empty_paths(overrides)
     launchers.check_installed(overrides)

@@ -91,6 +91,9 @@ def _outer_adam(kind: Callable[..., torch.optim.Optimizer]) -> Builder:
     return build
 
 
+OUTER_IMPLEMENTATION = {"fused": True}
+"""How torch is to take the outer step: in one kernel. It is in param groups, but no setting."""
+
 BUILDERS: dict[str, dict[str, Builder]] = {
     # build(problem, **settings) -> Algorithm
     "algo": {"maml": maml, "anil": anil},
@@ -254,7 +257,7 @@ def build_outer_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> 
         ConfigError: torch refuses the settings.
     """
     options = settings(config.outer_opt, "schedule", "min_lr", "clip_norm", "clip_value")
-    return _build("outer_opt", config.outer_opt, groups, **options)
+    return _build("outer_opt", config.outer_opt, groups, **options, **OUTER_IMPLEMENTATION)
 
 
 def dtype_of(config: TrainConfig) -> torch.dtype:

@@ -1,34 +1,22 @@
 """From a config to live objects; training and evaluation share this."""
 
-import logging
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from metarun.algos.base import OBJECTIVES, Algorithm, Objective, Trace
+from metarun.algos.base import OBJECTIVES, Algorithm, Objective
 from metarun.checks import fits, machine_memory, read
 from metarun.components import build_algorithm, build_data, build_model
 from metarun.config import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, TrainerConfig
+from metarun.data.ahead import Ahead
 from metarun.data.episodes import EpisodeSource
 from metarun.errors import CheckpointError, ConfigError
+from metarun.programs import Gradient, Traces, gradient_program, trace_program
 from metarun.ranks import ALONE, Ranks
-from metarun.unroll import (
-    Backend,
-    Batching,
-    Meta,
-    RecordingError,
-    mean_gradient,
-    recorded,
-    task_mapping,
-)
-
-log = logging.getLogger(__name__)
-
-CALLS_BEFORE_RECORDING = 2  # a run of a few meta-steps is not worth a recording
+from metarun.unroll import Batching
 
 
 @dataclass(frozen=True)
@@ -39,11 +27,12 @@ class Setup:
     device: torch.device
     ranks: Ranks
     source: EpisodeSource
+    train_tasks: Ahead  # the source's, drawn in larger batches
     algorithm: Algorithm
     objective: Objective
     batching: Batching
-    gradient: Callable[[Meta, Any], tuple[dict[str, torch.Tensor], Any]]  # (meta, tasks) -> mean
-    trace: Callable[[Meta, Any], Trace]  # (meta, tasks) -> the traces of the tasks
+    gradient: Gradient
+    trace: Traces
     batch_norm: str  # which statistics batch normalisation uses, for the result line
 
 
@@ -63,17 +52,17 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
     algorithm = build_algorithm(config, model, source)
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
     batching = choose_batching(config.engine.batching, model)
-    record, chunk = choose_recording(config.engine.compile), config.engine.chunk
     return Setup(
         config,
         device,
         ranks,
         source,
+        Ahead(source, "train"),
         algorithm,
         OBJECTIVES[source.kind],
         batching,
-        mean_gradient(algorithm.loss, batching, chunk, record),
-        task_mapping(algorithm.trace, batching, record=record),
+        gradient_program(config, algorithm, batching),
+        trace_program(config, algorithm, batching),
         batch_norm,
     )
 
@@ -144,50 +133,6 @@ def choose_batching(name: str, model: nn.Module) -> Batching:
             "vmap cannot map; use engine.batching=loop"
         )
     return "loop" if recurrent or name == "loop" else "vmap"
-
-
-def choose_recording(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """What `engine.compile` does to the functions that compute a chunk of tasks.
-
-    "auto" replays what can be recorded, which gives the same bits, and leaves the rest alone.
-    """
-    if name == "none":
-        return lambda fn: fn
-    if name == "auto":
-        return recorded_if_possible
-    backend: Backend = "inductor" if name == "inductor" else "replay"
-
-    def insist(fn: Callable[..., Any]) -> Callable[..., Any]:
-        run = recorded(fn, backend)
-
-        def recording(*args: Any) -> Any:
-            try:
-                return run(*args)
-            except RecordingError as error:
-                raise ConfigError(
-                    f"engine.compile={name}: the algorithm or the network cannot be recorded: "
-                    f"{error}; use engine.compile=none"
-                ) from error
-
-        return recording
-
-    return insist
-
-
-def recorded_if_possible(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn`, replayed from a recording unless it turns out that it cannot be recorded."""
-    run = recorded(fn, after=CALLS_BEFORE_RECORDING)
-
-    def attempt(*args: Any) -> Any:
-        nonlocal run
-        try:
-            return run(*args)
-        except RecordingError as error:
-            log.info("meta-steps are not recorded: %s", error)
-            run = fn
-            return fn(*args)
-
-    return attempt
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:

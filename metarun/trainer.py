@@ -14,6 +14,7 @@ from metarun.data.rng import stream_key
 from metarun.errors import CheckpointError, RunError
 from metarun.evaluation import evaluate, format_score
 from metarun.interrupts import Interrupted, Interruption
+from metarun.programs import NORM
 from metarun.ranks import Ranks
 from metarun.setup import Setup
 from metarun.tracking import Tracker
@@ -79,15 +80,12 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     start, own = ranks.share(size)
     if not ranks.first:  # masks of dropout of its own, which resuming can repeat
         torch.manual_seed(stream_key("rank", config.seed, ranks.rank, state.step))
-    tasks = setup.source.sample("train", state.step * size + start, own)
-    grads, extra = setup.gradient(state.meta, tasks)
-    loss = extra["loss"].mean()
-    metrics = torch.stack([loss, extra["score"].mean().to(loss.dtype)])
-    metrics = torch.cat([metrics, extra["inner_losses"].mean(dim=0)])
+    tasks = setup.train_tasks.sample(state.step * size + start, own)
+    grads, row = setup.gradient(state.meta, tasks)
     if ranks.count > 1:
-        grads, metrics = over_ranks(ranks, own / size, grads, metrics)
-    norm = get_total_norm(list(grads.values()))
-    row = torch.cat([metrics[:2], norm[None], metrics[2:]])
+        grads, row = over_ranks(ranks, own / size, grads, row)
+        row[NORM] = get_total_norm(list(grads.values()))
+    norm = row[NORM]
     state.step += 1
     if config.trainer.nonfinite == "skip" and not bool(row.isfinite().all()):  # waits for the GPU
         skip(state, config.trainer.max_skipped)
@@ -111,18 +109,18 @@ def meta_step(setup: Setup, state: TrainState) -> None:
 
 
 def over_ranks(
-    ranks: Ranks, weight: float, grads: dict[str, Tensor], metrics: Tensor
+    ranks: Ranks, weight: float, grads: dict[str, Tensor], row: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Means over the meta-batch, from the means over this rank's share, in one exchange.
 
     Args:
         weight: this rank's part of the meta-batch.
     """
-    parts = [*(grad.flatten() for grad in grads.values()), metrics]
+    parts = [*(grad.flatten() for grad in grads.values()), row]
     summed = ranks.total(weight * torch.cat(parts))
-    *means, metrics = torch.split(summed, [len(part) for part in parts])
+    *means, row = torch.split(summed, [len(part) for part in parts])
     shaped = zip(grads.items(), means, strict=True)
-    return {name: mean.view_as(grad) for (name, grad), mean in shaped}, metrics
+    return {name: mean.view_as(grad) for (name, grad), mean in shaped}, row
 
 
 def skip(state: TrainState, most: int) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metarun.algos.base import HYPER_PREFIX
 from metarun.checkpoint_fields import same_structure
-from metarun.components import build_outer_optimizer
+from metarun.components import OUTER_IMPLEMENTATION, build_outer_optimizer
 from metarun.config import TrainConfig
 from metarun.errors import CheckpointError
 from metarun.setup import Setup, to_plain
@@ -87,6 +87,9 @@ def _restore_optimizer(setup: Setup, state: TrainState, content: dict[str, Any])
     expected = trial.optimizer.state_dict()
     if not stored["state"]:  # before the first step
         expected["state"] = {}
+    groups = stored["param_groups"]
+    if isinstance(groups, list) and all(isinstance(group, dict) for group in groups):
+        stored = stored | {"param_groups": [group | OUTER_IMPLEMENTATION for group in groups]}
     same_structure(expected, stored, "the checkpoint's outer_optimizer")
     state.optimizer.load_state_dict(stored)
     if state.scheduler is not None:

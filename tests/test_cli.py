@@ -78,6 +78,7 @@ def test_cfg_job_shows_the_config_without_torch(metarun: Metarun, tmp_path: Path
         ("train trainer.steps=many", "trainer.steps: value 'many' of type 'str'"),
         ("train trainer.steps=0", "trainer.steps=0: must be from 1 to"),
         ("train --resolve", "--resolve goes with --cfg job"),
+        ("train -p trainer.steps=4", "-p, --package goes with --cfg job"),
         ("train ++engine=${seed}", "engine=0: it is a group of settings, no value"),
         ("eval ckpt=x task=${oc.env:HOME}", "it is a group of settings, no value"),
         ("train -", "no option '-'"),

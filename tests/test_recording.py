@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-import metarun.setup as wiring
+from metarun import programs
 from metarun.compose import composed, register_schemas
 from metarun.errors import ConfigError
 from metarun.setup import Setup, build
@@ -19,7 +19,13 @@ from metarun.training_state import fresh
 from tests.conftest import Metarun
 
 register_schemas()
-TINY = ("data=sinusoid", "backbone=mlp", "backbone.hidden=[6]", "trainer.meta_batch=5")
+TINY = (
+    "data=sinusoid",
+    "backbone=mlp",
+    "backbone.hidden=[6]",
+    "trainer.meta_batch=5",
+    "trainer.steps=100",
+)
 
 
 def setup_of(*overrides: str) -> Setup:
@@ -50,19 +56,56 @@ def test_recorded_meta_steps_have_the_same_bits(choice: tuple[str, ...]) -> None
             assert torch.equal(value, plain[name]), (how, name)
 
 
-def test_auto_records_and_none_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def backends(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[str]:
+    """What a run records by what: a chunk and the whole in training, and in evaluation."""
     made = []
 
-    def counted(fn: Callable[..., Any], *args: Any, **options: Any) -> Callable[..., Any]:
-        made.append(fn)
-        return recorded(fn, *args, **options)
+    def counted(fn: Callable[..., Any], backend: str = "replay", **options: Any) -> Any:
+        made.append(backend)
+        return fn
 
-    recorded = wiring.recorded
-    monkeypatch.setattr(wiring, "recorded", counted)
-    setup_of("engine.compile=none")
-    assert made == []
-    setup_of()
-    assert len(made) == 2  # of training and of evaluation
+    monkeypatch.setattr(programs, "recorded", counted)
+    setup_of(*overrides)
+    return made
+
+
+def test_auto_compiles_the_training_of_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backends(monkeypatch, "engine.compile=none") == []
+    assert set(backends(monkeypatch)) == {"replay"}
+    long = f"trainer.steps={programs.LONG_RUN}"
+    found = backends(monkeypatch, long)
+    assert "inductor" in found and found[-1] == "replay", "evaluation is not compiled"
+    for keeps_memory_low in ("checkpoint", "mixed"):
+        found = backends(monkeypatch, long, f"engine.gradient={keeps_memory_low}")
+        assert set(found) == {"replay"}
+    monkeypatch.setenv("PATH", "")
+    assert set(backends(monkeypatch, long)) == {"replay"}, "there is no compiler"
+
+
+def test_a_compiled_run_is_the_same_up_to_rounding(caplog: pytest.LogCaptureFixture) -> None:
+    double = "engine.precision=float64"
+    plain = trained(setup_of(double, "engine.compile=none"))
+    with caplog.at_level(logging.INFO, "metarun"):
+        ours = trained(setup_of(double, "engine.compile=inductor"))
+    assert "compiled in" in caplog.text
+    for name, value in ours.items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-10, atol=1e-10)
+
+
+def test_what_inductor_cannot_compile_is_replayed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object) -> None:
+        raise NotImplementedError("no such operation")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", fail)
+    with caplog.at_level(logging.INFO, "metarun"):
+        ours = trained(setup_of(f"trainer.steps={programs.LONG_RUN}"))
+    assert "not compiled: inductor fails: NotImplementedError: no such operation" in caplog.text
+    plain = trained(setup_of("engine.compile=none", f"trainer.steps={programs.LONG_RUN}"))
+    assert all(torch.equal(value, plain[name]) for name, value in ours.items())
+    with pytest.raises(ConfigError, match="use engine.compile=none"):
+        trained(setup_of("engine.compile=inductor"))
 
 
 class Noisy(nn.Module):
@@ -78,7 +121,7 @@ class Noisy(nn.Module):
 def test_a_network_with_dropout_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(wiring, "build_model", lambda config, source: Noisy())
+    monkeypatch.setattr("metarun.setup.build_model", lambda config, source: Noisy())
     with caplog.at_level(logging.INFO, "metarun"):
         ours = trained(setup_of())
     assert "meta-steps are not recorded: it draws random numbers" in caplog.text

@@ -1,7 +1,8 @@
 """What an algorithm is, and what it works on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -111,3 +112,51 @@ def apply_model(model: nn.Module, params: Meta, x: Tensor) -> Tensor:
     """The model's output with `params` in place of its own."""
     outputs: Tensor = torch.func.functional_call(model, dict(params), (x,))
     return outputs
+
+
+class _Features(nn.Module):
+    """The part of a backbone before its head, as a module that can be called functionally."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.model.features(x)  # type: ignore[operator]
+        return features
+
+
+class Halves(NamedTuple):
+    """A model cut where adaptation begins.
+
+    Attributes:
+        encode: `encode(meta, x)`, what does not change during adaptation; computed once.
+        decode: `decode(params, encoded)`, the model's output.
+        shared: names of the parameters that `decode` needs besides the adapted ones.
+    """
+
+    encode: Callable[[Meta, Tensor], Tensor]
+    decode: Callable[[Meta, Tensor], Tensor]
+    shared: tuple[str, ...]
+
+
+def halves(model: nn.Module, adapted: Collection[str]) -> Halves:
+    """Cut a model with `features(x)` before its `head` if only the head is adapted.
+
+    Other models are whole: nothing is encoded.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    head = [name for name in names if name.startswith("head.")]
+    if not (set(adapted) <= set(head) and hasattr(model, "features") and hasattr(model, "head")):
+        shared = tuple(name for name in names if name not in adapted)
+        return Halves(lambda meta, x: x, partial(apply_model, model), shared)
+    body, features = [name for name in names if name not in head], _Features(model)
+
+    def encode(meta: Meta, x: Tensor) -> Tensor:
+        return apply_model(features, {f"model.{name}": meta[name] for name in body}, x)
+
+    def decode(params: Meta, encoded: Tensor) -> Tensor:
+        own = {name.removeprefix("head."): value for name, value in params.items()}
+        return apply_model(model.get_submodule("head"), own, encoded)
+
+    return Halves(encode, decode, tuple(name for name in head if name not in adapted))

@@ -11,9 +11,9 @@ from metarun.algos.base import (
     Episode,
     Problem,
     Trace,
-    apply_model,
     detached_parameters,
     evaluating,
+    halves,
 )
 from metarun.unroll import (
     GradientMode,
@@ -75,18 +75,14 @@ def maml(
             "engine.gradient=mixed needs an inner optimizer that is driven by the gradient "
             "alone: choose engine.gradient=checkpoint"
         )
+    model_halves = halves(model, adapted)
     scale = problem.outputs if reduction == "per_shot" else 1
 
     def init() -> dict[str, Tensor]:
         return weights | {HYPER_PREFIX + key: value for key, value in learned.initial.items()}
 
-    def query_outcome(meta: Meta, fast: Params, episode: Episode) -> tuple[Tensor, Tensor]:
-        outputs = apply_model(model, {**body_of(meta), **fast}, episode.query_x)
-        targets = episode.query_y
-        return objective.loss(outputs, targets), objective.score(outputs, targets)
-
-    def body_of(meta: Meta) -> Params:
-        return {name: meta[name] for name in weights if name not in adapted}
+    def shared_of(meta: Meta) -> Params:
+        return {name: meta[name] for name in model_halves.shared}
 
     def adapted_to(
         meta: Meta,
@@ -95,32 +91,41 @@ def maml(
         observe: Callable[[Params], tuple[Tensor, Tensor]] | None = None,
     ) -> Unrolled:
         def inner_loss(fast: Params, step: int, given: tuple[Params, Tensor, Tensor]) -> Tensor:
-            body, x, y = given
-            return scale * objective.loss(apply_model(model, {**body, **fast}, x), y)
+            shared, encoded, y = given
+            return scale * objective.loss(model_halves.decode({**shared, **fast}, encoded), y)
 
         values = {key: meta[HYPER_PREFIX + key] for key in learned.initial}
+        encoded = model_halves.encode(meta, episode.support_x)
         return unroll(
             inner_loss,
             {name: meta[name] for name in adapted},
             inner.optimizer,
             steps,
-            context=(body_of(meta), episode.support_x, episode.support_y),
+            context=(shared_of(meta), encoded, episode.support_y),
             hyper=lambda step: learned.at(values, step),
             gradient=gradient,
             observe=observe,
         )
 
+    def on_query(meta: Meta, episode: Episode) -> Callable[[Params], tuple[Tensor, Tensor]]:
+        shared, encoded = shared_of(meta), model_halves.encode(meta, episode.query_x)
+
+        def outcome(fast: Params) -> tuple[Tensor, Tensor]:
+            outputs, targets = model_halves.decode({**shared, **fast}, encoded), episode.query_y
+            return objective.loss(outputs, targets), objective.score(outputs, targets)
+
+        return outcome
+
     def loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         unrolled = adapted_to(meta, episode, inner_steps)
-        query_loss, query_score = query_outcome(meta, unrolled.params, episode)
+        query_loss, query_score = on_query(meta, episode)(unrolled.params)
         extra = {"loss": query_loss, "score": query_score, "inner_losses": unrolled.losses}
         return query_loss, extra
 
     def trace(meta: Meta, episode: Episode) -> Trace:
         with evaluating(model):
-            unrolled = adapted_to(
-                meta, episode, eval_inner_steps, lambda fast: query_outcome(meta, fast, episode)
-            )
+            outcome = on_query(meta, episode)
+            unrolled = adapted_to(meta, episode, eval_inner_steps, outcome)
         losses, scores = zip(*unrolled.observed, strict=True)
         return Trace(torch.stack(losses), torch.stack(scores))
 

@@ -54,10 +54,13 @@ class Conv4(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(examples, channels, height, width) -> (examples, outputs)."""
-        features = self.body(x)
-        features = features.flatten(1) if self.flatten else features.mean(dim=(-2, -1))
-        scores: Tensor = self.head(features)
+        scores: Tensor = self.head(self.features(x))
         return scores
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head gets: (examples, features)."""
+        maps: Tensor = self.body(x)
+        return maps.flatten(1) if self.flatten else maps.mean(dim=(-2, -1))
 
 
 def _block(channels_in: int, channels_out: int, pool: str) -> nn.Sequential:

@@ -28,5 +28,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(examples, *input_shape) -> (examples, outputs)."""
-        scores: Tensor = self.head(self.body(x.flatten(1)))
+        scores: Tensor = self.head(self.features(x))
         return scores
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head gets: (examples, features)."""
+        features: Tensor = self.body(x.flatten(1))
+        return features

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree  # what torch.func itself maps over
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Backend = Literal["replay", "inductor"]
 Program = Callable[..., Sequence[Tensor]]
@@ -23,7 +24,10 @@ class RecordingError(RuntimeError):
 
 
 def recorded(
-    fn: Callable[..., Any], backend: Backend = "replay", after: int = 0
+    fn: Callable[..., Any],
+    backend: Backend = "replay",
+    after: int = 0,
+    most_operations: int | None = None,
 ) -> Callable[..., Any]:
     """`fn`, recorded at a call with tensors of given shapes, and replayed from then on.
 
@@ -35,10 +39,12 @@ def recorded(
     Args:
         fn: a function of pytrees of tensors that gives such a pytree.
         backend: "replay" runs the same kernels in the same order, and gives the same bits.
-            "inductor" merges them into fewer ones (`torch.compile`), equal up to rounding;
-            compiling takes from seconds to minutes, and on the CPU a C++ compiler.
+            "inductor" merges them into fewer ones, equal up to rounding; compiling takes from
+            seconds to minutes, and on the CPU a C++ compiler. It also merges what was computed
+            twice, which undoes the saving of `Checkpoint`.
         after: calls with the same shapes that are left to `fn` itself, since recording costs
             some calls' time.
+        most_operations: refuse longer recordings, whose making takes seconds; None: any length.
 
     Returns:
         The function. It raises `RecordingError` where a tensor's value decides what happens next,
@@ -49,17 +55,16 @@ def recorded(
     calls: Counter[Any] = Counter()
 
     def run(*args: Any) -> Any:
-        leaves, structure = pytree.tree_flatten(args)
-        if not all(isinstance(leaf, Tensor) for leaf in leaves):
-            raise RecordingError("it has an argument that is no tensor")
-        leaves = [leaf.detach() for leaf in leaves]
-        layout = [(x.shape, x.stride(), x.dtype, x.device) for x in leaves]
-        key = (structure, torch.is_grad_enabled(), *layout)
+        leaves: list[Tensor] = []
+        key = (torch.is_grad_enabled(), _layout(args, leaves))
         if key not in programs:
             calls[key] += 1
             if calls[key] <= after:
                 return fn(*args)
-            programs[key] = _record(fn, leaves, structure, backend)
+            leaves, structure = pytree.tree_flatten(args)
+            graph, results = _record(fn, leaves, structure, most_operations)
+            program = graph if backend == "replay" else _compiled(graph, leaves)
+            programs[key] = program, results
         program, results = programs[key]
         with torch.no_grad():
             return pytree.tree_unflatten(list(program(*leaves)), results)
@@ -67,9 +72,24 @@ def recorded(
     return run
 
 
+def _layout(value: Any, leaves: list[Tensor]) -> Any:
+    """What a program is made for, of arguments whose tensors are put into `leaves`.
+
+    Pytree's own keys take longer than a small program runs.
+    """
+    if isinstance(value, Tensor):
+        leaves.append(value)
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, dict):
+        return dict, *((name, _layout(item, leaves)) for name, item in value.items())
+    if isinstance(value, tuple | list):
+        return type(value), *(_layout(item, leaves) for item in value)
+    raise RecordingError("it has an argument that is no tensor")
+
+
 def _record(
-    fn: Callable[..., Any], leaves: list[Tensor], structure: pytree.TreeSpec, backend: Backend
-) -> tuple[Program, pytree.TreeSpec]:
+    fn: Callable[..., Any], leaves: list[Tensor], structure: pytree.TreeSpec, most: int | None
+) -> tuple[fx.GraphModule, pytree.TreeSpec]:
     results: list[pytree.TreeSpec] = []
 
     def flat(*given: Tensor) -> list[Tensor]:
@@ -79,8 +99,10 @@ def _record(
 
     gpus = sorted({x.device.index for x in leaves if x.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(gpus):
-            graph = make_fx(flat)(*leaves)
+        with torch.random.fork_rng(gpus), _Limit(most):
+            graph = make_fx(flat)(*(leaf.detach() for leaf in leaves))
+    except RecordingError:
+        raise
     except Exception as error:  # torch raises various ones
         reason = str(error).partition("\n")[0]
         raise RecordingError(f"{type(error).__name__}: {reason}") from error
@@ -89,9 +111,38 @@ def _record(
             raise RecordingError(f"it draws random numbers ({node.target})")
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return torch.compile(graph) if backend == "inductor" else graph, results[0]
+    return graph, results[0]
+
+
+class _Limit(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Ends a recording that becomes too long."""
+
+    def __init__(self, most: int | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most, self.count = most, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        if self.most is not None and self.count > self.most:
+            raise RecordingError(f"it takes more than {self.most} operations")
+        return func(*args, **(kwargs or {}))
 
 
 def _draws_random_numbers(node: fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
     return torch.Tag.nondeterministic_seeded in tags
+
+
+def _compiled(graph: fx.GraphModule, leaves: list[Tensor]) -> Program:
+    # Not torch.compile: what its guards would check at each call is the key of the recording.
+    from torch._inductor.compile_fx import compile_fx  # takes a second to import
+
+    try:
+        with torch.no_grad():
+            program: Any = compile_fx(graph, [leaf.detach() for leaf in leaves])
+    except OSError:  # a full disk: another time it might be compiled
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise RecordingError(f"inductor fails: {type(error).__name__}: {reason}") from error
+    return program  # type: ignore[no-any-return]

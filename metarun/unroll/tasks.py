@@ -97,43 +97,66 @@ def meta_gradient(
     Raises:
         ValueError: as `map_tasks`.
     """
-    return mean_gradient(task_loss, batching, chunk)(meta, tasks)
+    result: tuple[dict[str, Tensor], Any] = mean_gradient(task_loss, batching, chunk)(meta, tasks)
+    return result
 
 
 def mean_gradient(
-    task_loss: TaskLoss, batching: Batching, chunk: int | None = None, record: Record = unrecorded
-) -> Callable[[Meta, Any], tuple[dict[str, Tensor], Any]]:
+    task_loss: TaskLoss,
+    batching: Batching,
+    chunk: int | None = None,
+    record: Record = unrecorded,
+    summary: Callable[[Meta, Any], Any] = lambda grads, extra: (grads, extra),
+) -> Callable[[Meta, Any], Any]:
     """`meta_gradient` as a function of `(meta, tasks)` that is called often.
 
     Args:
         task_loss, batching, chunk: as in `meta_gradient`.
         record: applied to what computes a chunk; see `metarun.unroll.recorded`.
+        summary: what is made of the gradients and of `extra`; part of what is recorded if there
+            is but one chunk.
 
     Raises:
         ValueError: as `map_tasks`.
     """
     _check(batching, chunk)
-    of_chunk = _gradient_of_one if batching == "loop" else _gradients_of_many
-    run = record(partial(of_chunk, task_loss))
+    of_chunk = partial(_gradient_of_one if batching == "loop" else _gradients_of_many, task_loss)
 
-    def gradient(meta: Meta, tasks: Any) -> tuple[dict[str, Tensor], Any]:
-        count = pytree.tree_leaves(tasks)[0].shape[0]
-        totals = {name: torch.zeros_like(value) for name, value in meta.items()}
+    def of_all(meta: Meta, tasks: Any) -> Any:
+        grads, extra = of_chunk(meta, tasks)
+        return summary(_divided(grads, _count(tasks)), extra)
+
+    run_chunk, run_all = record(of_chunk), record(of_all)
+
+    def gradient(meta: Meta, tasks: Any) -> Any:
+        if _count(tasks) <= _chunk_size(tasks, batching, chunk):
+            return run_all(meta, tasks)
+        totals: Meta | None = None
         extras = []
         for part in _chunks(tasks, batching, chunk):
-            grads, extra = run(meta, part)
-            totals = {name: total + grads[name] / count for name, total in totals.items()}
-            extras.append(pytree.tree_map(torch.Tensor.detach, extra))
-        return totals, pytree.tree_map(lambda *parts: torch.cat(parts), *extras)
+            grads, extra = run_chunk(meta, part)
+            share = _divided(grads, _count(tasks))
+            totals = share if totals is None else {k: totals[k] + share[k] for k in share}
+            extras.append(extra)
+        assert totals is not None
+        return summary(totals, pytree.tree_map(lambda *own: torch.cat(own), *extras))
 
     return gradient
+
+
+def _count(tasks: Any) -> int:
+    return int(pytree.tree_leaves(tasks)[0].shape[0])
+
+
+def _divided(grads: Meta, count: int) -> dict[str, Tensor]:
+    return {name: grad / count for name, grad in grads.items()}
 
 
 def _gradient_of_one(task_loss: TaskLoss, meta: Meta, part: Any) -> tuple[Meta, Any]:
     leaves = {name: value.detach().requires_grad_() for name, value in meta.items()}
     losses, extra = _run(task_loss, "loop", leaves, part)
     grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
-    return dict(zip(leaves, grads, strict=True)), extra
+    return dict(zip(leaves, grads, strict=True)), pytree.tree_map(torch.Tensor.detach, extra)
 
 
 def _gradients_of_many(task_loss: TaskLoss, meta: Meta, part: Any) -> tuple[Meta, Any]:
@@ -160,9 +183,12 @@ def _check(batching: str, chunk: int | None) -> None:
         raise ValueError(f"chunk={chunk}: must be 1 or more, or None for all tasks at once")
 
 
+def _chunk_size(tasks: Any, batching: Batching, chunk: int | None) -> int:
+    return 1 if batching == "loop" else chunk or _count(tasks)
+
+
 def _chunks(tasks: Any, batching: Batching, chunk: int | None) -> Iterator[Any]:
-    count = pytree.tree_leaves(tasks)[0].shape[0]
-    size = 1 if batching == "loop" else chunk or count
-    for start in range(0, count, size):
+    size = _chunk_size(tasks, batching, chunk)
+    for start in range(0, _count(tasks), size):
         stop = start + size
         yield pytree.tree_map(lambda x, a=start, b=stop: x[a:b], tasks)
