@@ -80,6 +80,39 @@ def test_anil_is_learn2learns_maml_on_the_head() -> None:
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-8, atol=1e-11)
 
 
+class Uncut(torch.nn.Module):
+    """The same network for one that cannot see where the head begins."""
+
+    def __init__(self, known: torch.nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = known.body, known.head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean(dim=(-2, -1)))
+
+
+@pytest.mark.parametrize("adapt", [["head.*"], ["head.bias"], ["body.3.*", "head.*"]])
+def test_sharing_the_features_changes_nothing(adapt: list[str]) -> None:
+    settings = {"inner_steps": 3, "adapt": adapt}
+    loss, shared = gradient(maml(problem(), **settings))
+    expected_loss, expected = gradient(maml(problem()._replace(model=Uncut(model())), **settings))
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
+    for name, value in expected.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_anil_computes_features_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(
+        Conv4, "features", lambda self, x: calls.append(x) or self.body(x).mean(dim=(-2, -1))
+    )
+    ours = anil(problem(), inner_steps=5, eval_inner_steps=7)
+    ours.loss(ours.init(), episode())
+    assert len(calls) == 2, "those of the support and of the query"
+    ours.trace(ours.init(), episode())
+    assert len(calls) == 4
+
+
 def test_a_pattern_chooses_what_is_adapted() -> None:
     chosen = maml(problem(), adapt=["head.*", "body.3.*"])
     whole = maml(problem())
