@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "holds are kept (default: outputs/bench)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="2 repeats, 2 tasks, 8 channels: does it work?"
+        "--quick", action="store_true", help="2 repeats of small cases: does it work?"
     )
     return parser
 

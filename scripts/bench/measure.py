@@ -175,17 +175,13 @@ def _timed(
 def _start_up(case: Case, options: Options) -> list[Record]:
     commands = startup.commands(options.device)
     seconds: dict[str, list[float]] = {name: [] for name in commands}
-    peaks: dict[str, list[float]] = {name: [] for name in commands}
     for turn in range(options.repeats + 1):
         for name, command in commands.items():
-            spent, peak = startup.run(command, options.threads)
+            spent = startup.run(command, options.threads)
             if turn:  # the first round reads the files from the disk
                 seconds[name].append(spent)
-                peaks[name].append(peak)
     base = seconds[next(iter(commands))]
-    return [
-        _record(case, options, name, seconds[name], base, max(peaks[name])) for name in commands
-    ]
+    return [_record(case, options, name, seconds[name], base, None) for name in commands]
 
 
 def _worker(case: Case, name: str, overrides: Sequence[str], options: Options) -> Worker:

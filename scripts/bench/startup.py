@@ -35,27 +35,30 @@ def commands(device: str) -> dict[str, list[str]]:
     }
 
 
-def run(command: list[str], threads: int | None) -> tuple[float, float]:
-    """Seconds from start to end, and the peak of the resident set in MiB.
+def run(command: list[str], threads: int | None) -> float:
+    """Seconds from the start of the process to its end.
 
     Raises:
         RuntimeError: the command failed.
     """
-    threading = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryDirectory() as folder:
+        # What is compiled, no earlier run has compiled for it.
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
         begin = time.perf_counter()
-        process = subprocess.Popen(
+        done = subprocess.run(
             command,
             cwd=folder,
-            env=os.environ | threading,
+            env=environment,
             stdout=subprocess.DEVNULL,
-            stderr=errors,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            check=False,
         )
-        _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begin
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            errors.seek(0)
-            told = errors.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise RuntimeError(f"{' '.join(command[:4])}: {' '.join(told)}")
-    return seconds, usage.ru_maxrss / 1024
+    if done.returncode:
+        told = " ".join(done.stderr.strip().splitlines()[-1:])
+        raise RuntimeError(f"{' '.join(command[:4])}: exit code {done.returncode}: {told}")
+    return seconds

@@ -33,13 +33,10 @@ class Worker:
         self.name = name
         self._pipe, theirs = context.Pipe()
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")
-        # Read when the process starts. What it compiles, no earlier run has compiled for it.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = self._folder.name
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        if threads is not None:
-            os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-        arguments = (theirs, name, kind, tuple(overrides), device, threads)
-        self._process = context.Process(target=serve, args=arguments)
+        what = (name, kind, tuple(overrides), device)
+        self._process = context.Process(
+            target=serve, args=(theirs, what, threads, self._folder.name)
+        )
         self._process.start()
         theirs.close()
 
@@ -101,23 +98,31 @@ class Worker:
 
 def serve(
     pipe: Connection,
-    name: str,
-    kind: str,
-    overrides: tuple[str, ...],
-    device: str,
+    what: tuple[str, str, tuple[str, ...], str],
     threads: int | None,
+    compiled: str,
 ) -> None:
-    """The process: build the program, answer requests until the pipe is closed."""
+    """The process: build the program, answer requests until the pipe is closed.
+
+    Args:
+        what: the program's name, kind, overrides and device.
+        compiled: an empty folder for what it compiles, so that no earlier run has done it.
+    """
+    # Before anything imports torch. The last one is metarun's own.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     served: _Served | None = None
     while True:
         try:
-            what, *arguments = pipe.recv()
+            request, *arguments = pipe.recv()
         except (EOFError, ConnectionError):
             return
         try:
             if served is None:
-                served = _Served(name, kind, overrides, device, threads)
-            answer = (True, getattr(served, what)(*arguments))
+                served = _Served(*what, threads)
+            answer = (True, getattr(served, request)(*arguments))
         except Exception as error:  # whatever a peer may do wrong
             text = next(iter(str(error).strip().splitlines()), "")
             answer = (False, f"{type(error).__name__}: {text}"[:300])
