@@ -141,6 +141,7 @@ class _Served:
 
         if threads is not None:
             torch.set_num_threads(threads)
+        self.device = device
         self.cuda = device.startswith("cuda")
         self.program = program(name, kind, overrides, device)
         _load_what_torch_loads_late(device)
@@ -179,13 +180,13 @@ class _Served:
         if self.cuda:
             import torch
 
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
 
     def _peak(self) -> float:
         if self.cuda:
             import torch
 
-            return torch.cuda.max_memory_allocated() / 2**20
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
         return _status_mib("VmHWM")
 
     def _reset_peak(self) -> float | None:
@@ -193,8 +194,8 @@ class _Served:
         if self.cuda:
             import torch
 
-            torch.cuda.reset_peak_memory_stats()
-            return torch.cuda.memory_allocated() / 2**20
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return torch.cuda.memory_allocated(self.device) / 2**20
         try:
             Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is now what is
             return _status_mib("VmRSS")
