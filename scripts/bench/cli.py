@@ -1,6 +1,7 @@
 """The command line of the benchmark."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -70,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help=f"of those that a workload has: {', '.join(names)}; all if not given",
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument(
+        "--device", type=_device, default="cpu", help="cpu (default), cuda or cuda:N"
+    )
     parser.add_argument("--repeats", type=_positive, help="rounds of timings (default: 7)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")
     parser.add_argument(
@@ -92,6 +95,12 @@ def _listed(text: str, known: list[str]) -> tuple[str, ...]:
         if name not in known:
             raise argparse.ArgumentTypeError(f"{name}: choose from {', '.join(known)}")
     return chosen
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text}: choose cpu, cuda or cuda:N")
+    return text
 
 
 def _positive(text: str) -> int:
