@@ -1,5 +1,6 @@
 """`python scripts/bench`."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -8,4 +9,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from bench.cli import main
 
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process stays behind
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -24,36 +24,60 @@ COLOURS = {
 
 
 def ratios(records: Sequence[Record], path: Path) -> None:
-    """A bar for each implementation: its time as a multiple of the first one's of its case."""
-    records = [record for record in records if record["workload"] != "W7"]  # no two alike there
+    """A bar for each implementation but the first of a case, whose time is 1."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(_case(record), []).append(record)
-    if not groups:
+        if record["workload"] != "W7":  # no two do the same there
+            groups.setdefault(_case(record), []).append(record)
+    bars: list[tuple[float, Record]] = []
+    ticks: dict[str, float] = {}
+    place = 0.0
+    for case, (_, *others) in groups.items():
+        if not others:
+            continue
+        bars += [(place + i, record) for i, record in enumerate(others)]
+        ticks[case] = place + (len(others) - 1) / 2
+        place += len(others) + 1
+    if not bars:
         return
-    places, ticks, place = [], {}, 0.0
-    for name, group in groups.items():
-        ticks[name] = place + (len(group) - 1) / 2
-        places += [place + i for i in range(len(group))]
-        place += len(group) + 1
-    figure = Figure(figsize=(8.0, 1.4 + 0.17 * place), layout="constrained")
+    figure = Figure(figsize=(8.0, 1.6 + 0.18 * place), layout="constrained")
     axes = figure.subplots()
-    for name in dict.fromkeys(record["implementation"] for record in records):
-        own = [(y, r) for y, r in zip(places, records, strict=True) if r["implementation"] == name]
-        values = [r["ratio"] for _, r in own]
-        spread = [
-            [r["ratio"] - r["ratio_min"] for _, r in own],
-            [r["ratio_max"] - r["ratio"] for _, r in own],
-        ]
+    for name in [name for name in COLOURS if any(r["implementation"] == name for _, r in bars)]:
+        own = [(y, r) for y, r in bars if r["implementation"] == name]
+        found = [r["ratio"] for _, r in own]
+        below = [r["ratio"] - r["ratio_min"] for _, r in own]
+        above = [r["ratio_max"] - r["ratio"] for _, r in own]
         axes.barh(
-            [y for y, _ in own], values, 0.85, xerr=spread, color=COLOURS[name], label=name,
-            error_kw={"elinewidth": 0.8},
+            [y for y, _ in own],
+            [ratio - 1 for ratio in found],
+            0.85,
+            left=1,
+            color=COLOURS[name],
+            label=name,
+        )
+        axes.errorbar(
+            found,
+            [y for y, _ in own],
+            xerr=[below, above],
+            fmt="none",
+            color="black",
+            linewidth=0.8,
+        )
+    for y, record in bars:
+        most = max(record["ratio_max"], 1.0)
+        axes.annotate(
+            f"{record['ratio']:.2f}", (most, y), (4, 0), textcoords="offset points", va="center",
+            fontsize=7,
         )  # fmt: skip
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(x=0.12)
     axes.set_yticks([*ticks.values()], [*ticks])
     axes.set_ylim(place - 1, -1)
-    axes.set_xlabel("time, as a multiple of metarun's (median; lines: least and most of a round)")
+    axes.set_xlabel(
+        "time as a multiple of metarun's: median over rounds, least and most of a round"
+    )
     axes.grid(axis="x", which="both", color="#E6E6E6")
     axes.set_axisbelow(True)
     axes.set_title(records[0]["machine"], fontsize=9)
@@ -81,4 +105,4 @@ def inner_steps(records: Sequence[Record], path: Path) -> None:
 
 def _case(record: Record) -> str:
     workload, steps = str(record["workload"]), record["inner_steps"]
-    return workload if steps is None else f"{workload}, {steps} steps"
+    return workload if steps is None else f"{workload}, {steps} step{'s' * (steps != 1)}"

@@ -1,7 +1,9 @@
 """A process of its own for each implementation, which times itself when it is asked to."""
 
+import contextlib
 import math
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -108,25 +110,24 @@ def serve(
         what: the program's name, kind, overrides and device.
         compiled: an empty folder for what it compiles, so that no earlier run has done it.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends when its pipe is closed
     # Before anything imports torch. The last one is metarun's own.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     served: _Served | None = None
-    while True:
-        try:
+    with contextlib.suppress(EOFError, ConnectionError):  # until nobody listens
+        while True:
             request, *arguments = pipe.recv()
-        except (EOFError, ConnectionError):
-            return
-        try:
-            if served is None:
-                served = _Served(*what, threads)
-            answer = (True, getattr(served, request)(*arguments))
-        except Exception as error:  # whatever a peer may do wrong
-            text = next(iter(str(error).strip().splitlines()), "")
-            answer = (False, f"{type(error).__name__}: {text}"[:300])
-        pipe.send(answer)
+            try:
+                if served is None:
+                    served = _Served(*what, threads)
+                answer = (True, getattr(served, request)(*arguments))
+            except Exception as error:  # whatever a peer may do wrong
+                text = next(iter(str(error).strip().splitlines()), "")
+                answer = (False, f"{type(error).__name__}: {text}"[:300])
+            pipe.send(answer)
 
 
 class _Served:
