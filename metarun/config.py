@@ -91,7 +91,7 @@ class EngineConfig:
     """How the tasks of a batch are computed, and the inner loop is differentiated."""
 
     batching: str = "auto"  # auto, vmap or loop
-    chunk: int | None = None  # tasks at a time under vmap; null: all
+    chunk: int | None = None  # tasks at a time under vmap; null: all, or 8 if a CPU convolves
     precision: str = "float32"  # float32 or float64
     compile: str = "auto"  # auto, none, replay or inductor: whether a meta-step is recorded
     gradient: str = "auto"  # how the inner loop is differentiated; auto: by algo.order

@@ -45,18 +45,18 @@ LONG_RUN = 3000  # meta-steps that are worth a minute of compiling
 log = logging.getLogger(__name__)
 
 
-def gradient_program(config: TrainConfig, algorithm: Algorithm, batching: Batching) -> Gradient:
+def gradient_program(
+    config: TrainConfig, algorithm: Algorithm, batching: Batching, chunk: int | None
+) -> Gradient:
     """The mean gradient and the metrics of a meta-batch.
 
     With `engine.compile=auto` a long run is compiled from its first meta-step on, wherever that
     run is resumed, so that its bits do not depend on when it was interrupted.
     """
     choice = config.engine.compile
-    if choice == "auto" and worth_compiling(config):
+    if choice == "auto" and will_compile(config):
         choice = "auto inductor"
-    return mean_gradient(
-        algorithm.loss, batching, config.engine.chunk, recording(choice), summarise
-    )
+    return mean_gradient(algorithm.loss, batching, chunk, recording(choice), summarise)
 
 
 def trace_program(config: TrainConfig, algorithm: Algorithm, batching: Batching) -> Traces:
@@ -75,11 +75,13 @@ def summarise(grads: Meta, extra: dict[str, Tensor]) -> tuple[Meta, Tensor]:
     return grads, torch.cat([torch.stack(head), inner])
 
 
-def worth_compiling(config: TrainConfig) -> bool:
-    """Whether a run is long enough to gain from merged kernels, and may have them.
+def will_compile(config: TrainConfig) -> bool:
+    """Whether training is to be compiled: "auto" does so in runs that are long enough to gain.
 
     Depends on the config and on the machine's software alone.
     """
+    if config.engine.compile != "auto":
+        return config.engine.compile == "inductor"
     keeps_memory_low = config.engine.gradient in ("checkpoint", "mixed")  # inductor would undo it
     return config.trainer.steps >= LONG_RUN and not keeps_memory_low and has_compiler()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from metarun.algos.base import OBJECTIVES, Algorithm, Objective
 from metarun.checks import fits, machine_memory, read
@@ -14,9 +15,11 @@ from metarun.config import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, Train
 from metarun.data.ahead import Ahead
 from metarun.data.episodes import EpisodeSource
 from metarun.errors import CheckpointError, ConfigError
-from metarun.programs import Gradient, Traces, gradient_program, trace_program
+from metarun.programs import Gradient, Traces, gradient_program, trace_program, will_compile
 from metarun.ranks import ALONE, Ranks
 from metarun.unroll import Batching
+
+CHUNK_OF_CONVOLUTIONS = 8  # tasks at a time on a CPU
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
     model = build_model(config, source).to(device)
     algorithm = build_algorithm(config, model, source)
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
-    batching = choose_batching(config.engine.batching, model)
+    compiled = will_compile(config)
+    batching, chunk = choose_batching(config.engine, model, device, compiled)
     return Setup(
         config,
         device,
@@ -61,7 +65,7 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
         algorithm,
         OBJECTIVES[source.kind],
         batching,
-        gradient_program(config, algorithm, batching),
+        gradient_program(config, algorithm, batching, chunk),
         trace_program(config, algorithm, batching),
         batch_norm,
     )
@@ -112,10 +116,17 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     return torch.device(name)
 
 
-def choose_batching(name: str, model: nn.Module) -> Batching:
-    """What `engine.batching` means for a network.
+def choose_batching(
+    engine: EngineConfig, model: nn.Module, device: torch.device, compiled: bool
+) -> tuple[Batching, int | None]:
+    """What `engine.batching` and `engine.chunk` mean for a network: the batching and the chunk.
 
-    "auto" is vmap, except for networks with recurrent layers, which vmap cannot map.
+    "auto" is vmap, which a GPU and small networks want. Convolutions on a CPU, which vmap makes
+    grouped ones, are an exception: they gain from a loop if it is compiled, and otherwise from
+    chunks that a CPU's caches hold. So are recurrent layers, which vmap cannot map.
+
+    Args:
+        compiled: whether training will be compiled.
 
     Raises:
         ConfigError: the network keeps running statistics, or vmap cannot map it.
@@ -127,12 +138,20 @@ def choose_batching(name: str, model: nn.Module) -> Batching:
                 f"{module_name} of the backbone keeps running statistics, which tasks cannot "
                 "share: use metarun.backbones.norm.BatchNorm, or track_running_stats=False"
             )
-    if recurrent and name == "vmap":
+    if recurrent and engine.batching == "vmap":
         raise ConfigError(
             f"engine.batching=vmap: {recurrent[0]} of the backbone is a recurrent layer, which "
             "vmap cannot map; use engine.batching=loop"
         )
-    return "loop" if recurrent or name == "loop" else "vmap"
+    convolves = any(isinstance(module, _ConvNd) for module in model.modules())
+    large = convolves and device.type == "cpu"
+    chosen = engine.batching
+    if chosen == "auto":
+        chosen = "loop" if recurrent or (large and compiled and engine.chunk is None) else "vmap"
+    chunk = engine.chunk
+    if chunk is None and large and chosen == "vmap":
+        chunk = CHUNK_OF_CONVOLUTIONS
+    return ("loop" if chosen == "loop" else "vmap"), chunk
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_what_inductor_cannot_compile_is_replayed(
     assert "not compiled: inductor fails: NotImplementedError: no such operation" in caplog.text
     plain = trained(setup_of("engine.compile=none", f"trainer.steps={programs.LONG_RUN}"))
     assert all(torch.equal(value, plain[name]) for name, value in ours.items())
-    with pytest.raises(ConfigError, match="use engine.compile=none"):
+    with pytest.raises(ConfigError, match=r"use engine\.compile=none"):
         trained(setup_of("engine.compile=inductor"))
 
 
