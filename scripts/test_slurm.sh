@@ -116,7 +116,8 @@ export OMP_NUM_THREADS=1 METARUN_CACHE=$work/cache
 metarun() { "$python" -m metarun "$@"; }
 run=(data=sinusoid backbone=mlp inner_opt=adam inner_opt.learn=[lr] trainer.steps=4000
     trainer.eval_every=1000 trainer.checkpoint_every=100000 trainer.log_every=10
-    trainer.eval_episodes=20 trainer.test_episodes=20)
+    trainer.eval_episodes=20 trainer.test_episodes=20
+    engine.compile=none)  # slow enough to be preempted
 metarun train "${run[@]}" seed=0 hydra.run.dir="$work/undisturbed" >"$work/undisturbed.log" 2>&1
 
 started() {  # started <run directory> <client>: it has logged a few steps, or will never

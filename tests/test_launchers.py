@@ -125,8 +125,8 @@ def test_a_dead_worker_of_joblib_leaves_no_run_unmentioned(
 
 def test_sigterm_ends_the_workers_of_joblib(tmp_path: Path, environment: dict[str, str]) -> None:
     command = [
-        "train", "-m", *LONG, "trainer.steps=100000", "seed=0,1", "hydra/launcher=joblib",
-        "hydra.sweep.dir=sweep",
+        "train", "-m", *LONG, "trainer.steps=100000", "engine.compile=none", "seed=0,1",
+        "hydra/launcher=joblib", "hydra.sweep.dir=sweep",
     ]  # fmt: skip
     client = subprocess.Popen(
         [sys.executable, "-m", "metarun", *command], cwd=tmp_path, env=environment,

@@ -323,7 +323,7 @@ def test_all_ranks_skip_what_is_no_number_for_one(tmp_path: Path, env: dict[str,
 
 def test_a_rank_that_hangs_ends_the_run(tmp_path: Path, env: dict[str, str]) -> None:
     patience = env | {"METARUN_RANK_TIMEOUT": "5"}
-    first, second = pair(tmp_path, patience, *TRAIN, "trainer.steps=1000000")
+    first, second = pair(tmp_path, patience, *TRAIN, "trainer.steps=1000000", "engine.compile=none")
     wait_until(first, reached(tmp_path, 10))
     second.send_signal(signal.SIGSTOP)
     _, errors = finish(first, 1)

@@ -138,3 +138,21 @@ def test_whole_runs_are_the_same(metarun: Metarun, tmp_path: Path) -> None:
     results = [json.loads((tmp_path / how / "result.json").read_text()) for how in ("auto", "none")]
     assert results[0]["test"] == results[1]["test"]
     assert results[0]["best"] == results[1]["best"]
+
+
+def test_a_compiled_run_resumes_with_the_bits_of_an_undisturbed_one(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    command = ["train", *TINY, "trainer.steps=8", "trainer.checkpoint_every=4"]
+    command += ["engine.compile=inductor", "trainer.eval_episodes=3", "trainer.test_episodes=3"]
+    folder = tmp_path / "run"
+    ends = []
+    for attempt in range(2):
+        metarun(*command, "hydra.run.dir=run")
+        ends.append(torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["meta"])
+        if attempt == 0:  # as if it had been killed after meta-step 4
+            (folder / "checkpoints" / "step-00000004.pt").replace(folder / "checkpoints/last.pt")
+            (folder / "checkpoints" / "step-00000008.pt").unlink()
+            (folder / "status.json").unlink()
+    assert json.loads((folder / "status.json").read_text())["attempts"] == 1, "it ran once more"
+    assert all(torch.equal(ends[1][name], value) for name, value in ends[0].items())
