@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from metarun.algos.base import Algorithm, Trace
 from metarun.config import TrainConfig
@@ -40,21 +41,29 @@ NORM = 2
 CALLS_BEFORE_RECORDING = 2  # a run of a few meta-steps is not worth a recording
 MOST_OPERATIONS = 50_000  # half a minute of recording
 MOST_COMPILED = 10_000  # operations that inductor may take minutes for
-LONG_RUN = 3000  # meta-steps that are worth a minute of compiling
+LONG_RUN = 5000  # meta-steps of milliseconds, which are worth ten seconds of compiling
+LONG_RUN_OF_CONVOLUTIONS = 500  # of tenths of a second, which are worth a minute
 
 log = logging.getLogger(__name__)
 
 
 def gradient_program(
-    config: TrainConfig, algorithm: Algorithm, batching: Batching, chunk: int | None
+    config: TrainConfig,
+    algorithm: Algorithm,
+    batching: Batching,
+    chunk: int | None,
+    compiled: bool,
 ) -> Gradient:
     """The mean gradient and the metrics of a meta-batch.
 
-    With `engine.compile=auto` a long run is compiled from its first meta-step on, wherever that
-    run is resumed, so that its bits do not depend on when it was interrupted.
+    A run is compiled from its first meta-step on, wherever it is resumed, so that its bits do not
+    depend on when it was interrupted.
+
+    Args:
+        compiled: what `will_compile` says.
     """
     choice = config.engine.compile
-    if choice == "auto" and will_compile(config):
+    if choice == "auto" and compiled:
         choice = "auto inductor"
     return mean_gradient(algorithm.loss, batching, chunk, recording(choice), summarise)
 
@@ -75,7 +84,7 @@ def summarise(grads: Meta, extra: dict[str, Tensor]) -> tuple[Meta, Tensor]:
     return grads, torch.cat([torch.stack(head), inner])
 
 
-def will_compile(config: TrainConfig) -> bool:
+def will_compile(config: TrainConfig, model: nn.Module) -> bool:
     """Whether training is to be compiled: "auto" does so in runs that are long enough to gain.
 
     Depends on the config and on the machine's software alone.
@@ -83,7 +92,13 @@ def will_compile(config: TrainConfig) -> bool:
     if config.engine.compile != "auto":
         return config.engine.compile == "inductor"
     keeps_memory_low = config.engine.gradient in ("checkpoint", "mixed")  # inductor would undo it
-    return config.trainer.steps >= LONG_RUN and not keeps_memory_low and has_compiler()
+    long = config.trainer.steps >= (LONG_RUN_OF_CONVOLUTIONS if convolves(model) else LONG_RUN)
+    return long and not keeps_memory_low and has_compiler()
+
+
+def convolves(model: nn.Module) -> bool:
+    """Whether a network has convolutions, and so much to compute for each example."""
+    return any(isinstance(module, _ConvNd) for module in model.modules())
 
 
 def has_compiler() -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from metarun.algos.base import OBJECTIVES, Algorithm, Objective
 from metarun.checks import fits, machine_memory, read
@@ -15,7 +14,14 @@ from metarun.config import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, Train
 from metarun.data.ahead import Ahead
 from metarun.data.episodes import EpisodeSource
 from metarun.errors import CheckpointError, ConfigError
-from metarun.programs import Gradient, Traces, gradient_program, trace_program, will_compile
+from metarun.programs import (
+    Gradient,
+    Traces,
+    convolves,
+    gradient_program,
+    trace_program,
+    will_compile,
+)
 from metarun.ranks import ALONE, Ranks
 from metarun.unroll import Batching
 
@@ -54,7 +60,7 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
     model = build_model(config, source).to(device)
     algorithm = build_algorithm(config, model, source)
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
-    compiled = will_compile(config)
+    compiled = will_compile(config, model)
     batching, chunk = choose_batching(config.engine, model, device, compiled)
     return Setup(
         config,
@@ -65,7 +71,7 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
         algorithm,
         OBJECTIVES[source.kind],
         batching,
-        gradient_program(config, algorithm, batching, chunk),
+        gradient_program(config, algorithm, batching, chunk, compiled),
         trace_program(config, algorithm, batching),
         batch_norm,
     )
@@ -143,8 +149,7 @@ def choose_batching(
             f"engine.batching=vmap: {recurrent[0]} of the backbone is a recurrent layer, which "
             "vmap cannot map; use engine.batching=loop"
         )
-    convolves = any(isinstance(module, _ConvNd) for module in model.modules())
-    large = convolves and device.type == "cpu"
+    large = convolves(model) and device.type == "cpu"
     chosen = engine.batching
     if chosen == "auto":
         chosen = "loop" if recurrent or (large and compiled and engine.chunk is None) else "vmap"

@@ -12,8 +12,9 @@ from torch import nn
 
 from metarun import programs
 from metarun.compose import composed, register_schemas
+from metarun.config import EngineConfig
 from metarun.errors import ConfigError
-from metarun.setup import Setup, build
+from metarun.setup import Setup, build, choose_batching
 from metarun.trainer import meta_step
 from metarun.training_state import fresh
 from tests.conftest import Metarun
@@ -78,6 +79,9 @@ def test_auto_compiles_the_training_of_long_runs(monkeypatch: pytest.MonkeyPatch
     for keeps_memory_low in ("checkpoint", "mixed"):
         found = backends(monkeypatch, long, f"engine.gradient={keeps_memory_low}")
         assert set(found) == {"replay"}
+    monkeypatch.setattr("metarun.setup.build_model", lambda config, source: Conv())
+    assert "inductor" in backends(monkeypatch, "trainer.steps=500")
+    assert set(backends(monkeypatch, "trainer.steps=499")) == {"replay"}
     monkeypatch.setenv("PATH", "")
     assert set(backends(monkeypatch, long)) == {"replay"}, "there is no compiler"
 
@@ -106,6 +110,35 @@ def test_what_inductor_cannot_compile_is_replayed(
     assert all(torch.equal(value, plain[name]) for name, value in ours.items())
     with pytest.raises(ConfigError, match=r"use engine\.compile=none"):
         trained(setup_of("engine.compile=inductor"))
+
+
+class Conv(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Conv1d(1, 1, 1), nn.Flatten())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.net(x)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("compiled", "engine", "expected"),
+    [
+        (True, {}, ("loop", None)),
+        (False, {}, ("vmap", 8)),
+        (True, {"chunk": 4}, ("vmap", 4)),
+        (True, {"batching": "vmap"}, ("vmap", 8)),
+        (False, {"batching": "loop"}, ("loop", None)),
+    ],
+)
+def test_convolutions_on_a_cpu_are_looped_or_mapped_in_chunks(
+    compiled: bool, engine: dict[str, Any], expected: tuple[str, int | None]
+) -> None:
+    config, cpu = EngineConfig(**engine), torch.device("cpu")
+    assert choose_batching(config, Conv(), cpu, compiled) == expected
+    small = choose_batching(config, nn.Linear(1, 1), cpu, compiled)
+    assert small == (engine.get("batching", "vmap"), engine.get("chunk"))
 
 
 class Noisy(nn.Module):
