@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"bench: {error}", file=sys.stderr)
             return 1
         results.add(options.out, case, options.device, measured, left_out)
-    results.present(options.out)
+        results.present(options.out)
     print((options.out / "table.md").read_text())
     return 0
 
