@@ -129,7 +129,9 @@ def choose_batching(
 
     "auto" is vmap, which a GPU and small networks want. Convolutions on a CPU, which vmap makes
     grouped ones, are an exception: they gain from a loop if it is compiled, and otherwise from
-    chunks that a CPU's caches hold. So are recurrent layers, which vmap cannot map.
+    chunks that a CPU's caches hold. So are recurrent layers, which vmap cannot map, and gradient
+    modes that are there to save memory: `torch.func.grad`, which vmap needs, keeps what their
+    backward passes compute.
 
     Args:
         compiled: whether training will be compiled.
@@ -150,9 +152,11 @@ def choose_batching(
             "vmap cannot map; use engine.batching=loop"
         )
     large = convolves(model) and device.type == "cpu"
+    saves_memory = engine.gradient in ("checkpoint", "mixed")
     chosen = engine.batching
     if chosen == "auto":
-        chosen = "loop" if recurrent or (large and compiled and engine.chunk is None) else "vmap"
+        looped = recurrent or (engine.chunk is None and (saves_memory or (large and compiled)))
+        chosen = "loop" if looped else "vmap"
     chunk = engine.chunk
     if chunk is None and large and chosen == "vmap":
         chunk = CHUNK_OF_CONVOLUTIONS

@@ -141,6 +141,14 @@ def test_convolutions_on_a_cpu_are_looped_or_mapped_in_chunks(
     assert small == (engine.get("batching", "vmap"), engine.get("chunk"))
 
 
+@pytest.mark.parametrize("gradient", ["checkpoint", "mixed"])
+def test_what_saves_memory_is_looped(gradient: str) -> None:
+    model, cpu = nn.Linear(1, 1), torch.device("cpu")
+    assert choose_batching(EngineConfig(gradient=gradient), model, cpu, False) == ("loop", None)
+    explicit = EngineConfig(gradient=gradient, batching="vmap")
+    assert choose_batching(explicit, model, cpu, False) == ("vmap", None)
+
+
 class Noisy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
