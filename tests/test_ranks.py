@@ -348,7 +348,7 @@ def test_what_ends_one_rank_ends_both_with_one_message(
     (tmp_path / "odd.py").write_text(FAULTS)
     ranks = pair(
         tmp_path, env | {"FAULT": fault}, *TRAIN, "+plugins=[odd]", "backbone=odd",
-        "engine.batching=loop",
+        "engine.batching=loop", "engine.compile=none",
     )  # fmt: skip
     errors = "".join(finish(rank, 2 if fault == "build" else 1)[1] for rank in ranks)
     assert errors.count("metarun: ") == 1 and message in errors, errors
