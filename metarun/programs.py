@@ -41,6 +41,7 @@ NORM = 2
 CALLS_BEFORE_RECORDING = 2  # a run of a few meta-steps is not worth a recording
 MOST_OPERATIONS = 50_000  # half a minute of recording
 MOST_COMPILED = 10_000  # operations that inductor may take minutes for
+SAVE_MEMORY = ("checkpoint", "mixed")  # values of engine.gradient; inductor and vmap undo it
 LONG_RUN = 5000  # meta-steps of milliseconds, which are worth ten seconds of compiling
 LONG_RUN_OF_CONVOLUTIONS = 500  # of tenths of a second, which are worth a minute
 
@@ -91,9 +92,8 @@ def will_compile(config: TrainConfig, model: nn.Module) -> bool:
     """
     if config.engine.compile != "auto":
         return config.engine.compile == "inductor"
-    keeps_memory_low = config.engine.gradient in ("checkpoint", "mixed")  # inductor would undo it
     long = config.trainer.steps >= (LONG_RUN_OF_CONVOLUTIONS if convolves(model) else LONG_RUN)
-    return long and not keeps_memory_low and has_compiler()
+    return long and config.engine.gradient not in SAVE_MEMORY and has_compiler()
 
 
 def convolves(model: nn.Module) -> bool:
@@ -152,17 +152,17 @@ def _announced(run: Callable[..., Any]) -> Callable[..., Any]:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
     # It warns of a CUDA toolkit without a GPU, which is no concern of a run on the CPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    start: float | None = time.monotonic()
+    compiled = False
 
     def announced(*args: Any) -> Any:
-        nonlocal start
-        if start is None:
+        nonlocal compiled
+        if compiled:
             return run(*args)
         log.info("compiling, for up to some minutes; engine.compile=replay starts at once")
         start = time.monotonic()
         result = run(*args)
         log.info("compiled in %.0f s", time.monotonic() - start)
-        start = None
+        compiled = True
         return result
 
     return announced

@@ -15,6 +15,7 @@ from metarun.data.ahead import Ahead
 from metarun.data.episodes import EpisodeSource
 from metarun.errors import CheckpointError, ConfigError
 from metarun.programs import (
+    SAVE_MEMORY,
     Gradient,
     Traces,
     convolves,
@@ -152,7 +153,7 @@ def choose_batching(
             "vmap cannot map; use engine.batching=loop"
         )
     large = convolves(model) and device.type == "cpu"
-    saves_memory = engine.gradient in ("checkpoint", "mixed")
+    saves_memory = engine.gradient in SAVE_MEMORY
     chosen = engine.batching
     if chosen == "auto":
         looped = recurrent or (engine.chunk is None and (saves_memory or (large and compiled)))
