@@ -6,23 +6,23 @@ evaluation of a batch of tasks.
 
 import logging
 import os
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor
 
 from metarun.algos.base import Algorithm, Trace
-from metarun.config import TrainConfig
 from metarun.errors import ConfigError
 from metarun.files import cache_dir
+from metarun.layout import channels_last
+from metarun.plan import Plan
 from metarun.unroll import (
-    Backend,
-    Batching,
     Meta,
+    Program,
+    Recorded,
     RecordingError,
     mean_gradient,
     recorded,
@@ -41,40 +41,32 @@ NORM = 2
 CALLS_BEFORE_RECORDING = 2  # a run of a few meta-steps is not worth a recording
 MOST_OPERATIONS = 50_000  # half a minute of recording
 MOST_COMPILED = 10_000  # operations that inductor may take minutes for
-SAVE_MEMORY = ("checkpoint", "mixed")  # values of engine.gradient; inductor and vmap undo it
-LONG_RUN = 5000  # meta-steps of milliseconds, which are worth ten seconds of compiling
-LONG_RUN_OF_CONVOLUTIONS = 500  # of tenths of a second, which are worth a minute
 
 log = logging.getLogger(__name__)
 
 
-def gradient_program(
-    config: TrainConfig,
-    algorithm: Algorithm,
-    batching: Batching,
-    chunk: int | None,
-    compiled: bool,
-) -> Gradient:
+def gradient_program(algorithm: Algorithm, plan: Plan) -> Gradient:
     """The mean gradient and the metrics of a meta-batch.
 
     A run is compiled from its first meta-step on, wherever it is resumed, so that its bits do not
     depend on when it was interrupted.
-
-    Args:
-        compiled: what `will_compile` says.
     """
-    choice = config.engine.compile
-    if choice == "auto" and compiled:
-        choice = "auto inductor"
-    return mean_gradient(algorithm.loss, batching, chunk, recording(choice), summarise)
+    loss = channels_last(algorithm.loss) if plan.channels_last else algorithm.loss
+    record = recording(plan.compile)
+    return mean_gradient(loss, plan.batching, plan.chunk, record, summarise, plan.threads)
 
 
-def trace_program(config: TrainConfig, algorithm: Algorithm, batching: Batching) -> Traces:
+def trace_program(algorithm: Algorithm, plan: Plan, choice: str) -> Traces:
     """The evaluation of a batch of tasks.
 
     `engine.compile=auto` never compiles it: figures are those of a plain `metarun eval`.
+
+    Args:
+        choice: the value of `engine.compile`.
     """
-    return task_mapping(algorithm.trace, batching, record=recording(config.engine.compile))
+    threads = plan.threads
+    trace = channels_last(algorithm.trace) if plan.channels_last else algorithm.trace
+    return task_mapping(trace, plan.batching, record=recording(choice), threads=threads)
 
 
 def summarise(grads: Meta, extra: dict[str, Tensor]) -> tuple[Meta, Tensor]:
@@ -83,27 +75,6 @@ def summarise(grads: Meta, extra: dict[str, Tensor]) -> tuple[Meta, Tensor]:
     norms = torch.stack([torch.linalg.vector_norm(grad) for grad in grads.values()])
     head = [loss, extra["score"].mean().to(loss.dtype), torch.linalg.vector_norm(norms)]
     return grads, torch.cat([torch.stack(head), inner])
-
-
-def will_compile(config: TrainConfig, model: nn.Module) -> bool:
-    """Whether training is to be compiled: "auto" does so in runs that are long enough to gain.
-
-    Depends on the config and on the machine's software alone.
-    """
-    if config.engine.compile != "auto":
-        return config.engine.compile == "inductor"
-    long = config.trainer.steps >= (LONG_RUN_OF_CONVOLUTIONS if convolves(model) else LONG_RUN)
-    return long and config.engine.gradient not in SAVE_MEMORY and has_compiler()
-
-
-def convolves(model: nn.Module) -> bool:
-    """Whether a network has convolutions, and so much to compute for each example."""
-    return any(isinstance(module, _ConvNd) for module in model.modules())
-
-
-def has_compiler() -> bool:
-    """Whether there is a C++ compiler, which inductor needs on the CPU."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))
 
 
 def recording(choice: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -115,71 +86,66 @@ def recording(choice: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     if choice == "none":
         return lambda fn: fn
     if choice == "auto":
-        return _replayed_if_possible
+        return lambda fn: Recording([_replayed(fn), fn])
     if choice == "auto inductor":
-        return _compiled_if_possible
-    backend: Backend = "inductor" if choice == "inductor" else "replay"
+        return lambda fn: Recording([_compiled(fn, MOST_COMPILED), _replayed(fn), fn])
+    if choice == "inductor":
+        return lambda fn: Recording([_compiled(fn)], choice)
+    return lambda fn: Recording([recorded(fn)], choice)
 
-    def insist(fn: Callable[..., Any]) -> Callable[..., Any]:
-        run = _announced(recorded(fn, backend)) if backend == "inductor" else recorded(fn)
 
-        def recording(*args: Any) -> Any:
+class Recording:
+    """A function in the first of several ways that turns out to be possible.
+
+    Args:
+        ways: `Recorded` ones, and perhaps the function itself as the last.
+        insisted: the value of `engine.compile` that leaves no choice, if there is one.
+    """
+
+    def __init__(self, ways: list[Callable[..., Any]], insisted: str | None = None) -> None:
+        self.ways, self.insisted = ways, insisted
+
+    def __call__(self, *args: Any) -> Any:
+        return self._first(lambda way: way(*args))
+
+    def program(self, *args: Any) -> Program | None:
+        """See `Recorded.program`; None if the function is not recorded."""
+        program: Program | None = self._first(
+            lambda way: way.program(*args) if isinstance(way, Recorded) else None
+        )
+        return program
+
+    def _first(self, act: Callable[[Callable[..., Any]], Any]) -> Any:
+        while True:
+            way = self.ways[0]
             try:
-                return run(*args)
+                return act(way)
             except RecordingError as error:
-                raise ConfigError(
-                    f"engine.compile={choice}: the algorithm or the network cannot be recorded: "
-                    f"{error}; use engine.compile=none"
-                ) from error
-
-        return recording
-
-    return insist
-
-
-def _replayed_if_possible(fn: Callable[..., Any]) -> Callable[..., Any]:
-    run = recorded(fn, after=CALLS_BEFORE_RECORDING, most_operations=MOST_OPERATIONS)
-    return _attempted(run, fn, "meta-steps are not recorded: %s")
+                if self.insisted is not None:
+                    raise ConfigError(
+                        f"engine.compile={self.insisted}: the algorithm or the network cannot be "
+                        f"recorded: {error}; use engine.compile=none"
+                    ) from error
+                compiled = isinstance(way, Recorded) and way.backend == "inductor"
+                log.info("meta-steps are not %s: %s", "compiled" if compiled else "recorded", error)
+                del self.ways[0]
 
 
-def _compiled_if_possible(fn: Callable[..., Any]) -> Callable[..., Any]:
-    run = _announced(recorded(fn, "inductor", most_operations=MOST_COMPILED))
-    return _attempted(run, _replayed_if_possible(fn), "meta-steps are not compiled: %s")
+def _replayed(fn: Callable[..., Any]) -> Recorded:
+    return recorded(fn, after=CALLS_BEFORE_RECORDING, most_operations=MOST_OPERATIONS)
 
 
-def _announced(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run`, whose first call compiles: that takes a while, and its results are kept."""
+def _compiled(fn: Callable[..., Any], most_operations: int | None = None) -> Recorded:
+    return recorded(fn, "inductor", most_operations=most_operations, making=_announced)
+
+
+@contextmanager
+def _announced() -> Iterator[None]:
+    """Words around a compilation: it takes a while. Its results are kept."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
     # It warns of a CUDA toolkit without a GPU, which is no concern of a run on the CPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    compiled = False
-
-    def announced(*args: Any) -> Any:
-        nonlocal compiled
-        if compiled:
-            return run(*args)
-        log.info("compiling, for up to some minutes; engine.compile=replay starts at once")
-        start = time.monotonic()
-        result = run(*args)
-        log.info("compiled in %.0f s", time.monotonic() - start)
-        compiled = True
-        return result
-
-    return announced
-
-
-def _attempted(
-    run: Callable[..., Any], otherwise: Callable[..., Any], words: str
-) -> Callable[..., Any]:
-    """`run` until it turns out that its function cannot be recorded; then the other."""
-
-    def attempt(*args: Any) -> Any:
-        nonlocal run
-        try:
-            return run(*args)
-        except RecordingError as error:
-            log.info(words, error)
-            run = otherwise
-            return run(*args)
-
-    return attempt
+    log.info("compiling, for up to some minutes; engine.compile=replay starts at once")
+    start = time.monotonic()
+    yield
+    log.info("compiled in %.0f s", time.monotonic() - start)

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from metarun.algos.base import OBJECTIVES, Algorithm, Objective
 from metarun.checks import fits, machine_memory, read
@@ -14,19 +13,10 @@ from metarun.config import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, Train
 from metarun.data.ahead import Ahead
 from metarun.data.episodes import EpisodeSource
 from metarun.errors import CheckpointError, ConfigError
-from metarun.programs import (
-    SAVE_MEMORY,
-    Gradient,
-    Traces,
-    convolves,
-    gradient_program,
-    trace_program,
-    will_compile,
-)
+from metarun.memory import keep_memory
+from metarun.plan import Plan, make_plan
+from metarun.programs import Gradient, Traces, gradient_program, trace_program
 from metarun.ranks import ALONE, Ranks
-from metarun.unroll import Batching
-
-CHUNK_OF_CONVOLUTIONS = 8  # tasks at a time on a CPU
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,7 @@ class Setup:
     train_tasks: Ahead  # the source's, drawn in larger batches
     algorithm: Algorithm
     objective: Objective
-    batching: Batching
+    plan: Plan
     gradient: Gradient
     trace: Traces
     batch_norm: str  # which statistics batch normalisation uses, for the result line
@@ -61,8 +51,7 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
     model = build_model(config, source).to(device)
     algorithm = build_algorithm(config, model, source)
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
-    compiled = will_compile(config, model)
-    batching, chunk = choose_batching(config.engine, model, device, compiled)
+    plan = make_plan(config, model, device)
     return Setup(
         config,
         device,
@@ -71,9 +60,9 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
         Ahead(source, "train"),
         algorithm,
         OBJECTIVES[source.kind],
-        batching,
-        gradient_program(config, algorithm, batching, chunk, compiled),
-        trace_program(config, algorithm, batching),
+        plan,
+        gradient_program(algorithm, plan),
+        trace_program(algorithm, plan, config.engine.compile),
         batch_norm,
     )
 
@@ -105,6 +94,7 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
         raise ConfigError(f"device={name}: choose one of auto, cpu, cuda, cuda:N")
     if kind == "cpu":
+        keep_memory()
         return torch.device("cpu")
     if int(index or 0) >= count:
         seen = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
@@ -121,47 +111,6 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False  # engine.precision=float32 means float32
     torch.backends.cudnn.benchmark = False  # it may choose another algorithm in another run
     return torch.device(name)
-
-
-def choose_batching(
-    engine: EngineConfig, model: nn.Module, device: torch.device, compiled: bool
-) -> tuple[Batching, int | None]:
-    """What `engine.batching` and `engine.chunk` mean for a network: the batching and the chunk.
-
-    "auto" is vmap, which a GPU and small networks want. Convolutions on a CPU, which vmap makes
-    grouped ones, are an exception: they gain from a loop if it is compiled, and otherwise from
-    chunks that a CPU's caches hold. So are recurrent layers, which vmap cannot map, and gradient
-    modes that are there to save memory: `torch.func.grad`, which vmap needs, keeps what their
-    backward passes compute.
-
-    Args:
-        compiled: whether training will be compiled.
-
-    Raises:
-        ConfigError: the network keeps running statistics, or vmap cannot map it.
-    """
-    recurrent = [k for k, module in model.named_modules() if isinstance(module, nn.RNNBase)]
-    for module_name, module in model.named_modules():
-        if getattr(module, "track_running_stats", False):
-            raise ConfigError(
-                f"{module_name} of the backbone keeps running statistics, which tasks cannot "
-                "share: use metarun.backbones.norm.BatchNorm, or track_running_stats=False"
-            )
-    if recurrent and engine.batching == "vmap":
-        raise ConfigError(
-            f"engine.batching=vmap: {recurrent[0]} of the backbone is a recurrent layer, which "
-            "vmap cannot map; use engine.batching=loop"
-        )
-    large = convolves(model) and device.type == "cpu"
-    saves_memory = engine.gradient in SAVE_MEMORY
-    chosen = engine.batching
-    if chosen == "auto":
-        looped = recurrent or (engine.chunk is None and (saves_memory or (large and compiled)))
-        chosen = "loop" if looped else "vmap"
-    chunk = engine.chunk
-    if chunk is None and large and chosen == "vmap":
-        chunk = CHUNK_OF_CONVOLUTIONS
-    return ("loop" if chosen == "loop" else "vmap"), chunk
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:

@@ -98,7 +98,11 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
             log.info("resuming after meta-step %d", state.step)
         each = f" (rank 0 of {ranks.count})" if ranks.count > 1 else ""
         log.info(
-            "run directory %s, device %s%s, tasks by %s", directory, device, each, setup.batching
+            "run directory %s, device %s%s, tasks by %s",
+            directory,
+            device,
+            each,
+            setup.plan.batching,
         )
         described = Logged(directory, flat(plain), setup.objective.score_name)
         try:

@@ -91,7 +91,7 @@ def meta_step(setup: Setup, state: TrainState) -> None:
         skip(state, config.trainer.max_skipped)
         return
     for name, leaf in state.meta.items():
-        leaf.grad = grads[name]
+        leaf.grad = laid_out_as(leaf, grads[name])
     leaves = list(state.meta.values())
     if options.clip_value is not None:
         clip_grad_value_(leaves, options.clip_value)
@@ -106,6 +106,15 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     if state.recent and state.recent[-1].shape != row.shape:
         raise CheckpointError("the checkpoint's recent metrics are not of this run")
     state.recent.append(row)
+
+
+def laid_out_as(leaf: Tensor, grad: Tensor) -> Tensor:
+    """A gradient with the strides of its parameter.
+
+    torch's fused optimizers on a CPU take those for granted (torch 2.15), and would give each
+    element the step of another one.
+    """
+    return grad if grad.stride() == leaf.stride() else torch.empty_like(leaf).copy_(grad)
 
 
 def over_ranks(

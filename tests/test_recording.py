@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from metarun import programs
+from metarun import plan, programs
 from metarun.compose import composed, register_schemas
-from metarun.config import EngineConfig
 from metarun.errors import ConfigError
-from metarun.setup import Setup, build, choose_batching
+from metarun.setup import Setup, build
 from metarun.trainer import meta_step
 from metarun.training_state import fresh
 from tests.conftest import Metarun
@@ -73,13 +72,14 @@ def backends(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[str]:
 def test_auto_compiles_the_training_of_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backends(monkeypatch, "engine.compile=none") == []
     assert set(backends(monkeypatch)) == {"replay"}
-    long = f"trainer.steps={programs.LONG_RUN}"
+    long = f"trainer.steps={plan.LONG_RUN}"
     found = backends(monkeypatch, long)
     assert "inductor" in found and found[-1] == "replay", "evaluation is not compiled"
     for keeps_memory_low in ("checkpoint", "mixed"):
         found = backends(monkeypatch, long, f"engine.gradient={keeps_memory_low}")
         assert set(found) == {"replay"}
-    monkeypatch.setattr("metarun.setup.build_model", lambda config, source: Conv())
+    conv = nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Conv1d(1, 1, 1), nn.Flatten())
+    monkeypatch.setattr("metarun.setup.build_model", lambda config, source: conv)
     assert "inductor" in backends(monkeypatch, "trainer.steps=500")
     assert set(backends(monkeypatch, "trainer.steps=499")) == {"replay"}
     monkeypatch.setenv("PATH", "")
@@ -104,49 +104,12 @@ def test_what_inductor_cannot_compile_is_replayed(
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", fail)
     with caplog.at_level(logging.INFO, "metarun"):
-        ours = trained(setup_of(f"trainer.steps={programs.LONG_RUN}"))
+        ours = trained(setup_of(f"trainer.steps={plan.LONG_RUN}"))
     assert "not compiled: inductor fails: NotImplementedError: no such operation" in caplog.text
-    plain = trained(setup_of("engine.compile=none", f"trainer.steps={programs.LONG_RUN}"))
+    plain = trained(setup_of("engine.compile=none", f"trainer.steps={plan.LONG_RUN}"))
     assert all(torch.equal(value, plain[name]) for name, value in ours.items())
     with pytest.raises(ConfigError, match=r"use engine\.compile=none"):
         trained(setup_of("engine.compile=inductor"))
-
-
-class Conv(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Conv1d(1, 1, 1), nn.Flatten())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.net(x)
-        return result
-
-
-@pytest.mark.parametrize(
-    ("compiled", "engine", "expected"),
-    [
-        (True, {}, ("loop", None)),
-        (False, {}, ("vmap", 8)),
-        (True, {"chunk": 4}, ("vmap", 4)),
-        (True, {"batching": "vmap"}, ("vmap", 8)),
-        (False, {"batching": "loop"}, ("loop", None)),
-    ],
-)
-def test_convolutions_on_a_cpu_are_looped_or_mapped_in_chunks(
-    compiled: bool, engine: dict[str, Any], expected: tuple[str, int | None]
-) -> None:
-    config, cpu = EngineConfig(**engine), torch.device("cpu")
-    assert choose_batching(config, Conv(), cpu, compiled) == expected
-    small = choose_batching(config, nn.Linear(1, 1), cpu, compiled)
-    assert small == (engine.get("batching", "vmap"), engine.get("chunk"))
-
-
-@pytest.mark.parametrize("gradient", ["checkpoint", "mixed"])
-def test_what_saves_memory_is_looped(gradient: str) -> None:
-    model, cpu = nn.Linear(1, 1), torch.device("cpu")
-    assert choose_batching(EngineConfig(gradient=gradient), model, cpu, False) == ("loop", None)
-    explicit = EngineConfig(gradient=gradient, batching="vmap")
-    assert choose_batching(explicit, model, cpu, False) == ("vmap", None)
 
 
 class Noisy(nn.Module):

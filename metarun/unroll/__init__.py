@@ -54,7 +54,7 @@ from metarun.unroll.optim import (
     sgd,
     translate,
 )
-from metarun.unroll.recorded import Backend, RecordingError, recorded
+from metarun.unroll.recorded import Backend, Program, Recorded, RecordingError, recorded
 from metarun.unroll.schedules import (
     Schedule,
     constant,
@@ -97,6 +97,8 @@ __all__ = [
     "Meta",
     "Params",
     "Preconditioner",
+    "Program",
+    "Recorded",
     "RecordingError",
     "Schedule",
     "Solver",

@@ -7,6 +7,7 @@ included, so a replay skips all of that.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -15,12 +16,65 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree  # what torch.func itself maps over
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metarun.unroll.rewrites import DECOMPOSITIONS
+
 Backend = Literal["replay", "inductor"]
-Program = Callable[..., Sequence[Tensor]]
+Program = Callable[..., Any]
 
 
 class RecordingError(RuntimeError):
     """A function cannot be recorded; the message says why."""
+
+
+class Recorded:
+    """A function with a recording for each layout of its arguments; made by `recorded`."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        backend: Backend,
+        after: int,
+        most_operations: int | None,
+        making: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.fn, self.backend, self.after, self.most = fn, backend, after, most_operations
+        self.making = making
+        self._programs: dict[Any, tuple[Callable[..., Sequence[Tensor]], pytree.TreeSpec]] = {}
+        self._calls: Counter[Any] = Counter()
+
+    def __call__(self, *args: Any) -> Any:
+        leaves: list[Tensor] = []
+        key = (torch.is_grad_enabled(), _layout(args, leaves))
+        if key not in self._programs:
+            self._calls[key] += 1
+            if self._calls[key] <= self.after:
+                return self.fn(*args)
+            self._make(key, args)
+        return _run(*self._programs[key], leaves)
+
+    def program(self, *args: Any) -> Program:
+        """What runs for arguments of this layout; made now, if it is not there.
+
+        Returns:
+            A function of such arguments that may be called by several threads at once.
+
+        Raises:
+            RecordingError: as a call.
+        """
+        key = (torch.is_grad_enabled(), _layout(args, []))
+        if key not in self._programs:
+            self._make(key, args)
+        program, results = self._programs[key]
+        return lambda *given: _run(program, results, pytree.tree_leaves(given))
+
+    def _make(self, key: Any, args: Any) -> None:
+        leaves, structure = pytree.tree_flatten(args)
+        with self.making():
+            replayed = self.backend == "replay"
+            rewritten = None if replayed else DECOMPOSITIONS
+            graph, results = _record(self.fn, leaves, structure, self.most, rewritten)
+            program = graph if replayed else _compiled(graph, leaves)
+        self._programs[key] = program, results
 
 
 def recorded(
@@ -28,7 +82,8 @@ def recorded(
     backend: Backend = "replay",
     after: int = 0,
     most_operations: int | None = None,
-) -> Callable[..., Any]:
+    making: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Recorded:
     """`fn`, recorded at a call with tensors of given shapes, and replayed from then on.
 
     A recording serves all tensors of the same shapes, types and devices. So `fn` must depend on
@@ -41,35 +96,26 @@ def recorded(
         backend: "replay" runs the same kernels in the same order, and gives the same bits.
             "inductor" merges them into fewer ones, equal up to rounding; compiling takes from
             seconds to minutes, and on the CPU a C++ compiler. It also merges what was computed
-            twice, which undoes the saving of `Checkpoint`.
+            twice, which undoes the saving of `Checkpoint`. On the CPU its kernels are made for
+            the number of threads that torch has at that moment.
         after: calls with the same shapes that are left to `fn` itself, since recording costs
             some calls' time.
         most_operations: refuse longer recordings, whose making takes seconds; None: any length.
+        making: gives a context that is entered while a recording is made.
 
     Returns:
         The function. It raises `RecordingError` where a tensor's value decides what happens next,
         where random numbers are drawn (compiled operations would draw others), or where an
         argument is no tensor; the random state is then that of before.
     """
-    programs: dict[Any, tuple[Program, pytree.TreeSpec]] = {}
-    calls: Counter[Any] = Counter()
+    return Recorded(fn, backend, after, most_operations, making)
 
-    def run(*args: Any) -> Any:
-        leaves: list[Tensor] = []
-        key = (torch.is_grad_enabled(), _layout(args, leaves))
-        if key not in programs:
-            calls[key] += 1
-            if calls[key] <= after:
-                return fn(*args)
-            leaves, structure = pytree.tree_flatten(args)
-            graph, results = _record(fn, leaves, structure, most_operations)
-            program = graph if backend == "replay" else _compiled(graph, leaves)
-            programs[key] = program, results
-        program, results = programs[key]
-        with torch.no_grad():
-            return pytree.tree_unflatten(list(program(*leaves)), results)
 
-    return run
+def _run(
+    program: Callable[..., Sequence[Tensor]], results: pytree.TreeSpec, leaves: list[Tensor]
+) -> Any:
+    with torch.no_grad():
+        return pytree.tree_unflatten(list(program(*leaves)), results)
 
 
 def _layout(value: Any, leaves: list[Tensor]) -> Any:
@@ -88,7 +134,11 @@ def _layout(value: Any, leaves: list[Tensor]) -> Any:
 
 
 def _record(
-    fn: Callable[..., Any], leaves: list[Tensor], structure: pytree.TreeSpec, most: int | None
+    fn: Callable[..., Any],
+    leaves: list[Tensor],
+    structure: pytree.TreeSpec,
+    most: int | None,
+    rewritten: dict[Any, Callable[..., Any]] | None,
 ) -> tuple[fx.GraphModule, pytree.TreeSpec]:
     results: list[pytree.TreeSpec] = []
 
@@ -100,7 +150,7 @@ def _record(
     gpus = sorted({x.device.index for x in leaves if x.device.type == "cuda"})
     try:
         with torch.random.fork_rng(gpus), _Limit(most):
-            graph = make_fx(flat)(*(leaf.detach() for leaf in leaves))
+            graph = make_fx(flat, rewritten)(*(leaf.detach() for leaf in leaves))
     except RecordingError:
         raise
     except Exception as error:  # torch raises various ones
@@ -133,7 +183,7 @@ def _draws_random_numbers(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in tags
 
 
-def _compiled(graph: fx.GraphModule, leaves: list[Tensor]) -> Program:
+def _compiled(graph: fx.GraphModule, leaves: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
     # Not torch.compile: what its guards would check at each call is the key of the recording.
     from torch._inductor.compile_fx import compile_fx  # takes a second to import
 

@@ -1,6 +1,8 @@
 """Running a function of one task over a batch of tasks, and its mean gradient."""
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -53,12 +55,15 @@ def task_mapping(
     batching: Batching,
     chunk: int | None = None,
     record: Record = unrecorded,
+    threads: int = 1,
 ) -> Callable[[Meta, Any], Any]:
     """`map_tasks` as a function of `(meta, tasks)` that is called often.
 
     Args:
         fn, batching, chunk: as in `map_tasks`.
         record: applied to what computes a chunk; see `metarun.unroll.recorded`.
+        threads: chunks that a CPU computes at the same time, if they are recorded: a thread each,
+            which share the threads that torch would otherwise use within each operation.
 
     Raises:
         ValueError: as `map_tasks`.
@@ -67,7 +72,7 @@ def task_mapping(
     run = record(partial(_run, fn, batching))
 
     def mapping(meta: Meta, tasks: Any) -> Any:
-        parts = [run(meta, part) for part in _chunks(tasks, batching, chunk)]
+        parts = list(_each(run, meta, list(_chunks(tasks, batching, chunk)), threads))
         return pytree.tree_map(lambda *leaves: torch.cat(leaves), *parts)
 
     return mapping
@@ -107,6 +112,7 @@ def mean_gradient(
     chunk: int | None = None,
     record: Record = unrecorded,
     summary: Callable[[Meta, Any], Any] = lambda grads, extra: (grads, extra),
+    threads: int = 1,
 ) -> Callable[[Meta, Any], Any]:
     """`meta_gradient` as a function of `(meta, tasks)` that is called often.
 
@@ -133,8 +139,8 @@ def mean_gradient(
             return run_all(meta, tasks)
         totals: Meta | None = None
         extras = []
-        for part in _chunks(tasks, batching, chunk):
-            grads, extra = run_chunk(meta, part)
+        parts = list(_chunks(tasks, batching, chunk))
+        for grads, extra in _each(run_chunk, meta, parts, threads):
             share = _divided(grads, _count(tasks))
             totals = share if totals is None else {k: totals[k] + share[k] for k in share}
             extras.append(extra)
@@ -142,6 +148,32 @@ def mean_gradient(
         return summary(totals, pytree.tree_map(lambda *own: torch.cat(own), *extras))
 
     return gradient
+
+
+def _each(run: Callable[..., Any], meta: Meta, parts: list[Any], threads: int) -> Iterator[Any]:
+    """`run(meta, part)` for each part, in order."""
+    workers = min(threads, len(parts))
+    if workers > 1 and hasattr(run, "program"):
+        # As many threads in each operation from the first recording on, so that a part has the
+        # same bits whether it was recorded before or is now.
+        with _threads_of_operations(max(1, torch.get_num_threads() // workers)) as count:
+            programs = [run.program(meta, part) for part in parts]
+            if None not in programs:
+                with ThreadPoolExecutor(workers, "tasks", torch.set_num_threads, (count,)) as pool:
+                    yield from pool.map(lambda go, part: go(meta, part), programs, parts)
+                return
+    for part in parts:
+        yield run(meta, part)
+
+
+@contextmanager
+def _threads_of_operations(count: int) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(before)
 
 
 def _count(tasks: Any) -> int:

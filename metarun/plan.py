@@ -1,0 +1,112 @@
+"""How a run computes its meta-gradients: decided once, from config, network and device."""
+
+import os
+import shutil
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from metarun.config import EngineConfig, TrainConfig
+from metarun.errors import ConfigError
+from metarun.unroll import Batching
+
+SAVE_MEMORY = ("checkpoint", "mixed")  # values of engine.gradient; inductor and vmap undo it
+SHORT_RUN = 10  # meta-steps: below, recording a network of convolutions takes longer than it saves
+LONG_RUN = 5000  # meta-steps of milliseconds, which are worth ten seconds of compiling
+LONG_RUN_OF_CONVOLUTIONS = 500  # of tenths of a second, which are worth a minute
+CHUNK_OF_CONVOLUTIONS = 8  # tasks at a time on a CPU
+
+
+class Plan(NamedTuple):
+    """How meta-gradients are computed.
+
+    Attributes:
+        batching: "vmap" or "loop".
+        chunk: tasks at a time under vmap; None: all.
+        compile: a value of `engine.compile`, or "auto inductor": compiled if that can be done.
+        channels_last: whether images and the weights of convolutions are laid out so.
+        threads: tasks computed at the same time.
+    """
+
+    batching: Batching
+    chunk: int | None = None
+    compile: str = "auto"
+    channels_last: bool = False
+    threads: int = 1
+
+
+def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Plan:
+    """The plan of a training run.
+
+    It depends on the config, the software and the number of threads alone: a run that is resumed
+    elsewhere computes the same.
+
+    Raises:
+        ConfigError: as `choose_batching`.
+    """
+    large = convolves(model) and device.type == "cpu"
+    batching, chunk = choose_batching(config.engine, model, device)
+    choice = config.engine.compile
+    if choice == "auto":
+        steps = config.trainer.steps
+        long = steps >= (LONG_RUN_OF_CONVOLUTIONS if convolves(model) else LONG_RUN)
+        if long and config.engine.gradient not in SAVE_MEMORY and has_compiler():
+            choice = "auto inductor"
+        elif large and steps < SHORT_RUN:
+            choice = "none"
+    several = large and batching == "loop" and choice != "none"
+    threads = torch.get_num_threads() if several and not saves_memory(config.engine) else 1
+    return Plan(batching, chunk, choice, large and batching == "loop", threads)
+
+
+def choose_batching(
+    engine: EngineConfig, model: nn.Module, device: torch.device
+) -> tuple[Batching, int | None]:
+    """What `engine.batching` and `engine.chunk` mean for a network: the batching and the chunk.
+
+    "auto" is vmap, which a GPU and small networks want. Convolutions on a CPU, which vmap makes
+    grouped ones, are an exception: they gain from a loop whose tasks run in threads. So are
+    recurrent layers, which vmap cannot map, and gradient modes that are there to save memory:
+    `torch.func.grad`, which vmap needs, keeps what their backward passes compute.
+
+    Raises:
+        ConfigError: the network keeps running statistics, or vmap cannot map it.
+    """
+    recurrent = [k for k, module in model.named_modules() if isinstance(module, nn.RNNBase)]
+    for module_name, module in model.named_modules():
+        if getattr(module, "track_running_stats", False):
+            raise ConfigError(
+                f"{module_name} of the backbone keeps running statistics, which tasks cannot "
+                "share: use metarun.backbones.norm.BatchNorm, or track_running_stats=False"
+            )
+    if recurrent and engine.batching == "vmap":
+        raise ConfigError(
+            f"engine.batching=vmap: {recurrent[0]} of the backbone is a recurrent layer, which "
+            "vmap cannot map; use engine.batching=loop"
+        )
+    large = convolves(model) and device.type == "cpu"
+    chosen = engine.batching
+    if chosen == "auto":
+        looped = recurrent or (engine.chunk is None and (saves_memory(engine) or large))
+        chosen = "loop" if looped else "vmap"
+    chunk = engine.chunk
+    if chunk is None and large and chosen == "vmap":
+        chunk = CHUNK_OF_CONVOLUTIONS
+    return ("loop" if chosen == "loop" else "vmap"), chunk
+
+
+def saves_memory(engine: EngineConfig) -> bool:
+    """Whether the gradient mode is there to save memory, which inductor and vmap would undo."""
+    return engine.gradient in SAVE_MEMORY
+
+
+def convolves(model: nn.Module) -> bool:
+    """Whether a network has convolutions, and so much to compute for each example."""
+    return any(isinstance(module, _ConvNd) for module in model.modules())
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which inductor needs on the CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))
