@@ -99,10 +99,10 @@ def test_a_compiled_run_is_the_same_up_to_rounding(caplog: pytest.LogCaptureFixt
 def test_what_inductor_cannot_compile_is_replayed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise NotImplementedError("no such operation")
 
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", fail)
+    monkeypatch.setattr("torch._inductor.standalone_compile", fail)
     with caplog.at_level(logging.INFO, "metarun"):
         ours = trained(setup_of(f"trainer.steps={plan.LONG_RUN}"))
     assert "not compiled: inductor fails: NotImplementedError: no such operation" in caplog.text

@@ -185,11 +185,12 @@ def _draws_random_numbers(node: fx.Node) -> bool:
 
 def _compiled(graph: fx.GraphModule, leaves: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
     # Not torch.compile: what its guards would check at each call is the key of the recording.
-    from torch._inductor.compile_fx import compile_fx  # takes a second to import
+    from torch._inductor import standalone_compile  # takes a second to import
 
+    given: list[Any] = [leaf.detach() for leaf in leaves]
     try:
         with torch.no_grad():
-            program: Any = compile_fx(graph, [leaf.detach() for leaf in leaves])
+            program: Any = standalone_compile(graph, given, dynamic_shapes="from_example_inputs")
     except OSError:  # a full disk: another time it might be compiled
         raise
     except Exception as error:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.func import functional_call
 
 from metarun.backbones.norm import BatchNorm
@@ -195,3 +196,6 @@ def test_the_compiled_function_agrees() -> None:
     for seed in range(2):
         x = torch.randn(3, 4, dtype=F64, generator=torch.Generator().manual_seed(seed))
         torch.testing.assert_close(run(x), fn(x), rtol=1e-12, atol=1e-14)
+    hits = counters["inductor"]["fxgraph_cache_hit"]
+    recorded(fn, "inductor")(x)
+    assert counters["inductor"]["fxgraph_cache_hit"] == hits + 1, "what was compiled is kept"
