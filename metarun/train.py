@@ -97,13 +97,10 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
             state = training_state.restore(setup, content)
             log.info("resuming after meta-step %d", state.step)
         each = f" (rank 0 of {ranks.count})" if ranks.count > 1 else ""
-        log.info(
-            "run directory %s, device %s%s, tasks by %s",
-            directory,
-            device,
-            each,
-            setup.plan.batching,
-        )
+        plan = setup.plan
+        several = f", {plan.threads} at a time" if plan.threads > 1 else ""
+        tasks = f"tasks by {plan.batching}{several}"
+        log.info("run directory %s, device %s%s, %s", directory, device, each, tasks)
         described = Logged(directory, flat(plain), setup.objective.score_name)
         try:
             with Tracker(

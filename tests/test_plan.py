@@ -102,6 +102,39 @@ def test_tasks_in_threads_train_as_one_after_the_other() -> None:
     torch.testing.assert_close(threaded, plain, rtol=1e-3, atol=1e-4)
 
 
+WAYS = {
+    "backbone=conv4": [
+        ("engine.batching=vmap", "engine.compile=none"),
+        ("engine.batching=vmap", "engine.chunk=2", "engine.compile=replay"),
+        ("engine.batching=loop", "engine.compile=replay"),
+        ("engine.batching=loop", "engine.compile=inductor"),
+    ],
+    "backbone=mlp": [
+        ("engine.batching=loop", "engine.compile=none"),
+        ("engine.batching=vmap", "engine.compile=replay"),
+        ("engine.batching=vmap", "engine.compile=inductor"),
+    ],
+}
+
+
+@pytest.mark.parametrize("backbone", WAYS)
+def test_all_ways_train_alike_in_float64(backbone: str) -> None:
+    """Mapped, looped over, in threads, replayed or compiled: the same up to rounding."""
+    data = GLYPHS if backbone == "backbone=conv4" else ("data=sinusoid", "trainer.meta_batch=5")
+    common = (*data, backbone, "algo.inner_steps=2", "engine.precision=float64", "outer_opt=sgd")
+    expected = None
+    for way in WAYS[backbone]:
+        setup = build(composed("train", [*common, *way]), CPU)
+        state = fresh(setup)
+        for _ in range(3):
+            meta_step(setup, state)
+        found = {name: value.detach() for name, value in state.meta.items()}
+        expected = expected or found
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+        start = setup.algorithm.init()
+        assert not all(torch.equal(value, start[name]) for name, value in found.items())
+
+
 def test_evaluation_in_threads_gives_the_same_figures() -> None:
     found = []
     for threads in (2, 1):
