@@ -15,13 +15,13 @@ from tests.conftest import REPO
 
 PACKAGE = REPO / "metarun"
 LAYERS = [
-    {"errors"},
+    {"errors", "layout", "memory"},
     {"files", "checks", "interrupts", "checkpoint_fields"},
     {"inner_torch_schemas", "untrusted", "ranks"},
     {"inner_schemas"},
     {"schemas"},
     {"config", "data", "backbones", "unroll", "checkpoint", "metrics", "launchers"},
-    {"algos", "compose", "rundir", "loggers", "higher", "inner_builders"},
+    {"algos", "compose", "rundir", "loggers", "higher", "inner_builders", "plan"},
     {"evaluation", "components", "programs", "tracking", "reporting", "help", "job"},
     {"setup", "completion"},
     {"training_state"},
