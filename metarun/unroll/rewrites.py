@@ -69,7 +69,7 @@ def convolution_backward(
 
 
 @torch.library.custom_op("metarun::max_pool_backward", mutates_args=())
-def max_pool_backward(
+def opaque_max_pool_backward(
     grad: Tensor,
     x: Tensor,
     kernel: list[int],
@@ -86,13 +86,18 @@ def max_pool_backward(
     return result
 
 
-max_pool_backward.register_fake(aten.max_pool2d_with_indices_backward)
+opaque_max_pool_backward.register_fake(aten.max_pool2d_with_indices_backward)
+
+
+def max_pool_backward(grad: Tensor, x: Tensor, *rest: Any) -> Any:
+    """`aten.max_pool2d_with_indices_backward`; `NotImplemented` leaves it to torch."""
+    return opaque_max_pool_backward(grad, x, *rest) if x.device.type == "cpu" else NotImplemented
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.convolution.default: convolution,
     aten.convolution_backward.default: convolution_backward,
-    aten.max_pool2d_with_indices_backward.default: torch.ops.metarun.max_pool_backward,
+    aten.max_pool2d_with_indices_backward.default: max_pool_backward,
 }
 
 

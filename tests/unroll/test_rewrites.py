@@ -75,6 +75,8 @@ def test_max_pooling_is_that_of_torch() -> None:
     given = (grad, x, [2, 2], [2, 2], [0, 0], [1, 1], False, indices)
     expected = aten.max_pool2d_with_indices_backward(*given)
     torch.testing.assert_close(max_pool_backward(*given), expected, rtol=0, atol=0)
+    elsewhere = [part.to("meta") if isinstance(part, Tensor) else part for part in given]
+    assert max_pool_backward(*elsewhere) is NotImplemented, "inductor's own is for other devices"
     torch.library.opcheck(torch.ops.metarun.max_pool_backward.default, given)
 
 
