@@ -26,6 +26,8 @@ class Plan(NamedTuple):
         batching: "vmap" or "loop".
         chunk: tasks at a time under vmap; None: all.
         compile: a value of `engine.compile`, or "auto inductor": compiled if that can be done.
+        evaluate: the value of `engine.compile` for evaluation, which "auto" never compiles: figures
+            are those of a plain `metarun eval`.
         channels_last: whether images and the weights of convolutions are laid out so.
         threads: tasks computed at the same time.
     """
@@ -33,6 +35,7 @@ class Plan(NamedTuple):
     batching: Batching
     chunk: int | None = None
     compile: str = "auto"
+    evaluate: str = "auto"
     channels_last: bool = False
     threads: int = 1
 
@@ -48,17 +51,19 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
     """
     large = convolves(model) and device.type == "cpu"
     batching, chunk = choose_batching(config.engine, model, device)
-    choice = config.engine.compile
-    if choice == "auto":
+    choice = evaluate = config.engine.compile
+    if choice == "auto" and saves_memory(config.engine):
+        choice = evaluate = "none"  # a recording is made of all that is computed, at once
+    elif choice == "auto":
         steps = config.trainer.steps
         long = steps >= (LONG_RUN_OF_CONVOLUTIONS if convolves(model) else LONG_RUN)
-        if long and config.engine.gradient not in SAVE_MEMORY and has_compiler():
+        if long and has_compiler():
             choice = "auto inductor"
         elif large and steps < SHORT_RUN:
             choice = "none"
     several = large and batching == "loop" and choice != "none"
     threads = torch.get_num_threads() if several and not saves_memory(config.engine) else 1
-    return Plan(batching, chunk, choice, large and batching == "loop", threads)
+    return Plan(batching, chunk, choice, evaluate, large and batching == "loop", threads)
 
 
 def choose_batching(

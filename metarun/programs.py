@@ -56,17 +56,11 @@ def gradient_program(algorithm: Algorithm, plan: Plan) -> Gradient:
     return mean_gradient(loss, plan.batching, plan.chunk, record, summarise, plan.threads)
 
 
-def trace_program(algorithm: Algorithm, plan: Plan, choice: str) -> Traces:
-    """The evaluation of a batch of tasks.
-
-    `engine.compile=auto` never compiles it: figures are those of a plain `metarun eval`.
-
-    Args:
-        choice: the value of `engine.compile`.
-    """
-    threads = plan.threads
+def trace_program(algorithm: Algorithm, plan: Plan) -> Traces:
+    """The evaluation of a batch of tasks."""
     trace = channels_last(algorithm.trace) if plan.channels_last else algorithm.trace
-    return task_mapping(trace, plan.batching, record=recording(choice), threads=threads)
+    record = recording(plan.evaluate)
+    return task_mapping(trace, plan.batching, record=record, threads=plan.threads)
 
 
 def summarise(grads: Meta, extra: dict[str, Tensor]) -> tuple[Meta, Tensor]:

@@ -62,7 +62,7 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
         OBJECTIVES[source.kind],
         plan,
         gradient_program(algorithm, plan),
-        trace_program(algorithm, plan, config.engine.compile),
+        trace_program(algorithm, plan),
         batch_norm,
     )
 

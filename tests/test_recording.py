@@ -77,7 +77,7 @@ def test_auto_compiles_the_training_of_long_runs(monkeypatch: pytest.MonkeyPatch
     assert "inductor" in found and found[-1] == "replay", "evaluation is not compiled"
     for keeps_memory_low in ("checkpoint", "mixed"):
         found = backends(monkeypatch, long, f"engine.gradient={keeps_memory_low}")
-        assert set(found) == {"replay"}
+        assert found == []
     conv = nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Conv1d(1, 1, 1), nn.Flatten())
     monkeypatch.setattr("metarun.setup.build_model", lambda config, source: conv)
     assert "inductor" in backends(monkeypatch, "trainer.steps=500")
