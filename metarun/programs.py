@@ -20,6 +20,7 @@ from metarun.files import cache_dir
 from metarun.layout import channels_last
 from metarun.plan import Plan
 from metarun.unroll import (
+    CompilationError,
     Meta,
     Program,
     Recorded,
@@ -39,8 +40,8 @@ NORM = 2
 """Place of the gradient's norm in a row of metrics."""
 
 CALLS_BEFORE_RECORDING = 2  # a run of a few meta-steps is not worth a recording
-MOST_OPERATIONS = 50_000  # half a minute of recording
-MOST_COMPILED = 10_000  # operations that inductor may take minutes for
+# Beyond, inductor takes minutes, and a replay gains no time for the memory that recording takes.
+MOST_OPERATIONS = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def recording(choice: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     if choice == "auto":
         return lambda fn: Recording([_replayed(fn), fn])
     if choice == "auto inductor":
-        return lambda fn: Recording([_compiled(fn, MOST_COMPILED), _replayed(fn), fn])
+        return lambda fn: Recording([_compiled(fn, MOST_OPERATIONS), _replayed(fn), fn])
     if choice == "inductor":
         return lambda fn: Recording([_compiled(fn)], choice)
     return lambda fn: Recording([recorded(fn)], choice)
@@ -120,9 +121,10 @@ class Recording:
                         f"engine.compile={self.insisted}: the algorithm or the network cannot be "
                         f"recorded: {error}; use engine.compile=none"
                     ) from error
-                compiled = isinstance(way, Recorded) and way.backend == "inductor"
-                log.info("meta-steps are not %s: %s", "compiled" if compiled else "recorded", error)
-                del self.ways[0]
+                failed = "compiled" if isinstance(error, CompilationError) else "recorded"
+                log.info("meta-steps are not %s: %s", failed, error)
+                # What cannot be recorded for a compiler cannot be for a replay either.
+                del self.ways[: 1 if isinstance(error, CompilationError) else -1]
 
 
 def _replayed(fn: Callable[..., Any]) -> Recorded:

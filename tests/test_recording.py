@@ -112,6 +112,17 @@ def test_what_inductor_cannot_compile_is_replayed(
         trained(setup_of("engine.compile=inductor"))
 
 
+def test_what_is_too_long_is_tried_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(programs, "MOST_OPERATIONS", 50)
+    with caplog.at_level(logging.INFO, "metarun"):
+        ours = trained(setup_of(f"trainer.steps={plan.LONG_RUN}"))
+    assert caplog.text.count("not recorded: it takes more than 50 operations") == 1
+    plain = trained(setup_of("engine.compile=none", f"trainer.steps={plan.LONG_RUN}"))
+    assert all(torch.equal(value, plain[name]) for name, value in ours.items())
+
+
 class Noisy(nn.Module):
     def __init__(self) -> None:
         super().__init__()

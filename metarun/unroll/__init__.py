@@ -54,7 +54,14 @@ from metarun.unroll.optim import (
     sgd,
     translate,
 )
-from metarun.unroll.recorded import Backend, Program, Recorded, RecordingError, recorded
+from metarun.unroll.recorded import (
+    Backend,
+    CompilationError,
+    Program,
+    Recorded,
+    RecordingError,
+    recorded,
+)
 from metarun.unroll.schedules import (
     Schedule,
     constant,
@@ -82,6 +89,7 @@ __all__ = [
     "Batching",
     "BlockLoss",
     "Checkpoint",
+    "CompilationError",
     "Continued",
     "Evolution",
     "GradientMode",

@@ -26,6 +26,10 @@ class RecordingError(RuntimeError):
     """A function cannot be recorded; the message says why."""
 
 
+class CompilationError(RecordingError):
+    """A recording cannot be compiled, but perhaps replayed."""
+
+
 class Recorded:
     """A function with a recording for each layout of its arguments; made by `recorded`."""
 
@@ -195,5 +199,5 @@ def _compiled(graph: fx.GraphModule, leaves: list[Tensor]) -> Callable[..., Sequ
         raise
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        raise RecordingError(f"inductor fails: {type(error).__name__}: {reason}") from error
+        raise CompilationError(f"inductor fails: {type(error).__name__}: {reason}") from error
     return program  # type: ignore[no-any-return]

@@ -16,6 +16,9 @@ from typing import Any, Self
 LEAST_STEPS, AGREEMENT = 5, 0.2
 """Warm-up: at least so many steps, and until two successive ones are so near to each other."""
 
+LEAD_IN = 2
+"""A timing begins with this part of its steps, uncounted."""
+
 
 class WorkerFailed(Exception):
     """The implementation raised, or its process died; the message says why in one line."""
@@ -78,7 +81,7 @@ class Worker:
         return float(seconds), int(calls)
 
     def time(self, calls: int) -> float:
-        """Seconds a step, the mean over `calls` of them."""
+        """Seconds a step, the mean over `calls` of them, after half as many that do not count."""
         return float(self._ask("time", calls))
 
     def peak_mib(self) -> float | None:
@@ -165,6 +168,8 @@ class _Served:
                 return spent, max(1, math.ceil(least_seconds / seconds[-1]))
 
     def time(self, calls: int) -> float:
+        for _ in range(calls // LEAD_IN):  # a process that has waited finds its caches cold
+            self.program.step()
         self._synchronize()
         begin = time.perf_counter()
         for _ in range(calls):
