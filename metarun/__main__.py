@@ -1,7 +1,17 @@
-"""`python -m metarun`."""
+"""`python -m metarun`, and the command `metarun`."""
 
 import sys
 
 from metarun.cli import main
+from metarun.lifetime import end_at_once
 
-sys.exit(main())
+
+def command() -> None:
+    """Be the command line: end this process with its exit code."""
+    code = main()
+    end_at_once(code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    command()

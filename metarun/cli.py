@@ -13,6 +13,7 @@ import traceback
 
 from metarun import __version__, report
 from metarun.errors import ConfigError, explain
+from metarun.lifetime import imports_not_collected
 
 COMMANDS = {
     "train": "meta-train, validate, test; resumes an unfinished run",
@@ -88,6 +89,11 @@ def _run(command: str, arguments: list[str]) -> None:
 
         completion.main(arguments, COMMANDS)
         return
+    with imports_not_collected():
+        _run_job(command, arguments)
+
+
+def _run_job(command: str, arguments: list[str]) -> None:
     from hydra._internal.utils import get_args_parser
 
     from metarun import compose, job, launchers

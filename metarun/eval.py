@@ -33,10 +33,12 @@ def run(config: EvalConfig, directory: Path) -> float:
     from metarun.evaluation import evaluate
     from metarun.files import write_json
     from metarun.interrupts import Interruption
+    from metarun.lifetime import collect_from_here
     from metarun.ranks import join
     from metarun.setup import build, choose_device, from_plain
     from metarun.training_state import restore_meta
 
+    collect_from_here()
     ranks = join()
     directory, content, path = ranks.of_first(directory), {}, Path(config.ckpt).expanduser()
     stored = directory / "result.json"

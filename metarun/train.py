@@ -66,12 +66,14 @@ def run(config: TrainConfig, directory: Path) -> float:
 def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, Any]:
     from metarun import checkpoint, metrics, results, rundir, training_state
     from metarun.interrupts import Interrupted, Interruption
+    from metarun.lifetime import collect_from_here
     from metarun.loggers import Logged, open_loggers
     from metarun.ranks import LostRank
     from metarun.setup import build, choose_device, to_plain
     from metarun.tracking import Tracker
     from metarun.trainer import train
 
+    collect_from_here()
     plain, folder, content = to_plain(config), directory / "checkpoints", None
     agree = ranks.largest if ranks.count > 1 else None
     with Interruption(agree) as stop, contextlib.ExitStack() as held:

@@ -1,10 +1,12 @@
 """Fixtures shared by all tests."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,23 +48,56 @@ def environment(cache: Path) -> dict[str, str]:
 Metarun = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Callable[[dict[str, Any]], int]]:
+    """What runs a command of `forking.py` and gives its exit status."""
+    server = subprocess.Popen(
+        [sys.executable, str(REPO / "tests" / "forking.py")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdin is not None and server.stdout is not None
+    requests, answers = server.stdin, server.stdout
+
+    def run(command: dict[str, Any]) -> int:
+        print(json.dumps(command), file=requests, flush=True)
+        return int(answers.readline())
+
+    with server:  # which ends when its input does
+        yield run
+    assert server.returncode == 0
+
+
 @pytest.fixture
-def metarun(tmp_path: Path, environment: dict[str, str]) -> Metarun:
-    """Run the real command line in a temporary folder: `metarun("train", "seed=1", code=0)`."""
+def metarun(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    environment: dict[str, str],
+    commands: Callable[[dict[str, Any]], int],
+) -> Metarun:
+    """Run the real command line in a temporary folder: `metarun("train", "seed=1", code=0)`.
+
+    In a process of its own, forked from one that has imported torch.
+    """
 
     def run(*arguments: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "metarun", *arguments],
-            cwd=tmp_path,
-            env=environment | env,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        texts = tmp_path_factory.mktemp("streams")
+        command = {
+            "arguments": arguments,
+            "environment": environment | env,
+            "folder": str(tmp_path),
+            "stdout": str(texts / "stdout"),
+            "stderr": str(texts / "stderr"),
+            "timeout": 300,
+        }
+        status = commands(command)
+        out, err = ((texts / name).read_text() for name in ("stdout", "stderr"))
+        done = subprocess.CompletedProcess(["metarun", *arguments], status, out, err)
+        assert status == code, f"exit {status}\n{out}\n{err}"
         if code:
-            assert "Traceback" not in done.stderr
+            assert "Traceback" not in err
         return done
 
     return run

@@ -111,6 +111,7 @@ def test_the_wheel_trains_in_an_environment_of_its_own(
     (site / "shared.pth").write_text(shared + "\n")  # its packages, but not its .pth files
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
+    environment.pop("PYTHONPATH", None)
     where = subprocess.run(
         [
             python,
@@ -118,6 +119,7 @@ def test_the_wheel_trains_in_an_environment_of_its_own(
             "import metarun, metarun.conf; print(metarun.__file__, metarun.conf.__file__)",
         ],
         cwd=elsewhere,
+        env=environment,
         capture_output=True,
         text=True,
         check=True,

@@ -15,7 +15,7 @@ from tests.conftest import REPO
 
 PACKAGE = REPO / "metarun"
 LAYERS = [
-    {"errors", "layout", "memory"},
+    {"errors", "layout", "lifetime", "memory"},
     {"files", "checks", "interrupts", "checkpoint_fields"},
     {"inner_torch_schemas", "untrusted", "ranks"},
     {"inner_schemas"},
