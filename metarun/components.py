@@ -48,7 +48,9 @@ Builder = Callable[..., Any]
 OF_EVERY_INNER_OPTIMIZER = ("learn", "granularity", "groups")
 
 
-def _image_episodes(load: Callable[..., dict[str, ClassStore]]) -> Builder:
+def image_episodes(load: Callable[..., dict[str, ClassStore]]) -> Builder:
+    """What builds the episodes of a data set of images, from what loads it: split -> images."""
+
     def build(
         task: TaskConfig, seed: int, device: torch.device, dtype: torch.dtype, /, **where: Any
     ) -> ImageEpisodes:
@@ -99,8 +101,8 @@ BUILDERS: dict[str, dict[str, Builder]] = {
     "algo": {"maml": maml, "anil": anil},
     # build(task, seed, device, dtype, **settings) -> EpisodeSource
     "data": {
-        "glyphs": _image_episodes(glyphs.load),
-        "omniglot": _image_episodes(_load_omniglot),
+        "glyphs": image_episodes(glyphs.load),
+        "omniglot": image_episodes(_load_omniglot),
         "sinusoid": _sinusoids,
     },
     # build(input_shape, outputs, **settings) -> nn.Module

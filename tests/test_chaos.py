@@ -64,9 +64,13 @@ def lose_a_step(run: Path) -> None:
 
 
 def show_a_step_twice(run: Path) -> None:
-    writer = SummaryWriter(str(run / "tb"), filename_suffix=".zzz")
+    before = {*(run / "tb").iterdir()}
+    writer = SummaryWriter(str(run / "tb"))
     writer.add_scalar("train/loss", 1.0, 10)
     writer.close()
+    (new,) = {*(run / "tb").iterdir()} - before
+    # TensorBoard reads files in the order of their names, which begin with the second.
+    new.rename(run / "tb" / "events.out.tfevents.9999999999")
 
 
 def change_the_result(run: Path) -> None:

@@ -5,9 +5,11 @@ import re
 import sys
 from pathlib import Path
 
-from bench import measure, results
+import torch
+
+from bench import limits, measure, results
 from bench.worker import WorkerFailed
-from bench.workloads import METARUN, PEERS, all_cases
+from bench.workloads import METARUN, PEERS, Case, all_cases
 
 DESCRIPTION = """\
 Time one meta-step of metarun and of its peers: the same network, initial weights, tasks and inner
@@ -31,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         for case in all_cases(options.quick)
         if options.workloads is None or case.workload.partition("-")[0] in options.workloads
     ]
+    if options.limits:
+        return _limits(options, cases)
     how = measure.Options(
         options.device,
         options.threads,
@@ -48,6 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
         results.add(options.out, case, options.device, measured, left_out)
         results.present(options.out)
     print((options.out / "table.md").read_text())
+    return 0
+
+
+def _limits(options: argparse.Namespace, cases: list[Case]) -> int:
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    meta_steps = [case for case in cases if case.kind == "meta-step"]
+    limits.write(options.out, meta_steps, torch.device(options.device))
+    print((options.out / "limits.md").read_text())
     return 0
 
 
@@ -82,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("outputs/bench"),
         help="folder of results.json, table.md and the plots; measurements of other cases that it "
         "holds are kept (default: outputs/bench)",
+    )
+    parser.add_argument(
+        "--limits",
+        action="store_true",
+        help="measure the machine's peaks instead, and what a meta-step would take at them",
     )
     parser.add_argument(
         "--quick", action="store_true", help="2 repeats of small cases: does it work?"

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from metarun import components, compose
-from metarun.config import TaskConfig
-from metarun.data.episodes import ImageEpisodes
-from metarun.data.store import from_equal_classes
+from metarun.data.store import ClassStore, from_equal_classes
 
 
 @dataclass
@@ -21,38 +19,16 @@ class PixelsConfig:
     images: int = 20  # of each class
 
 
-def pixels(
-    task: TaskConfig,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    /,
-    channels: int,
-    side: int,
-    classes: int,
-    images: int,
-) -> ImageEpisodes:
-    """Episodes of random images, the same for the same seed.
-
-    Raises:
-        ValueError: the classes are too few or too small for the episodes.
-    """
-    generator = torch.Generator().manual_seed(seed)
+def load(channels: int, side: int, classes: int, images: int) -> dict[str, ClassStore]:
+    """The same images for every split and at every call."""
+    generator = torch.Generator().manual_seed(0)
     shape = (classes, images, channels, side, side)
     drawn = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     store = from_equal_classes(drawn, [str(index) for index in range(classes)])
-    return ImageEpisodes(
-        {"train": store, "val": store, "test": store},
-        way=task.way,
-        shot=task.shot,
-        query=task.query,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-    )
+    return {"train": store, "val": store, "test": store}
 
 
 def register() -> None:
     """Make `data=pixels` an option, as a plugin of metarun does, and tell Hydra all schemas."""
-    components.register("data", "pixels", PixelsConfig, pixels)
+    components.register("data", "pixels", PixelsConfig, components.image_episodes(load))
     compose.register_schemas()
