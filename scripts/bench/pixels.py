@@ -1,6 +1,7 @@
 """Random images as a data set of metarun: the shapes of real ones, for timing alone."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -28,7 +29,8 @@ def load(channels: int, side: int, classes: int, images: int) -> dict[str, Class
     return {"train": store, "val": store, "test": store}
 
 
+@cache
 def register() -> None:
-    """Make `data=pixels` an option, as a plugin of metarun does, and tell Hydra all schemas."""
+    """Make `data=pixels` an option, as a plugin of metarun does, and tell Hydra all schemas; once."""
     components.register("data", "pixels", PixelsConfig, components.image_episodes(load))
     compose.register_schemas()

@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 
 
 def config_of(overrides: Sequence[str]) -> TrainConfig:
-    """The config of `metarun train` with these settings; once a process."""
+    """The config of `metarun train` with these settings."""
     pixels.register()
     config: TrainConfig = composed("train", list(overrides))
     return config
