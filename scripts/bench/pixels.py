@@ -31,6 +31,6 @@ def load(channels: int, side: int, classes: int, images: int) -> dict[str, Class
 
 @cache
 def register() -> None:
-    """Make `data=pixels` an option, as a plugin of metarun does, and tell Hydra all schemas; once."""
+    """Make `data=pixels` an option, as a plugin of metarun does, and tell Hydra all schemas."""
     components.register("data", "pixels", PixelsConfig, components.image_episodes(load))
     compose.register_schemas()
