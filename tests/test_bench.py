@@ -161,3 +161,33 @@ def test_a_workload_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[s
         cli.main(["--workloads", "W1,W9"])
     assert end.value.code == 2
     assert "W9: choose from W1, W2, W3, W4, W5, W6, W7, W8" in capsys.readouterr().err
+
+
+def test_operations_and_bytes_are_counted() -> None:
+    import torch
+    from bench import limits, workloads
+
+    (case, *_) = workloads.all_cases(quick=True)
+    small = ("backbone.hidden=[7]", "algo.order=1", "task.shot=10", "task.query=10")
+    case = replace(case, overrides=(*case.overrides, *small))
+    # A layer's product, its gradient for the weights, and for its input but in the first layer.
+    support = query = 2 * 10 * (3 * 7 + 2 * 7)
+    operations, traffic = limits.counted(case, torch.device("cpu"))
+    assert operations == 2 * (support + query), "for two tasks"
+    assert traffic > operations, "a product of such matrices is no work for a processor"
+    a = torch.ones(3, 5)
+    with limits._Bytes() as counted:
+        (a + a.t().reshape(3, 5)).view(15)
+    assert counted.total == 4 * 15 * (3 + 2), "a sum, and the copy that reshape makes"
+
+
+def test_limits_are_the_peaks_times_what_was_counted(tmp_path: Path) -> None:
+    from bench import limits
+
+    peaks = limits.Peaks(product=2e9, convolution=4e9, copy=1e9)
+    record = {"workload": "W2", "inner_steps": 1, "flop": 4e9, "bytes": 5e8,
+              "arithmetic_s": 1.0, "bytes_s": 0.5, "measured_s": 3.0}  # fmt: skip
+    text = limits.markdown(peaks, [record, record | {"measured_s": None}])
+    assert "product 2 GFLOP/s, convolution 4 GFLOP/s, copy 1 GB/s" in text
+    assert "| W2 | 1 | 4 | 0.5 | 1.00 s | 500 ms | 3.00 s | 3.0 |\n" in text
+    assert "| W2 | 1 | 4 | 0.5 | 1.00 s | 500 ms |  |  |\n" in text

@@ -145,7 +145,7 @@ class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
-        if not func.is_view:
+        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:
             tensors = pytree.tree_leaves((args, kwargs, results))
             self.total += sum(
                 x.numel() * x.element_size() for x in tensors if isinstance(x, Tensor)
