@@ -34,11 +34,13 @@ from metarun.unroll import (
     Implicit,
     InnerOptimizer,
     LossOptimizer,
+    Record,
     Solver,
     Truncated,
     mixed,
     newton,
     partition,
+    unrecorded,
 )
 
 log = logging.getLogger(__name__)
@@ -202,8 +204,13 @@ def _check_parameters(build: Callable[[], nn.Module]) -> None:
         hook.remove()
 
 
-def build_algorithm(config: TrainConfig, model: nn.Module, source: EpisodeSource) -> Algorithm:
+def build_algorithm(
+    config: TrainConfig, model: nn.Module, source: EpisodeSource, record: Record = unrecorded
+) -> Algorithm:
     """The algorithm for a network and a data set.
+
+    Args:
+        record: applied to what is computed at each inner step.
 
     Raises:
         ConfigError: a pattern matches no parameter, or an optimizer's settings contradict.
@@ -221,6 +228,7 @@ def build_algorithm(config: TrainConfig, model: nn.Module, source: EpisodeSource
         inner_config.granularity,
         groups,
         _gradient_mode(config),
+        record,
     )
     problem = Problem(model, OBJECTIVES[source.kind], inner, source.outputs)
     algorithm: Algorithm = _build("algo", config.algo, problem, **settings(config.algo))

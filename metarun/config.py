@@ -94,7 +94,7 @@ class EngineConfig:
     chunk: int | None = None  # tasks at a time under vmap; null: all, or 8 if a CPU convolves
     precision: str = "float32"  # float32 or float64
     compile: str = "auto"  # auto, none, replay or inductor: whether a meta-step is recorded
-    gradient: str = "auto"  # how the inner loop is differentiated; auto: by algo.order
+    gradient: str = "auto"  # how the inner loop is differentiated; auto: by algo.order and length
     last: int = 1  # truncated: inner steps, the last ones, that are differentiated through
     block: int | None = 1  # checkpoint: inner steps in a block; null: the root of their number
     proximal: float = 2.0  # implicit: weight of the pull to the initial weights

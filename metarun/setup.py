@@ -14,8 +14,8 @@ from metarun.data.ahead import Ahead
 from metarun.data.episodes import EpisodeSource
 from metarun.errors import CheckpointError, ConfigError
 from metarun.memory import keep_memory
-from metarun.plan import Plan, make_plan
-from metarun.programs import Gradient, Traces, gradient_program, trace_program
+from metarun.plan import Plan, make_plan, with_gradient
+from metarun.programs import Gradient, Traces, gradient_program, recording, trace_program
 from metarun.ranks import ALONE, Ranks
 
 
@@ -49,9 +49,10 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
     _check_size(config, source)
     torch.manual_seed(config.seed)
     model = build_model(config, source).to(device)
-    algorithm = build_algorithm(config, model, source)
+    computed = with_gradient(config, model, device)
+    plan = make_plan(computed, model, device)
+    algorithm = build_algorithm(computed, model, source, recording(plan.step))
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
-    plan = make_plan(config, model, device)
     return Setup(
         config,
         device,

@@ -1,5 +1,6 @@
 """How meta-gradients are computed is chosen by network, device and the length of the run."""
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from metarun import plan
 from metarun.compose import composed, register_schemas
 from metarun.config import EngineConfig
-from metarun.plan import Plan, choose_batching, make_plan
+from metarun.plan import Plan, choose_batching, make_plan, with_gradient
 from metarun.setup import build
 from metarun.trainer import meta_step
 from metarun.training_state import fresh
@@ -77,6 +78,32 @@ def test_long_runs_are_compiled() -> None:
         assert planned(model, CPU, *given)[2:4] == ("none", "none"), "a recording takes memory"
 
 
+def test_long_loops_through_convolutions_are_recorded_step_by_step() -> None:
+    model = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 2, 3), head=nn.Linear(2, 2)))
+
+    def gradient(*overrides: str, device: torch.device = CPU, model: nn.Module = model) -> str:
+        given = [f"algo.inner_steps={plan.LONG_LOOP + 1}", *overrides]
+        return str(with_gradient(composed("train", given), model, device).engine.gradient)
+
+    assert gradient() == "checkpoint"
+    assert gradient("algo.adapt=[conv.*]") == "checkpoint"
+    for other in (
+        f"algo.inner_steps={plan.LONG_LOOP}", "algo.order=1", "algo=anil", "inner_opt=newton",
+        "engine.compile=replay", "engine.batching=vmap", "algo.adapt=[head.*,conv.bias]",
+    ):  # fmt: skip
+        assert gradient(other) == "auto", other
+    assert gradient("engine.gradient=mixed") == "mixed"
+    assert gradient(device=GPU) == gradient(model=nn.Linear(1, 1)) == "auto"
+
+
+def test_steps_count_for_whether_a_step_is_compiled() -> None:
+    given = ("engine.gradient=checkpoint", "algo.inner_steps=20")
+    assert planned(CONV, CPU, "trainer.steps=25", *given).step == "auto inductor"
+    assert planned(CONV, CPU, "trainer.steps=24", *given).step == "auto"
+    assert planned(CONV, CPU, "trainer.steps=25", *given, "engine.compile=none").step == "none"
+    assert planned(CONV, CPU, "trainer.steps=25", "engine.gradient=mixed").step == "none"
+
+
 GLYPHS = (
     "data=glyphs", "backbone=conv4", "backbone.width=4", "task.query=2", "trainer.meta_batch=5",
     "trainer.steps=10", "outer_opt=sgd",
@@ -108,6 +135,8 @@ WAYS = {
         ("engine.batching=vmap", "engine.chunk=2", "engine.compile=replay"),
         ("engine.batching=loop", "engine.compile=replay"),
         ("engine.batching=loop", "engine.compile=inductor"),
+        ("engine.gradient=checkpoint", "trainer.steps=100"),
+        ("engine.gradient=checkpoint", "trainer.steps=1000"),
     ],
     "backbone=mlp": [
         ("engine.batching=loop", "engine.compile=none"),

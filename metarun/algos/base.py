@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.unroll import GradientMode, Granularity, Groups, InnerOptimizer, LossOptimizer, Meta
+from metarun.unroll import (
+    GradientMode,
+    Granularity,
+    Groups,
+    InnerOptimizer,
+    LossOptimizer,
+    Meta,
+    Record,
+    unrecorded,
+)
 
 Episode = Any
 """One task: `support_x`, `support_y`, `query_x`, `query_y`, as in `metarun.data.episodes`."""
@@ -59,6 +68,7 @@ class InnerLoop(NamedTuple):
     granularity: Granularity
     groups: Groups
     gradient: GradientMode = "reverse"  # how the unroll is differentiated in second order
+    record: Record = unrecorded  # applied to what is computed at each inner step
 
 
 class Problem(NamedTuple):

@@ -21,6 +21,7 @@ from metarun.unroll import (
     LossOptimizer,
     Meta,
     Params,
+    RecordedLoss,
     Unrolled,
     group_settings,
     learn_hyper,
@@ -78,6 +79,12 @@ def maml(
     model_halves = halves(model, adapted)
     scale = problem.outputs if reduction == "per_shot" else 1
 
+    def inner_loss(fast: Params, given: tuple[Params, Tensor, Tensor]) -> Tensor:
+        shared, encoded, y = given
+        return scale * objective.loss(model_halves.decode({**shared, **fast}, encoded), y)
+
+    recorded_loss = RecordedLoss(inner_loss, inner.record)
+
     def init() -> dict[str, Tensor]:
         return weights | {HYPER_PREFIX + key: value for key, value in learned.initial.items()}
 
@@ -90,14 +97,10 @@ def maml(
         steps: int,
         observe: Callable[[Params], tuple[Tensor, Tensor]] | None = None,
     ) -> Unrolled:
-        def inner_loss(fast: Params, step: int, given: tuple[Params, Tensor, Tensor]) -> Tensor:
-            shared, encoded, y = given
-            return scale * objective.loss(model_halves.decode({**shared, **fast}, encoded), y)
-
         values = {key: meta[HYPER_PREFIX + key] for key in learned.initial}
         encoded = model_halves.encode(meta, episode.support_x)
         return unroll(
-            inner_loss,
+            recorded_loss,
             {name: meta[name] for name in adapted},
             inner.optimizer,
             steps,

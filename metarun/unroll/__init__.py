@@ -18,7 +18,7 @@ from metarun.unroll.hyper import (
     learn_hyper,
 )
 from metarun.unroll.look_ahead import LookAhead, look_ahead
-from metarun.unroll.names import match_names
+from metarun.unroll.names import match_names, matches
 from metarun.unroll.optim import (
     KRONECKER,
     KRONECKER_PSD,
@@ -58,10 +58,13 @@ from metarun.unroll.recorded import (
     Backend,
     CompilationError,
     Program,
+    Record,
     Recorded,
     RecordingError,
     recorded,
+    unrecorded,
 )
+from metarun.unroll.recorded_loss import RecordedLoss
 from metarun.unroll.schedules import (
     Schedule,
     constant,
@@ -106,7 +109,9 @@ __all__ = [
     "Params",
     "Preconditioner",
     "Program",
+    "Record",
     "Recorded",
+    "RecordedLoss",
     "RecordingError",
     "Schedule",
     "Solver",
@@ -132,6 +137,7 @@ __all__ = [
     "look_ahead",
     "map_tasks",
     "match_names",
+    "matches",
     "mean_gradient",
     "meta_gradient",
     "mixed",
@@ -149,5 +155,6 @@ __all__ = [
     "step_decay",
     "task_mapping",
     "translate",
+    "unrecorded",
     "unroll",
 ]

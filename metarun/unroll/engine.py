@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metarun.unroll.advice import explained
 from metarun.unroll.blocks import BlockLoss, blockwise_gradient
@@ -23,11 +22,12 @@ from metarun.unroll.gradients import (
     parse_gradient,
 )
 from metarun.unroll.implicit import attach_implicit
-from metarun.unroll.inner import ContextLoss, Remember, dependent, inner_gradient, scalar
+from metarun.unroll.inner import ContextLoss, Remember, dependent, inner_gradient, one_number
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
 from metarun.unroll.recompute import Pullback, by_reverse, distinct, recomputed, tensor_leaves
+from metarun.unroll.recorded_loss import RecordedLoss
 
-LossFn = Callable[..., Tensor] | BlockLoss
+LossFn = Callable[..., Tensor] | BlockLoss | RecordedLoss
 
 
 class Unrolled(NamedTuple):
@@ -82,8 +82,8 @@ def unroll(
 
     Args:
         loss_fn: `loss_fn(params, step)`, or `loss_fn(params, step, context)` if there is a
-            context, gives the scalar inner loss of step 0, 1, …. May be a
-            `metarun.unroll.BlockLoss`. "implicit" takes its Hessian from the last step's loss.
+            context, gives the scalar inner loss of step 0, 1, …. May be a `BlockLoss` or a
+            `RecordedLoss` of this package. "implicit" takes its Hessian from the last step's loss.
         params: the initial fast weights; only these are adapted.
         optimizer: see `metarun.unroll.optim`. For a `LossOptimizer`, "first_order" takes the
             Hessians as constants too.
@@ -171,6 +171,8 @@ class _Path(NamedTuple):
         with explained():
             if remember == "mixed" and isinstance(loss, BlockLoss):
                 grads, value = blockwise_gradient(loss, params, self.context)
+            elif remember == "checkpoint" and isinstance(loss, RecordedLoss):
+                grads, value = loss.gradient(params, self.context)
             else:
                 grads, value = inner_gradient(loss, params, self.context, remember)
         moved, state = self.optimizer.update(grads, state, params, hyper)
@@ -203,14 +205,12 @@ class _Path(NamedTuple):
 
 def _losses(loss_fn: LossFn, has_context: bool) -> Callable[[int], ContextLoss]:
     """The loss of each step as a function of params and context that must give a scalar."""
-    if isinstance(loss_fn, BlockLoss):
+    if isinstance(loss_fn, BlockLoss | RecordedLoss):
         return lambda _: loss_fn
 
     def loss_at(step: int) -> ContextLoss:
         def loss(params: Params, context: Any) -> Tensor:
-            with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no 2nd derivative
-                value = loss_fn(params, step, context) if has_context else loss_fn(params, step)
-            return scalar(value)
+            return one_number(loss_fn, params, step, *((context,) if has_context else ()))
 
         return loss
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metarun.unroll.forward_mode import detached, dual_gradient, jvp
 from metarun.unroll.optim.base import Params
@@ -41,27 +42,36 @@ def inner_gradient(
             and "mixed" the arguments, of which they recompute the rest.
     """
 
-    def gradient(given: tuple[Params, Any]) -> tuple[Params, Tensor]:
-        params, context = given
-        # By vjp, not grad_and_value: that one prepares a second derivative even where none can
-        # follow, in first order and in what is recomputed later.
-        value, pull = torch.func.vjp(lambda p: dependent(loss)(p, context), params)[:2]
-        return pull(torch.ones_like(value))[0], value
-
     if remember == "reverse":
-        return gradient((params, context))
+        return loss_gradient(loss, params, context)
     if remember == "first_order":
         # `torch.func.vjp` differentiates within its own level whatever surrounds it; no_grad
         # outside it only keeps the *outer* level from recording, which is first order exactly.
         # Detached as well, because forward-mode tangents would pass through no_grad.
         with torch.no_grad():
-            constants: tuple[Params, Tensor] = detached(gradient((params, context)))
+            constants: tuple[Params, Tensor] = detached(loss_gradient(loss, params, context))
         return constants
     pullback: Pullback = by_reverse
     if remember == "mixed":
         pullback = by_forward_over_reverse(loss, (params, context))
-    found: tuple[Params, Tensor] = recomputed(gradient, (params, context), pullback)
+    found: tuple[Params, Tensor] = recomputed(
+        lambda given: loss_gradient(loss, *given), (params, context), pullback
+    )
     return found
+
+
+def loss_gradient(loss: ContextLoss, params: Params, context: Any) -> tuple[Params, Tensor]:
+    """The gradient of a loss with respect to the parameters, and its value."""
+    # By vjp, not grad_and_value: that one prepares a second derivative even where none can
+    # follow, in first order and in what is recomputed later.
+    value, pull = torch.func.vjp(lambda p: dependent(loss)(p, context), params)[:2]
+    return pull(torch.ones_like(value))[0], value
+
+
+def one_number(loss_fn: Callable[..., Any], *args: Any) -> Tensor:
+    """`loss_fn(*args)`, which must be a scalar that can be differentiated twice."""
+    with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no 2nd derivative
+        return scalar(loss_fn(*args))
 
 
 def scalar(value: Any) -> Tensor:

@@ -20,6 +20,13 @@ from metarun.unroll.rewrites import DECOMPOSITIONS
 
 Backend = Literal["replay", "inductor"]
 Program = Callable[..., Any]
+Record = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""`record(fn)`: a function that does the same, perhaps `recorded`."""
+
+
+def unrecorded(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as it is."""
+    return fn
 
 
 class RecordingError(RuntimeError):

@@ -10,17 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
+from metarun.unroll.recorded import Record, unrecorded
+
 Batching = Literal["vmap", "loop"]
 Meta = Mapping[str, Tensor]
 """Meta-parameters by name: initial weights, learned hyperparameters."""
 
 TaskLoss = Callable[[Meta, Any], tuple[Tensor, Any]]
-Record = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def unrecorded(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as it is."""
-    return fn
 
 
 def map_tasks(
