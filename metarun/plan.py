@@ -59,8 +59,8 @@ def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -
     )
     undecided = (engine.gradient, engine.compile, engine.batching) == ("auto", "auto", "auto")
     second_order = getattr(algo, "order", 1) == 2 and algo.inner_steps > LONG_LOOP
-    by_gradient = config.inner_opt.name not in ("newton", "mixed")  # which takes whole steps
-    if device.type == "cpu" and undecided and convolutions and second_order and by_gradient:
+    chosen = undecided and convolutions and second_order and _by_gradient(config)
+    if device.type == "cpu" and chosen:
         return replace(config, engine=replace(engine, gradient="checkpoint"))
     return config
 
@@ -79,15 +79,29 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
     choice = evaluate = config.engine.compile
     step = "none"
     steps = config.trainer.steps
-    if choice == "auto" and saves_memory(config.engine):
+    if _by_steps(config):
+        each = steps * getattr(config.algo, "inner_steps", 1)
+        step = _how(each, model, large) if choice == "auto" else choice
+        choice = evaluate = "none"
+    elif choice == "auto" and saves_memory(config.engine):
         choice = evaluate = "none"  # a recording is made of all that is computed, at once
-        if config.engine.gradient == "checkpoint":
-            step = _how(steps * getattr(config.algo, "inner_steps", 1), model, large)
     elif choice == "auto":
         choice = _how(steps, model, large)
     several = large and batching == "loop" and choice != "none"
     threads = torch.get_num_threads() if several and not saves_memory(config.engine) else 1
     return Plan(batching, chunk, choice, evaluate, large and batching == "loop", threads, step)
+
+
+def _by_steps(config: TrainConfig) -> bool:
+    """Whether what is recorded is an inner step; see `metarun.unroll.RecordedLoss`."""
+    engine = config.engine
+    recomputed = engine.gradient == "checkpoint" and engine.block == 1
+    return recomputed and engine.batching != "vmap" and _by_gradient(config)
+
+
+def _by_gradient(config: TrainConfig) -> bool:
+    """Whether the inner optimizer takes gradients, and not the loss itself."""
+    return config.inner_opt.name not in ("newton", "mixed")
 
 
 def _how(steps: int, model: nn.Module, large: bool) -> str:

@@ -100,7 +100,12 @@ def test_steps_count_for_whether_a_step_is_compiled() -> None:
     given = ("engine.gradient=checkpoint", "algo.inner_steps=20")
     assert planned(CONV, CPU, "trainer.steps=25", *given).step == "auto inductor"
     assert planned(CONV, CPU, "trainer.steps=24", *given).step == "auto"
-    assert planned(CONV, CPU, "trainer.steps=25", *given, "engine.compile=none").step == "none"
+    for choice in ("none", "replay", "inductor"):
+        found = planned(CONV, CPU, "trainer.steps=25", *given, f"engine.compile={choice}")
+        assert (found.compile, found.evaluate, found.step) == ("none", "none", choice)
+    for whole in ("engine.block=2", "inner_opt=newton", "engine.batching=vmap"):
+        found = planned(CONV, CPU, "trainer.steps=25", *given, "engine.compile=replay", whole)
+        assert (found.compile, found.step) == ("replay", "none"), whole
     assert planned(CONV, CPU, "trainer.steps=25", "engine.gradient=mixed").step == "none"
 
 

@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; metarun's own are the blues.
+# Okabe and Ito's colours, which the colour-blind can tell apart; metarun's own are the blues
+# and the yellow.
 COLOURS = {
     "metarun": "#0072B2",
-    "metarun-reverse": "#0072B2",
     "metarun-eager": "#56B4E9",
-    "metarun-checkpoint": "#56B4E9",
+    "metarun-checkpoint": "#F0E442",
     "metarun-inductor": "#003B5C",
     "vmap": "#999999",
     "vmap-compiled": "#000000",

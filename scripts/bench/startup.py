@@ -31,8 +31,13 @@ def commands(device: str) -> dict[str, list[str]]:
         "import torch": [*python, "import torch"],
         "metarun --help": [*metarun, "--help"],
         "metarun train --cfg job": [*metarun, "train", "--cfg", "job"],
-        "metarun train, to the end of the first meta-step": [*python, FIRST_STEP, *train],
-    }
+        "metarun train, compiled, to the end of the first meta-step": [
+            *python, FIRST_STEP, *train, "engine.compile=inductor",
+        ],
+        "metarun train, replayed, to the end of the first meta-step": [
+            *python, FIRST_STEP, *train, "engine.compile=replay",
+        ],
+    }  # fmt: skip
 
 
 def run(command: list[str], threads: int | None) -> float:

@@ -8,8 +8,7 @@ METARUN = {
     "metarun": (),
     "metarun-eager": ("engine.compile=none",),
     "metarun-inductor": ("engine.compile=inductor",),
-    "metarun-reverse": ("engine.gradient=reverse",),
-    "metarun-checkpoint": ("engine.gradient=checkpoint",),
+    "metarun-checkpoint": ("engine.gradient=checkpoint", "engine.compile=replay"),
 }
 """Settings of metarun by the name that a table shows. Add a line to measure others."""
 
@@ -122,7 +121,7 @@ def _many_steps() -> list[Case]:
             "28×28 images, conv4-32 strided, 4 tasks, 5-way 1-shot, 15 queries",
             (*data, "backbone.width=32", "trainer.meta_batch=4", "inner_opt.lr=0.01"),
             steps,
-            implementations=("metarun-reverse", "metarun-checkpoint", "higher"),
+            implementations=("metarun", "metarun-checkpoint", "higher"),
             check_tasks=1,
         )
         for steps in (1, 5, 20, 50, 100)
