@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from metarun import compose
 from tests.conftest import REPO
 
 BENCH = REPO / "scripts" / "bench"
@@ -163,10 +164,11 @@ def test_a_workload_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[s
     assert "W9: choose from W1, W2, W3, W4, W5, W6, W7, W8" in capsys.readouterr().err
 
 
-def test_operations_and_bytes_are_counted() -> None:
+def test_operations_and_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
-    from bench import limits, workloads
+    from bench import limits, pixels, workloads
 
+    monkeypatch.setattr(pixels, "register", compose.register_schemas)  # no option for other tests
     (case, *_) = workloads.all_cases(quick=True)
     small = ("backbone.hidden=[7]", "algo.order=1", "task.shot=10", "task.query=10")
     case = replace(case, overrides=(*case.overrides, *small))
