@@ -42,7 +42,8 @@ def ratios(records: Sequence[Record], path: Path) -> None:
         return
     figure = Figure(figsize=(8.0, 1.6 + 0.18 * place), layout="constrained")
     axes = figure.subplots()
-    for name in [name for name in COLOURS if any(r["implementation"] == name for _, r in bars)]:
+    present = {record["implementation"] for _, record in bars}
+    for name in [*(name for name in COLOURS if name in present), *sorted(present - {*COLOURS})]:
         own = [(y, r) for y, r in bars if r["implementation"] == name]
         found = [r["ratio"] for _, r in own]
         below = [r["ratio"] - r["ratio_min"] for _, r in own]
@@ -52,7 +53,7 @@ def ratios(records: Sequence[Record], path: Path) -> None:
             [ratio - 1 for ratio in found],
             0.85,
             left=1,
-            color=COLOURS[name],
+            color=COLOURS.get(name),  # a folder may hold what an older version measured
             label=name,
         )
         axes.errorbar(
@@ -93,7 +94,7 @@ def inner_steps(records: Sequence[Record], path: Path) -> None:
         own = [record for record in records if record["implementation"] == name]
         for axes, key in ((memory, "peak_mib"), (time, "median_s")):
             known = [(r["inner_steps"], r[key]) for r in own if r[key] is not None]
-            axes.plot(*zip(*known, strict=True), marker="o", color=COLOURS[name], label=name)
+            axes.plot(*zip(*known, strict=True), marker="o", color=COLOURS.get(name), label=name)
     memory.set(xlabel="inner steps", ylabel="peak memory, MiB", ylim=(0, None))
     time.set(xlabel="inner steps", ylabel="a meta-step, s (median)", ylim=(0, None))
     for axes in (memory, time):
