@@ -156,11 +156,13 @@ def test_whole_runs_are_the_same(metarun: Metarun, tmp_path: Path) -> None:
     assert results[0]["best"] == results[1]["best"]
 
 
+@pytest.mark.parametrize("gradient", ["reverse", "checkpoint"])
 def test_a_compiled_run_resumes_with_the_bits_of_an_undisturbed_one(
-    metarun: Metarun, tmp_path: Path
+    gradient: str, metarun: Metarun, tmp_path: Path
 ) -> None:
     command = ["train", *TINY, "trainer.steps=8", "trainer.checkpoint_every=4"]
     command += ["engine.compile=inductor", "trainer.eval_episodes=3", "trainer.test_episodes=3"]
+    command += [f"engine.gradient={gradient}", "algo.inner_steps=2"]
     folder = tmp_path / "run"
     ends = []
     for attempt in range(2):
