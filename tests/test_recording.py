@@ -162,7 +162,7 @@ def test_a_compiled_run_resumes_with_the_bits_of_an_undisturbed_one(
 ) -> None:
     command = ["train", *TINY, "trainer.steps=8", "trainer.checkpoint_every=4"]
     command += ["engine.compile=inductor", "trainer.eval_episodes=3", "trainer.test_episodes=3"]
-    command += [f"engine.gradient={gradient}", "algo.inner_steps=2"]
+    command += [f"engine.gradient={gradient}"]
     folder = tmp_path / "run"
     ends = []
     for attempt in range(2):
