@@ -15,6 +15,7 @@ from metarun.unroll import Batching, matches
 
 SAVE_MEMORY = ("checkpoint", "mixed")  # values of engine.gradient; inductor and vmap undo it
 SHORT_RUN = 10  # meta-steps: below, recording a network of convolutions takes longer than it saves
+SHORT_RUN_OF_STEPS = 200  # inner steps, of a loop that is recorded step by step: likewise
 LONG_RUN = 5000  # meta-steps of milliseconds, which are worth ten seconds of compiling
 LONG_RUN_OF_CONVOLUTIONS = 500  # of tenths of a second, which are worth a minute
 LONG_LOOP = 10  # inner steps through convolutions; more are not recorded as a whole
@@ -81,12 +82,12 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
     steps = config.trainer.steps
     if _by_steps(config):
         each = steps * getattr(config.algo, "inner_steps", 1)
-        step = _how(each, model, large) if choice == "auto" else choice
+        step = _how(each, model, large, SHORT_RUN_OF_STEPS) if choice == "auto" else choice
         choice = evaluate = "none"
     elif choice == "auto" and saves_memory(config.engine):
         choice = evaluate = "none"  # a recording is made of all that is computed, at once
     elif choice == "auto":
-        choice = _how(steps, model, large)
+        choice = _how(steps, model, large, SHORT_RUN)
     several = large and batching == "loop" and choice != "none"
     threads = torch.get_num_threads() if several and not saves_memory(config.engine) else 1
     return Plan(batching, chunk, choice, evaluate, large and batching == "loop", threads, step)
@@ -104,12 +105,12 @@ def _by_gradient(config: TrainConfig) -> bool:
     return config.inner_opt.name not in ("newton", "mixed")
 
 
-def _how(steps: int, model: nn.Module, large: bool) -> str:
+def _how(steps: int, model: nn.Module, large: bool, short: int) -> str:
     """What `engine.compile=auto` means for what is computed so often."""
     long = steps >= (LONG_RUN_OF_CONVOLUTIONS if convolves(model) else LONG_RUN)
     if long and has_compiler():
         return "auto inductor"
-    return "none" if large and steps < SHORT_RUN else "auto"
+    return "none" if large and steps < short else "auto"
 
 
 def choose_batching(

@@ -103,6 +103,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         several = f", {plan.threads} at a time" if plan.threads > 1 else ""
         tasks = f"tasks by {plan.batching}{several}"
         log.info("run directory %s, device %s%s, %s", directory, device, each, tasks)
+        _tell_of_other_inner_steps(config)
         described = Logged(directory, flat(plain), setup.objective.score_name)
         try:
             with Tracker(
@@ -119,6 +120,18 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
             if isinstance(end, LostRank):
                 end.args = (f"{end}: {as_argument('hydra.run.dir', directory)} goes on from there",)
             raise
+
+
+def _tell_of_other_inner_steps(config: TrainConfig) -> None:
+    """Who raises the inner steps may forget that those of evaluation are set apart."""
+    own, later = (getattr(config.algo, f"{when}inner_steps", 0) for when in ("", "eval_"))
+    if later < own:
+        log.info(
+            "tasks get %d inner steps in training, but %d in validation and test "
+            "(algo.eval_inner_steps)",
+            own,
+            later,
+        )
 
 
 def _check_same(config: dict[str, Any], first: dict[str, Any]) -> None:

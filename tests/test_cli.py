@@ -449,3 +449,12 @@ def test_glyphs_and_omniglot_train(metarun: Metarun, tmp_path: Path, real_data: 
     for extra in ((), ("data.split=vinyals", "backbone.pool=max"), ("task.way=20",)):
         done = metarun("train", "data=omniglot", *short, *extra, **root)
         assert "test accuracy" in done.stdout and "batch statistics" in done.stdout
+
+
+def test_fewer_inner_steps_in_evaluation_than_in_training_are_told(metarun: Metarun) -> None:
+    common = ("train", "data=sinusoid", "backbone=mlp", "trainer.steps=1",
+              "trainer.eval_episodes=2", "trainer.test_episodes=2")  # fmt: skip
+    words = "tasks get 4 inner steps in training, but 3 in validation and test"
+    assert words in metarun(*common, "algo.inner_steps=4").stderr
+    told = metarun(*common, "algo.inner_steps=4", "algo.eval_inner_steps=4").stderr
+    assert "inner steps in training" not in told

@@ -100,6 +100,8 @@ def test_steps_count_for_whether_a_step_is_compiled() -> None:
     given = ("engine.gradient=checkpoint", "algo.inner_steps=20")
     assert planned(CONV, CPU, "trainer.steps=25", *given).step == "auto inductor"
     assert planned(CONV, CPU, "trainer.steps=24", *given).step == "auto"
+    assert planned(CONV, CPU, "trainer.steps=10", *given).step == "auto"
+    assert planned(CONV, CPU, "trainer.steps=9", *given).step == "none"
     for choice in ("none", "replay", "inductor"):
         found = planned(CONV, CPU, "trainer.steps=25", *given, f"engine.compile={choice}")
         assert (found.compile, found.evaluate, found.step) == ("none", "none", choice)
