@@ -124,7 +124,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
 
 def _tell_of_other_inner_steps(config: TrainConfig) -> None:
     """Who raises the inner steps may forget that those of evaluation are set apart."""
-    own, later = (getattr(config.algo, f"{when}inner_steps", 0) for when in ("", "eval_"))
+    own = getattr(config.algo, "inner_steps", 0)
+    later = getattr(config.algo, "eval_inner_steps", own)
     if later < own:
         log.info(
             "tasks get %d inner steps in training, but %d in validation and test "
