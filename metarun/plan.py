@@ -60,7 +60,8 @@ def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -
     )
     undecided = (engine.gradient, engine.compile, engine.batching) == ("auto", "auto", "auto")
     second_order = getattr(algo, "order", 1) == 2 and algo.inner_steps > LONG_LOOP
-    chosen = undecided and convolutions and second_order and _by_gradient(config)
+    recorded = second_order and config.trainer.steps * algo.inner_steps >= SHORT_RUN_OF_STEPS
+    chosen = undecided and convolutions and recorded and _by_gradient(config)
     if device.type == "cpu" and chosen:
         return replace(config, engine=replace(engine, gradient="checkpoint"))
     return config

@@ -90,6 +90,7 @@ def test_long_loops_through_convolutions_are_recorded_step_by_step() -> None:
     for other in (
         f"algo.inner_steps={plan.LONG_LOOP}", "algo.order=1", "algo=anil", "inner_opt=newton",
         "engine.compile=replay", "engine.batching=vmap", "algo.adapt=[head.*,conv.bias]",
+        "trainer.steps=18",
     ):  # fmt: skip
         assert gradient(other) == "auto", other
     assert gradient("engine.gradient=mixed") == "mixed"
