@@ -59,8 +59,9 @@ def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -
         for name, parameter in model.named_parameters()
     )
     undecided = (engine.gradient, engine.compile, engine.batching) == ("auto", "auto", "auto")
-    second_order = getattr(algo, "order", 1) == 2 and algo.inner_steps > LONG_LOOP
-    recorded = second_order and config.trainer.steps * algo.inner_steps >= SHORT_RUN_OF_STEPS
+    inner_steps = getattr(algo, "inner_steps", 1)
+    long = getattr(algo, "order", 1) == 2 and inner_steps > LONG_LOOP
+    recorded = long and config.trainer.steps * inner_steps >= SHORT_RUN_OF_STEPS
     chosen = undecided and convolutions and recorded and _by_gradient(config)
     if device.type == "cpu" and chosen:
         return replace(config, engine=replace(engine, gradient="checkpoint"))
