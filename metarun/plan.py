@@ -50,12 +50,13 @@ def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -
 
     An inner loop that is too long to be recorded as a whole is recorded step by step if each step
     is recomputed: the same gradient, in less time and memory. On a CPU, where that was measured,
-    for networks whose convolutions are adapted.
+    for networks whose convolutions are adapted, in runs that are long enough to record.
     """
     engine, algo = config.engine, config.algo
     adapted = getattr(algo, "adapt", ["*"])
+    weights = {id(module.weight) for module in model.modules() if isinstance(module, _ConvNd)}
     convolutions = any(
-        parameter.dim() > 2 and any(matches(name, pattern) for pattern in adapted)
+        id(parameter) in weights and any(matches(name, pattern) for pattern in adapted)
         for name, parameter in model.named_parameters()
     )
     undecided = (engine.gradient, engine.compile, engine.batching) == ("auto", "auto", "auto")

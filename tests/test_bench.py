@@ -138,8 +138,6 @@ def test_measuring_a_case_again_replaces_its_records_only(tmp_path: Path) -> Non
 def test_every_case_composes_and_has_settings_that_exist() -> None:
     code = (
         "from bench import problem, workloads\n"
-        "problem.pixels.register()\n"
-        "problem.pixels.register = lambda: None\n"
         "cases = workloads.all_cases(quick=False)\n"
         "for case in cases + workloads.all_cases(quick=True):\n"
         "    config = problem.config_of(case.overrides)\n"

@@ -95,6 +95,8 @@ def test_long_loops_through_convolutions_are_recorded_step_by_step() -> None:
         assert gradient(other) == "auto", other
     assert gradient("engine.gradient=mixed") == "mixed"
     assert gradient(device=GPU) == gradient(model=nn.Linear(1, 1)) == "auto"
+    other = nn.Bilinear(2, 3, 4)  # its weight has three dimensions, too
+    assert gradient(model=other) == "auto"
 
 
 def test_steps_count_for_whether_a_step_is_compiled() -> None:

@@ -154,7 +154,6 @@ def test_other_modes_take_the_loss_as_it_is(gradient: Any) -> None:
 
 def test_an_optimizer_that_takes_the_loss_gets_it() -> None:
     params, given = problem()
-    inner = RecordedLoss(loss, recorded)
     head = {"v": params["v"]}
     fixed = {name: value for name, value in params.items() if name != "v"}
 
