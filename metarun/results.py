@@ -168,5 +168,11 @@ def peak_memory_gib(device: torch.device) -> float:
     """Peak memory of the GPU's tensors, or of the process on the CPU, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    # Not ru_maxrss where there is another way: Linux hands a new program the peak of the process
+    # that started it (a launcher with gigabytes, say), and that part cannot be forgotten.
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

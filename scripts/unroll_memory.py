@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from torch import nn
 from torch.func import functional_call
 
 from metarun.backbones.conv4 import Conv4
+from metarun.results import peak_memory_gib
 from metarun.unroll import BlockLoss, Checkpoint, Truncated, sgd, unroll
 
 MODES: dict[str, Any] = {
@@ -155,9 +155,7 @@ def measure(
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if cuda:
-        peak = torch.cuda.max_memory_allocated() / 2**20
+    peak = peak_memory_gib(torch.device(device)) * 2**10
     return {"mode": mode, "steps": steps, "peak_mb": peak, "seconds": seconds}
 
 
