@@ -196,11 +196,14 @@ def _draws_random_numbers(node: fx.Node) -> bool:
 
 def _compiled(graph: fx.GraphModule, leaves: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
     # Not torch.compile: what its guards would check at each call is the key of the recording.
-    from torch._inductor import standalone_compile  # takes a second to import
+    from torch._inductor import config, standalone_compile  # takes a second to import
 
     given: list[Any] = [leaf.detach() for leaf in leaves]
+    # On a CPU the calls of the kernels are compiled as well: Python's would hold its lock (GIL)
+    # while a kernel runs, so the kernels of tasks in several threads would wait for each other.
+    cpu = all(leaf.device.type == "cpu" for leaf in leaves)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), config.patch(cpp_wrapper=cpu or config.cpp_wrapper):
             program: Any = standalone_compile(graph, given, dynamic_shapes="from_example_inputs")
     except OSError:  # a full disk: another time it might be compiled
         raise

@@ -10,7 +10,14 @@ from torch.func import functional_call
 
 from metarun.backbones.norm import BatchNorm
 from metarun.unroll import mean_gradient, meta_gradient, recorded, sgd, unroll
-from metarun.unroll.rewrites import convolution, convolution_backward, max_pool_backward
+from metarun.unroll.rewrites import (
+    convolution,
+    convolution_backward,
+    max_pool_backward,
+    mean_over,
+    sum_over,
+    var_mean_over,
+)
 
 F64 = torch.float64
 aten = torch.ops.aten
@@ -78,6 +85,57 @@ def test_max_pooling_is_that_of_torch() -> None:
     elsewhere = [part.to("meta") if isinstance(part, Tensor) else part for part in given]
     assert max_pool_backward(*elsewhere) is NotImplemented, "inductor's own is for other devices"
     torch.library.opcheck(torch.ops.metarun.max_pool_backward.default, given)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize("dims", [[0, 2, 3], [-1, 0, 2], [2, 3]])
+def test_sums_over_several_dimensions(dims: list[int], keepdim: bool) -> None:
+    x = channels_last(normal(3, 4, 7, 11))
+    close = torch.testing.assert_close
+    close(sum_over(x, dims, keepdim), x.sum(dims, keepdim))
+    close(mean_over(x, dims, keepdim, dtype=F64), x.mean(dims, keepdim))
+    for correction in (0, 1, None):
+        expected = torch.var_mean(x, dims, correction=correction, keepdim=keepdim)
+        close(var_mean_over(x, dims, correction=correction, keepdim=keepdim), expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "dims"),
+    [
+        (normal(3, 4, 7, 11), [0, 2, 3]),  # inductor adds into as many sums as fit a register
+        (channels_last(normal(3, 4, 3, 5)), [0, 2, 3]),
+        (channels_last(normal(3, 4, 70, 1)), [2]),
+        (channels_last(normal(3, 4, 7, 11)), None),
+        (channels_last(normal(3, 4, 7, 11)).bfloat16(), [0, 2, 3]),
+        (channels_last(normal(3, 4, 7, 11)).to("meta"), [0, 2, 3]),
+    ],
+    ids=["channels first", "few", "one dimension", "everything", "bfloat16", "another device"],
+)
+def test_other_sums_are_left_to_inductor(x: Tensor, dims: Any) -> None:
+    assert sum_over(x, dims) is NotImplemented
+    assert mean_over(x, dims) is NotImplemented
+    assert var_mean_over(x, dims) is NotImplemented
+
+
+def test_sums_of_another_type_are_left_to_inductor() -> None:
+    x = channels_last(normal(3, 4, 7, 11))
+    assert sum_over(x, [0, 2, 3], dtype=torch.float32) is NotImplemented
+    assert mean_over(x, [0, 2, 3], dtype=torch.float32) is NotImplemented
+
+
+def test_compiled_moments_are_as_exact_as_torchs() -> None:
+    """Inductor's own, which add 980 terms one by one, are 3e-6 to 7e-6 off here."""
+    x = channels_last((0.2 * normal(5, 8, 14, 14) + 0.3).float())
+
+    def moments(x: Tensor) -> tuple[Tensor, ...]:
+        return *torch.var_mean(x, (0, 2, 3), correction=0), x.sum((0, 2, 3)), x.mean((0, 2, 3))
+
+    for ours, exact in zip(recorded(moments, "inductor")(x), moments(x.double()), strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-6, atol=0)
 
 
 def test_a_compiled_meta_gradient_of_a_network_with_all_of_them() -> None:
