@@ -57,7 +57,7 @@ bench: setup  ## metarun against its peers; device=cuda for a GPU: an hour or tw
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python scripts/bench --device $(device)
 
-experiments: setup  ## the figures of the README: real trainings, half an hour on two cores
+experiments: setup  ## the figures of the README: real trainings, minutes on two cores
 	bash scripts/reproduce.sh
 
 chaos: setup  ## the fault campaign of docs/reliability.md: about an hour on two cores
