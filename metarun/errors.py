@@ -37,6 +37,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1
     if _is_out_of_memory(error):
         return f"out of memory: {_first_line(error)}. {_LESS_MEMORY}", 1
+    if type(error).__name__ == "UnsuitableModel":  # of the unroll, which has no MetarunError
+        return printable(str(error)), 1
     # a defect of ours: still one line, and where to find more
     hint = "METARUN_DEBUG=1 shows where"
     return f"unexpected {type(error).__name__}: {printable(str(error))} ({hint})", 1

@@ -76,9 +76,14 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
     elsewhere computes the same.
 
     Raises:
-        ConfigError: as `choose_batching`.
+        ConfigError: as `choose_batching`; a compiler is wanted and there is none.
     """
     large = convolves(model) and device.type == "cpu"
+    if config.engine.compile == "inductor" and device.type == "cpu" and not has_compiler():
+        raise ConfigError(
+            "engine.compile=inductor needs a C++ compiler on the CPU, g++ or what CXX names, and "
+            "there is none: use engine.compile=replay"
+        )
     batching, chunk = choose_batching(config.engine, model, device)
     choice = evaluate = config.engine.compile
     step = "none"

@@ -8,14 +8,15 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metarun.algos.base import Algorithm, Trace
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, RunError
 from metarun.files import cache_dir
 from metarun.layout import channels_last
 from metarun.plan import Plan
@@ -53,14 +54,14 @@ def gradient_program(algorithm: Algorithm, plan: Plan) -> Gradient:
     depend on when it was interrupted.
     """
     loss = channels_last(algorithm.loss) if plan.channels_last else algorithm.loss
-    record = recording(plan.compile)
+    record = recording(plan.compile, "meta-steps")
     return mean_gradient(loss, plan.batching, plan.chunk, record, summarise, plan.threads)
 
 
 def trace_program(algorithm: Algorithm, plan: Plan) -> Traces:
     """The evaluation of a batch of tasks."""
     trace = channels_last(algorithm.trace) if plan.channels_last else algorithm.trace
-    record = recording(plan.evaluate)
+    record = recording(plan.evaluate, "evaluations")
     return task_mapping(trace, plan.batching, record=record, threads=plan.threads)
 
 
@@ -72,8 +73,10 @@ def summarise(grads: Meta, extra: dict[str, Tensor]) -> tuple[Meta, Tensor]:
     return grads, torch.cat([torch.stack(head), inner])
 
 
-def recording(choice: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def recording(choice: str, what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """What a value of `engine.compile` does to a function.
+
+    Messages call what the function computes `what`, in the plural.
 
     "auto" replays what can be recorded, which gives the same bits, and leaves the rest alone;
     "auto inductor" compiles it if it can be compiled.
@@ -81,12 +84,12 @@ def recording(choice: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     if choice == "none":
         return lambda fn: fn
     if choice == "auto":
-        return lambda fn: Recording([_replayed(fn), fn])
+        return lambda fn: Recording([_replayed(fn), fn], what)
     if choice == "auto inductor":
-        return lambda fn: Recording([_compiled(fn, MOST_OPERATIONS), _replayed(fn), fn])
+        return lambda fn: Recording([_compiled(fn, what, MOST_OPERATIONS), _replayed(fn), fn], what)
     if choice == "inductor":
-        return lambda fn: Recording([_compiled(fn)], choice)
-    return lambda fn: Recording([recorded(fn)], choice)
+        return lambda fn: Recording([_compiled(fn, what)], what, choice)
+    return lambda fn: Recording([recorded(fn)], what, choice)
 
 
 class Recording:
@@ -94,11 +97,14 @@ class Recording:
 
     Args:
         ways: `Recorded` ones, and perhaps the function itself as the last.
+        what: what it computes, in the plural.
         insisted: the value of `engine.compile` that leaves no choice, if there is one.
     """
 
-    def __init__(self, ways: list[Callable[..., Any]], insisted: str | None = None) -> None:
-        self.ways, self.insisted = ways, insisted
+    def __init__(
+        self, ways: list[Callable[..., Any]], what: str, insisted: str | None = None
+    ) -> None:
+        self.ways, self.what, self.insisted = ways, what, insisted
 
     def __call__(self, *args: Any) -> Any:
         return self._first(lambda way: way(*args))
@@ -116,32 +122,54 @@ class Recording:
             try:
                 return act(way)
             except RecordingError as error:
+                compiling = isinstance(error, CompilationError)
+                failed = "compiled" if compiling else "recorded"
                 if self.insisted is not None:
+                    instead = "replay or none" if compiling else "none"
                     raise ConfigError(
-                        f"engine.compile={self.insisted}: the algorithm or the network cannot be "
-                        f"recorded: {error}; use engine.compile=none"
+                        f"engine.compile={self.insisted}: {self.what} with this algorithm and this "
+                        f"network cannot be {failed}: {error}; use engine.compile={instead}"
                     ) from error
-                failed = "compiled" if isinstance(error, CompilationError) else "recorded"
-                log.info("meta-steps are not %s: %s", failed, error)
+                log.info("%s are not %s: %s", self.what, failed, error)
                 # What cannot be recorded for a compiler cannot be for a replay either.
-                del self.ways[: 1 if isinstance(error, CompilationError) else -1]
+                del self.ways[: 1 if compiling else -1]
 
 
 def _replayed(fn: Callable[..., Any]) -> Recorded:
     return recorded(fn, after=CALLS_BEFORE_RECORDING, most_operations=MOST_OPERATIONS)
 
 
-def _compiled(fn: Callable[..., Any], most_operations: int | None = None) -> Recorded:
-    return recorded(fn, "inductor", most_operations=most_operations, making=_announced)
+def _compiled(fn: Callable[..., Any], what: str, most_operations: int | None = None) -> Recorded:
+    making = partial(_announced, what)
+    return recorded(fn, "inductor", most_operations=most_operations, making=making)
+
+
+def keep_compiled() -> None:
+    """Have torch keep what it compiles in metarun's cache, if the user has chosen no place.
+
+    To be called before anything imports torch's compiler, as making an optimizer does: it chooses
+    a place at that moment. Where the cache cannot be made, that choice stands.
+    """
+    place = cache_dir() / "compiled"
+    with suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place))
 
 
 @contextmanager
-def _announced() -> Iterator[None]:
-    """Words around a compilation: it takes a while. Its results are kept."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
+def _announced(what: str) -> Iterator[None]:
+    """Words around a compilation: it takes a while."""
     # It warns of a CUDA toolkit without a GPU, which is no concern of a run on the CPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    log.info("compiling, for up to some minutes; engine.compile=replay starts at once")
+    logging.getLogger("torch._inductor.ir").setLevel(logging.ERROR)  # of operations it only calls
+    log.info("compiling %s, for up to some minutes; engine.compile=replay starts at once", what)
     start = time.monotonic()
-    yield
-    log.info("compiled in %.0f s", time.monotonic() - start)
+    try:
+        yield
+    except OSError as error:
+        place = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "the folder of temporary files")
+        raise RunError(
+            f"compiled programs cannot be kept in {place}: {error.strerror or error}; set "
+            "METARUN_CACHE to another folder, or use engine.compile=replay"
+        ) from error
+    log.info("compiled %s in %.0f s", what, time.monotonic() - start)

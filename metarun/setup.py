@@ -15,7 +15,14 @@ from metarun.data.episodes import EpisodeSource
 from metarun.errors import CheckpointError, ConfigError
 from metarun.memory import keep_memory
 from metarun.plan import Plan, make_plan, with_gradient
-from metarun.programs import Gradient, Traces, gradient_program, recording, trace_program
+from metarun.programs import (
+    Gradient,
+    Traces,
+    gradient_program,
+    keep_compiled,
+    recording,
+    trace_program,
+)
 from metarun.ranks import ALONE, Ranks
 
 
@@ -45,13 +52,14 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
         ConfigError: the parts of the config do not fit together.
         DataError: the data are missing or damaged.
     """
+    keep_compiled()
     source = build_data(config, device)
     _check_size(config, source)
     torch.manual_seed(config.seed)
     model = build_model(config, source).to(device)
     computed = with_gradient(config, model, device)
     plan = make_plan(computed, model, device)
-    algorithm = build_algorithm(computed, model, source, recording(plan.step))
+    algorithm = build_algorithm(computed, model, source, recording(plan.step, "inner steps"))
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
     return Setup(
         config,

@@ -41,7 +41,8 @@ def real_data() -> Path:
 @pytest.fixture
 def environment(cache: Path) -> dict[str, str]:
     """An environment for metarun's processes that owes nothing to the user's."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("METARUN_", "HYDRA_"))}
+    ours = ("METARUN_", "HYDRA_", "TORCHINDUCTOR_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return kept | {"METARUN_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
 
 

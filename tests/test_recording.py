@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._inductor.exc import InductorError
 
 from metarun import plan, programs
 from metarun.compose import composed, register_schemas
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, RunError
 from metarun.setup import Setup, build
 from metarun.trainer import meta_step
 from metarun.training_state import fresh
@@ -92,7 +96,7 @@ def test_a_compiled_run_is_the_same_up_to_rounding(caplog: pytest.LogCaptureFixt
     plain = trained(setup_of(double, "engine.compile=none"))
     with caplog.at_level(logging.INFO, "metarun"):
         ours = trained(setup_of(double, "engine.compile=inductor"))
-    assert "compiled in" in caplog.text
+    assert "compiled meta-steps in" in caplog.text
     for name, value in ours.items():
         torch.testing.assert_close(value, plain[name], rtol=1e-10, atol=1e-10)
 
@@ -109,8 +113,50 @@ def test_what_inductor_cannot_compile_is_replayed(
     assert "not compiled: inductor fails: NotImplementedError: no such operation" in caplog.text
     plain = trained(setup_of("engine.compile=none", f"trainer.steps={plan.LONG_RUN}"))
     assert all(torch.equal(value, plain[name]) for name, value in ours.items())
-    with pytest.raises(ConfigError, match=r"use engine\.compile=none"):
+    with pytest.raises(
+        ConfigError, match=r"compiled: inductor .* use engine\.compile=replay or none"
+    ):
         trained(setup_of("engine.compile=inductor"))
+
+
+def test_without_a_compiler_it_cannot_be_insisted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler .* use engine\.compile=replay"):
+        setup_of("engine.compile=inductor")
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_full_disk_ends_a_run_that_is_to_be_compiled(
+    monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    """Replayed now and compiled when it is resumed, it would have other bits."""
+
+    def fail(*args: object, **options: object) -> None:
+        full = OSError(28, "No space left on device")
+        raise InductorError(full, None) if wrapped else full
+
+    monkeypatch.setattr("torch._inductor.standalone_compile", fail)
+    with pytest.raises(RunError, match=r"cannot be kept in .*: No space left on device; set"):
+        trained(setup_of(f"trainer.steps={plan.LONG_RUN}"))
+
+
+def test_programs_are_kept_in_the_cache(environment: dict[str, str], tmp_path: Path) -> None:
+    """In a new process: torch chooses a place of its own when its compiler is first imported."""
+    command = [sys.executable, "-m", "metarun", "train", *TINY, "trainer.steps=1"]
+    command += ["trainer.eval_episodes=2", "trainer.test_episodes=2", "engine.compile=inductor"]
+    ours = environment | {"METARUN_CACHE": str(tmp_path / "cache")}
+    subprocess.run([*command, f"hydra.run.dir={tmp_path / 'run'}"], env=ours, check=True)
+    assert list((tmp_path / "cache" / "compiled" / "fxgraph").iterdir())
+
+
+def test_a_cache_that_cannot_be_made_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "file" / "cache"))
+    trained(setup_of())
+    assert "file" not in os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
 
 
 def test_what_is_too_long_is_tried_once(

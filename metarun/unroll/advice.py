@@ -13,7 +13,7 @@ _ADVICE = {
     r"vmap: It looks like you're .*calling \.item\(\)": (
         "the loss turns a tensor into a Python number (.item(), float(), `if` on a tensor), "
         "which is not possible when tasks are mapped by vmap: use torch.where, or a loop over "
-        "tasks (batching='loop')"
+        "tasks (batching='loop'; engine.batching=loop of a command)"
     ),
     r"randomness error mode": (
         "the loss draws random numbers under torch.func.vmap: give vmap "
@@ -21,14 +21,19 @@ _ADVICE = {
     ),
     r"Batching rule not implemented|doesn't match the broadcast shape": (
         "an operation of the model cannot be mapped over tasks by vmap (recurrent layers cannot, "
-        "but for LSTMs): use a loop over tasks (batching='loop')"
+        "but for LSTMs): use a loop over tasks (batching='loop'; engine.batching=loop of a command)"
     ),
     r"saved tensor hooks|must override the setup_context staticmethod": (
-        "torch.func cannot differentiate the model; most likely it checkpoints its own "
-        "activations, or save_on_cpu or the like surrounds the unroll: switch that off, and use "
-        "gradient='checkpoint' of the unroll instead"
+        "torch.func cannot differentiate the model: it checkpoints its own activations, "
+        "save_on_cpu or the like surrounds the unroll, or an operation of its own has an autograd "
+        "formula without setup_context. Switch the first two off and use gradient='checkpoint' "
+        "of the unroll instead (engine.gradient=checkpoint of a command)"
     ),
 }
+
+
+class UnsuitableModel(RuntimeError):
+    """A model does what cannot be unrolled or mapped over tasks; the message says what to do."""
 
 
 @contextmanager
@@ -47,5 +52,6 @@ def explained() -> Iterator[None]:
     except RuntimeError as error:
         for pattern, advice in _ADVICE.items():
             if re.search(pattern, str(error)):
-                raise RuntimeError(f"{advice}\n(torch: {str(error).splitlines()[0]})") from error
+                reason = str(error).splitlines()[0]
+                raise UnsuitableModel(f"{advice}\n(torch: {reason})") from error
         raise

@@ -205,9 +205,10 @@ def _compiled(graph: fx.GraphModule, leaves: list[Tensor]) -> Callable[..., Sequ
     try:
         with torch.no_grad(), config.patch(cpp_wrapper=cpu or config.cpp_wrapper):
             program: Any = standalone_compile(graph, given, dynamic_shapes="from_example_inputs")
-    except OSError:  # a full disk: another time it might be compiled
-        raise
     except Exception as error:
+        inner = getattr(error, "inner_exception", error)  # what torch wraps
+        if isinstance(inner, OSError):  # a full disk: another time it might be compiled
+            raise inner from None
         reason = str(error).partition("\n")[0]
         raise CompilationError(f"inductor fails: {type(error).__name__}: {reason}") from error
     return program  # type: ignore[no-any-return]
