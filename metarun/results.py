@@ -152,7 +152,8 @@ def device_name(device: torch.device) -> str:
     """A device as people name it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"CPU ({threads} thread{'s' * (threads != 1)})"
 
 
 def forget_peak_memory(device: torch.device) -> None:
