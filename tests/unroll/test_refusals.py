@@ -9,7 +9,9 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from metarun.errors import explain
 from metarun.unroll import Checkpoint, Truncated, adam, meta_gradient, newton, sgd, unroll
+from metarun.unroll.advice import UnsuitableModel
 from tests.unroll.test_gradients import relative_difference
 
 F64 = torch.float64
@@ -234,8 +236,9 @@ def test_recurrent_layers_work_in_a_loop(kind: Any) -> None:
 def test_a_module_that_cannot_be_unrolled_is_refused_with_advice(
     model: nn.Module, batching: Any, advice: str
 ) -> None:
-    with pytest.raises(RuntimeError, match=advice):
+    with pytest.raises(UnsuitableModel, match=advice) as refusal:
         unrolled_gradient(model.double(), SEQUENCES, "reverse", batching)
+    assert explain(refusal.value) == (str(refusal.value), 1), "a command says the same"
 
 
 def test_random_numbers_under_a_plain_vmap_are_refused_with_advice() -> None:
