@@ -206,6 +206,19 @@ def test_each_drawing_may_be_support_and_may_be_query(data: tuple[str, ...]) -> 
         assert drawings == set(range(DRAWINGS))
 
 
+@pytest.mark.parametrize("data", IMAGES, ids=" ".join)
+def test_the_drawings_of_one_class_say_nothing_of_those_of_another(data: tuple[str, ...]) -> None:
+    """Drawing d is by the same person throughout: all by one hand would be another task."""
+    source = source_of(*data)
+    assert isinstance(source, ImageEpisodes)
+    order = {key: i for i, key in enumerate(keys(source.stores["train"].images.double() / 255))}
+    episodes = source.sample("train", 0, 100)
+    drawings = [order[key] % DRAWINGS for key in keys(episodes.support_x.flatten(0, 1))]
+    first, second = torch.tensor(drawings).view(100, 4, 3).unbind(1)[:2]
+    same = int((first == second).sum())
+    assert abs(same - 300 / DRAWINGS) < 5 * (300 / DRAWINGS) ** 0.5
+
+
 @by_name
 def test_an_episode_depends_on_the_seed_the_split_and_its_index_alone(
     data: tuple[str, ...],
