@@ -209,6 +209,20 @@ def test_a_sampler_is_told_that_more_is_better(tmp_path: Path) -> None:
             assert trial.value == sign * KNOWN[trial.params["algo.inner_steps"]]
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_every_seed_of_a_search_tries_values_of_its_own(tmp_path: Path, sampler: str) -> None:
+    """The same seed the same ones, and none twice when the search goes on."""
+    tried = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        for n_trials in (3, 6):
+            sweep = search_in(
+                tmp_path / name, *SPACE, n_trials=n_trials, seed=seed, sampler=sampler
+            )
+        tried.append([job.overrides[0] for job in sweep.jobs])
+    assert tried[0] == tried[1] and len(set(tried[0])) == 6
+    assert not set(tried[0]) & set(tried[2])
+
+
 def test_a_run_whose_result_names_no_score_is_no_trial(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
