@@ -238,20 +238,27 @@ def _overrides(params: Mapping[str, Any]) -> list[str]:
 def _tell(study: optuna.Study, number: int, job: Job) -> None:
     outcome = job.outcome
     assert outcome is not None
-    if outcome.score is None:
+    sign = None if outcome.score is None else _sign(job)
+    if outcome.score is None or sign is None:
         study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         return
-    sign = 1 if _higher_is_better(job) else -1
     study.set_user_attr("sign", sign)
     study.tell(number, sign * outcome.score, skip_if_finished=True)
 
 
-def _higher_is_better(job: Job) -> bool:
-    """Of the score of a run that has ended."""
+def _sign(job: Job) -> int | None:
+    """1 if a higher score of a run that has ended is better, -1 if a lower one is.
+
+    None where its result does not say: a guess could take the worst run for the best.
+    """
     result = read_json(job.directory / "result.json")
     parts = [part for part in result.values() if isinstance(part, dict)]
     names = [part["score"] for part in parts if "score" in part]
-    return any(o.higher_is_better for o in OBJECTIVES.values() if o.score_name in names)
+    for objective in OBJECTIVES.values():
+        if objective.score_name in names:
+            return 1 if objective.higher_is_better else -1
+    log.warning("%s does not say what its score is: the trial is not counted", job.directory)
+    return None
 
 
 def _report(study: optuna.Study, jobs: Mapping[int, Job], sweep: Sweep) -> None:

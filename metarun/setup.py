@@ -12,6 +12,7 @@ from metarun.components import build_algorithm, build_data, build_model
 from metarun.config import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, TrainerConfig
 from metarun.data.ahead import Ahead
 from metarun.data.episodes import EpisodeSource
+from metarun.data.rng import stream_key
 from metarun.errors import CheckpointError, ConfigError
 from metarun.memory import keep_memory
 from metarun.plan import Plan, make_plan, with_gradient
@@ -55,7 +56,7 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
     keep_compiled()
     source = build_data(config, device)
     _check_size(config, source)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(seed_of_weights(config.seed))
     model = build_model(config, source).to(device)
     computed = with_gradient(config, model, device)
     plan = make_plan(computed, model, device)
@@ -74,6 +75,14 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
         trace_program(algorithm, plan),
         batch_norm,
     )
+
+
+def seed_of_weights(seed: int) -> int:
+    """What torch's generator gets for a run's seed: the seed, or a digest of a large one.
+
+    On the CPU torch takes the lowest 32 bits only, so `2**32` would draw the weights of 0.
+    """
+    return seed if seed < 2**32 else stream_key("weights", seed) % 2**32
 
 
 def _check_size(config: TrainConfig, source: EpisodeSource) -> None:

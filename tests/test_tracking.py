@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from metarun.algos.base import OBJECTIVES
 from metarun.evaluation import Evaluation, confidence95
 from metarun.loggers import Logged
 from metarun.loggers.tensorboard import TensorBoard
-from metarun.metrics import read_metrics
+from metarun.metrics import ELAPSED, read_metrics
 from metarun.tracking import Tracker
 from tests.conftest import Metarun
 
@@ -97,6 +98,35 @@ def test_a_validation_that_will_be_repeated_is_dropped(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [e.value for e in events.Scalars("val/mse")] == [1.0, 3.0]
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(4, 1.0)]
+
+
+def test_time_goes_on_where_the_earlier_attempt_left_it(tmp_path: Path) -> None:
+    """What that attempt did after its checkpoint, at step 4, is lost and does not count."""
+    times = {2: 500.0, 4: 1000.0, 6: 90000.0}
+    lines = [{"step": step, "train/loss": 1.0, ELAPSED: time} for step, time in times.items()]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with tracker_of(tmp_path, start=4, last_eval=4) as tracker:
+        assert 1000 <= tracker.elapsed() < 90000
+        tracker.metrics(6, {"train/loss": 1.0})
+    assert 1000 <= read_metrics(tmp_path / "metrics.jsonl")[-1][ELAPSED] < 90000
+
+
+def test_a_speed_is_of_the_steps_since_the_last_and_leaves_out_validations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr("metarun.tracking.time", clock)
+    with tracker_of(tmp_path, start=0, last_eval=0) as tracker:
+        for steps, seconds, validation in ((4, 2.0, 0.0), (6, 3.0, 50.0), (3, 6.0, 7.0)):
+            for _ in range(steps):
+                tracker.advance()
+            now[0] += seconds
+            with tracker.paused():
+                now[0] += validation
+            assert tracker.steps_per_second() == pytest.approx(steps / seconds)
+        assert tracker.elapsed() == pytest.approx(2 + 3 + 6 + 50 + 7)
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path: Path) -> None:

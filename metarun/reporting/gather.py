@@ -150,7 +150,7 @@ def read_run(folder: Path) -> Run:
         settings=settings,
         status=state,
         error=clean(str(error))[:500] if error else None,
-        test=_test(folder / "result.json") if state == "completed" else None,
+        test=_test(folder / "result.json", settings) if state == "completed" else None,
         records=read_metrics(folder / "metrics.jsonl"),
         code=_code(provenance),
     )
@@ -229,10 +229,15 @@ def _plain_keys(config: dict[Any, Any]) -> bool:
     )
 
 
-def _test(path: Path) -> Figures:
+def _test(path: Path, settings: dict[str, Any]) -> Figures:
     result = _json_object(path)
     if not result:
         raise ValueError("completed, but result.json is missing or damaged: repeat its command")
+    if (steps := result.get("steps")) not in (None, settings["trainer.steps"]):
+        raise ValueError(
+            f"result.json is of {clean(repr(steps))[:50]} meta-steps and config.yaml of "
+            f"{settings['trainer.steps']}: repeat its command"
+        )
     try:
         test = result["test"]
         score = test["score"]

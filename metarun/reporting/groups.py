@@ -1,5 +1,6 @@
 """Runs that differ in nothing but the seed make a group; groups are what a report compares."""
 
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -158,8 +159,8 @@ def boards(runs: Iterable[Run]) -> tuple[list[Board], list[str]]:
         group = seeds[_key([group_settings(run), _score(run)])]
         if (first := group.get(run.seed)) is not None:
             notes.append(
-                f"{run.directory} repeats {first.directory} (same settings, same seed): "
-                "it is not counted"
+                f"{run.directory} repeats {first.directory} (same settings, same seed"
+                f"{_other_score(run, first)}): it is not counted"
             )
         else:
             group[run.seed] = run
@@ -169,8 +170,7 @@ def boards(runs: Iterable[Run]) -> tuple[list[Board], list[str]]:
     by_task: dict[str, list[list[Run]]] = defaultdict(list)
     for group in seeds.values():
         members = [group[seed] for seed in sorted(group)]
-        task = {k: v for k, v in members[0].settings.items() if k.startswith(SAME_TASK)}
-        by_task[_key([task, _score(members[0])])].append(members)
+        by_task[_key([task_settings(members[0]), _score(members[0])])].append(members)
     titles = _titles([groups[0][0] for groups in by_task.values()])
     return [_board(t, g) for t, g in zip(titles, by_task.values(), strict=True)], notes
 
@@ -178,6 +178,23 @@ def boards(runs: Iterable[Run]) -> tuple[list[Board], list[str]]:
 def group_settings(run: Run) -> dict[str, Any]:
     """What makes runs the same but for chance: all settings that matter without the seed."""
     return {k: v for k, v in run.settings.items() if k != "seed" and k not in NEUTRAL_KEYS}
+
+
+def task_settings(run: Run) -> dict[str, Any]:
+    """What a run's scores must share to be compared: the data and the shape of the tasks.
+
+    Where the data lie is no part of it.
+    """
+    return {k: v for k, v in group_settings(run).items() if k.startswith(SAME_TASK)}
+
+
+def unique(texts: Sequence[str]) -> list[str]:
+    """The texts, with a number behind each that has been there before."""
+    given: list[str] = []
+    for text in texts:
+        numbered = (f"{text} ({number})" for number in itertools.count(2))
+        given.append(text if text not in given else next(t for t in numbered if t not in given))
+    return given
 
 
 def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
@@ -235,15 +252,19 @@ def _board(title: str, members: list[list[Run]]) -> Board:
     configs = [group_settings(runs[0]) for runs in members]
     columns = differing(configs)
     names = short_names(columns)
-    groups = []
-    for config, runs in zip(configs, members, strict=True):
+    labels, all_shown = [], []
+    for config in configs:
         shown = {key: config[key] for key in columns if key in config}
         parts = [
             as_text(value) if key.endswith(".name") else f"{names[key]}={as_text(value)}"
             for key, value in shown.items()
         ]
         alone = f"{as_text(config['algo.name'])}, {as_text(config['inner_opt.name'])}"
-        groups.append(Group(config, runs, ", ".join(parts) or alone, shown))
+        labels.append(", ".join(parts) or alone)
+        all_shown.append(shown)
+    groups = [
+        Group(*parts) for parts in zip(configs, members, unique(labels), all_shown, strict=True)
+    ]
     sign = -1 if HIGHER_IS_BETTER[groups[0].score] else 1
     groups.sort(key=lambda group: sign * group.validation)
     return Board(title, groups[0].score, groups, columns)
@@ -251,8 +272,8 @@ def _board(title: str, members: list[list[Run]]) -> Board:
 
 def _titles(firsts: Sequence[Run]) -> list[str]:
     """What each board's tasks are, with whatever else tells them apart."""
-    configs = [{k: v for k, v in run.settings.items() if k.startswith(SAME_TASK)} for run in firsts]
-    said = ("data.name", "task.way", "task.shot", "task.query", *NEUTRAL_KEYS)
+    configs = [task_settings(run) for run in firsts]
+    said = ("data.name", "task.way", "task.shot", "task.query")
     more = [key for key in differing(configs) if key not in said]
     titles = []
     for run, config in zip(firsts, configs, strict=True):
@@ -260,9 +281,23 @@ def _titles(firsts: Sequence[Run]) -> list[str]:
         shape = f"{shot} shots, {query} queries"
         if run.test is not None and run.test.score == "accuracy":
             shape = f"{way}-way {shot}-shot, {query} queries a class"
-        rest = "".join(f", {key}={as_text(config[key])}" for key in more if key in config)
-        titles.append(f"{as_text(config['data.name'])}, {shape}{rest}")
-    return titles
+        titles.append(f"{as_text(config['data.name'])}, {shape}{_listed(config, more)}")
+    alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for title, config in zip(titles, configs, strict=True):
+        alike[title].append(config)
+    # A regression's title leaves out the way, which is nothing to it as a rule.
+    left = {t: [k for k in differing(same) if k not in more] for t, same in alike.items()}
+    return unique([t + _listed(c, left[t]) for t, c in zip(titles, configs, strict=True)])
+
+
+def _listed(config: dict[str, Any], keys: Sequence[str]) -> str:
+    return "".join(f", {key}={as_text(config[key])}" for key in keys if key in config)
+
+
+def _other_score(run: Run, first: Run) -> str:
+    if run.test is None or first.test is None or run.test.value == first.test.value:
+        return ""
+    return f", but a score of {run.test.value:.6g} and not {first.test.value:.6g}"
 
 
 def _score(run: Run) -> str:

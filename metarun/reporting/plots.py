@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from metarun.reporting.groups import Board, Group, confidence95, mean
+from metarun.reporting.groups import Board, Group, confidence95, mean, unique
 from metarun.reporting.table import duration
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without the pale yellow.
@@ -164,6 +164,7 @@ def _inner(board: Board, styles: dict[str, Style], what: str) -> Plot | None:
 
 def _cost(board: Board, styles: dict[str, Style]) -> Plot:
     groups = highlighted(board)[::-1]  # bars are drawn from below
+    names = _names(board)
     rows: list[tuple[str, list[float], Callable[[float], str]]] = [
         ("training with validations, s", [g.seconds for g in groups], duration),
         ("meta-steps/s", [g.steps_per_second or 0.0 for g in groups], lambda v: f"{v:.3g}"),
@@ -175,7 +176,7 @@ def _cost(board: Board, styles: dict[str, Style]) -> Plot:
             range(len(groups)), values, 0.7, color=[styles[group.label][0] for group in groups]
         )
         axes.bar_label(bars, [text(value) for value in values], padding=3, fontsize=8)
-        axes.set_yticks(range(len(groups)), [_shortened(group.label) for group in groups])
+        axes.set_yticks(range(len(groups)), [names[group.label] for group in groups])
         axes.set_title(title, loc="left", fontsize=9)
         axes.set_xlim(0, 1.15 * max([*values, 1e-9]))
         axes.grid(visible=False, axis="y")
@@ -194,8 +195,9 @@ def _line_plot(
 ) -> Plot:
     figure = Figure(figsize=(5.0, 3.1 + 0.17 * len(styles)), layout="constrained")
     axes = figure.subplots()
+    names = _names(board)
     for line in reversed(lines):  # the best on top
-        _draw(axes, line, styles.get(line.group.label))
+        _draw(axes, line, names[line.group.label], styles.get(line.group.label))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     is_accuracy = score_axis and board.score == "accuracy"
@@ -204,7 +206,7 @@ def _line_plot(
     elif _spans_decades(lines):
         axes.set_yscale("log")
     _limit(axes, lines, is_accuracy)
-    order = {_shortened(label): i for i, label in enumerate(styles)}
+    order = {names[label]: i for i, label in enumerate(styles)}
     handles, labels = axes.get_legend_handles_labels()
     entries = sorted(zip(handles, labels, strict=True), key=lambda e: order.get(e[1], math.inf))
     if len(lines) > 1:
@@ -215,7 +217,7 @@ def _line_plot(
     return Plot(title, " ".join(part for part in (note, shaded) if part), _svg(figure))
 
 
-def _draw(axes: Axes, line: Line, style: Style | None) -> None:
+def _draw(axes: Axes, line: Line, name: str, style: Style | None) -> None:
     if style is None:
         axes.plot(line.x, line.y, color=GREY, linewidth=0.8, zorder=1)
         return
@@ -226,7 +228,7 @@ def _draw(axes: Axes, line: Line, style: Style | None) -> None:
         color=colour,
         linestyle=dashes,
         marker=marker if len(line.x) <= 25 else None,
-        label=_shortened(line.group.label),
+        label=name,
         zorder=3,
     )
     if line.ci95 is not None:
@@ -270,8 +272,11 @@ def _labels(groups: Sequence[Group]) -> set[str]:
     return {group.label for group in groups}
 
 
-def _shortened(label: str) -> str:
-    return label if len(label) <= 60 else f"{label[:59]}…"
+def _names(board: Board) -> dict[str, str]:
+    """What each label is in a picture: short, and unlike all others."""
+    labels = [group.label for group in board.groups]
+    short = [label if len(label) <= 60 else f"{label[:59]}…" for label in labels]
+    return dict(zip(labels, unique(short), strict=True))
 
 
 def _svg(figure: Figure) -> str:

@@ -31,7 +31,8 @@ def board_table(board: Board) -> tuple[list[str], list[list[Cell]]]:
     """The header and one row a group: settings that differ, scores, cost."""
     columns = board.columns or list(ALONE)
     names = short_names(columns)
-    several_devices = len({group.device for group in board.groups}) > 1
+    devices = {figures.device for group in board.groups for figures in group.figures}
+    several_devices = len(devices) > 1
     header = [
         *(names[key] for key in columns),
         f"test {board.score}",
