@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from metarun.config import (
+    NEUTRAL_KEYS,
     SCHEMAS,
     EngineConfig,
     EvalAlgo,
@@ -407,6 +408,23 @@ def test_each_setting_of_eval_changes_what_it_says(key: str, trained: Path, tmp_
         assert scores[0] == pytest.approx(scores[1], rel=1e-9)
     else:
         assert scores[0] is not None and scores[0] != scores[1]
+
+
+def test_eval_of_a_run_is_that_of_its_best_checkpoint(tmp_path: Path) -> None:
+    _, _, test, best = left_by({"outer_opt.lr": 3.0}, tmp_path / "run")
+    assert best["step"] == 2, "the last model is not to be the best here"
+    again = figures({}, tmp_path / "run", tmp_path / "eval")
+    assert again["mse_per_task"] == test["mse_per_task"]
+    assert json.loads((tmp_path / "eval" / "result.json").read_text())["step"] == 2
+
+
+def test_no_setting_that_matters_is_neutral(tmp_path: Path) -> None:
+    """A run may be resumed with other neutral settings: they change none of its figures."""
+    inert = {typed(key) for key in INERT}
+    _, _, *figures_before = left_by({}, tmp_path / "before")
+    for key in set(NEUTRAL_KEYS) - inert:
+        _, _, *figures_after = left_by({key: other(key, None)}, tmp_path / key)
+        assert figures_after == figures_before, key
 
 
 def test_what_is_named_here_exists() -> None:
