@@ -17,10 +17,10 @@ does not fit the code any more.
 import argparse
 import ast
 import contextlib
+import gc
 import importlib.util
 import json
 import os
-import queue
 import re
 import shutil
 import signal
@@ -29,10 +29,10 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import traceback
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "scripts" / "mutations"
@@ -144,79 +144,115 @@ class Tree:
         path.write_text(text)
         Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
 
-    def run(self, tests: Iterable[str], limit: float, *options: str) -> tuple[int | None, str]:
-        """Run tests: pytest's exit code, or None if time ran out, and what it printed."""
-        command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=line", "--no-header"]
-        with tempfile.TemporaryFile("w+", dir=self.folder.parent) as output:
-            process = subprocess.Popen(
-                [*command, "-p", "no:cacheprovider", *options, *tests],
-                cwd=self.folder,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                code: int | None = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:  # what failed tests have started and left behind goes too
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            output.seek(0)
-            return code, output.read()
+    def start(self, tests: Iterable[str], limit: float, *options: str) -> "Run":
+        """Run tests in a process of its own, for some seconds at most."""
+        number, name = tempfile.mkstemp(dir=self.folder.parent)
+        flags = ["-q", "-rfE", "--tb=line", "--no-header", "-p", "no:cacheprovider"]
+        if (pid := os.fork()) == 0:
+            self._become([*flags, *options, *tests], number)
+        os.close(number)
+        return Run(pid, Path(name), time.monotonic(), limit)
+
+    def _become(self, arguments: list[str], output: int) -> NoReturn:
+        """Be pytest, in this forked process."""
+        code: int = 3
+        try:
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.chdir(self.folder)
+            os.environ |= self.environment
+            sys.path[0] = str(self.folder)
+            import pytest
+
+            code = pytest.main(arguments)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
 
 
-def judge(breakage: Breakage, tree: Tree, limit: float) -> Outcome:
-    """Break a tree, run the tests that should notice, mend it again."""
-    start = time.monotonic()
-    sound = (tree.folder / breakage.file).read_text()
-    tree.write(breakage.file, broken(breakage, tree.folder))
-    try:
-        code, printed = tree.run(breakage.tests, limit, "-x")
-    finally:
-        tree.write(breakage.file, sound)
-    by = re.search(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE)
+class Run(NamedTuple):
+    """Tests that run."""
+
+    pid: int
+    output: Path
+    start: float
+    limit: float
+
+    def result(self) -> tuple[int | None, str] | None:
+        """pytest's exit code, None for one that was out of time, and its words; None: it runs."""
+        ended, status = os.waitpid(self.pid, os.WNOHANG)
+        late = time.monotonic() - self.start > self.limit
+        if not ended and not late:
+            return None
+        with contextlib.suppress(ProcessLookupError):  # with what failed tests have left behind
+            os.killpg(self.pid, signal.SIGKILL)
+        if not ended:
+            os.waitpid(self.pid, 0)
+        text = self.output.read_text(errors="replace")
+        self.output.unlink()
+        return (os.waitstatus_to_exitcode(status) if ended else None), text
+
+    def wait(self) -> tuple[int | None, str]:
+        """Its result, when it has one."""
+        while (result := self.result()) is None:
+            time.sleep(0.05)
+        return result
+
+
+def outcome_of(breakage: Breakage, result: tuple[int | None, str], seconds: float) -> Outcome:
+    """What the tests of a breakage have said."""
+    code, printed = result
     if code not in (PASSED, FAILED, INTERRUPTED, None):
         raise Misfit(f"{breakage.name}: pytest ended with {code}\n{printed[-2000:]}")
+    by = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", printed, re.MULTILINE)
     ended = "hangs" if code is None else "caught" if code else "survived"
-    return Outcome(breakage, ended, by.group(1) if by else "", time.monotonic() - start)
+    return Outcome(breakage, ended, by.group(1) if by else "", seconds)
 
 
-def judge_all(chosen: list[Breakage], folder: Path, jobs: int, limit: float) -> list[Outcome]:
-    """Judge breakages, some at a time, each time in a copy of its own."""
-    trees: queue.Queue[Tree] = queue.Queue()
-    for number in range(jobs):
-        trees.put(Tree(folder / str(number)))
-    for breakage in chosen:
-        broken(breakage)
+def check_unbroken(chosen: list[Breakage], tree: Tree, limit: float) -> None:
+    """Run all tests of some breakages on the code as it is.
+
+    Raises:
+        Misfit: one fails.
+    """
     tests = list(dict.fromkeys(test for breakage in chosen for test in breakage.tests))
-    first = trees.get()
     print(f"the unbroken code under all tests: {len(tests)} files or names", flush=True)
-    start = time.monotonic()
-    code, printed = first.run(tests, limit * len(tests))
-    trees.put(first)
+    run = tree.start(tests, limit * len(tests))
+    code, printed = run.wait()
     if code != PASSED:
-        raise Misfit(f"the unbroken code fails:\n{printed[-4000:]}")
-    print(f"passes, {time.monotonic() - start:.0f} s", flush=True)
+        raise Misfit(f"the unbroken code fails, {code}:\n{printed[-4000:]}")
+    print(f"passes, {time.monotonic() - run.start:.0f} s", flush=True)
 
-    def one(breakage: Breakage) -> Outcome:
-        tree = trees.get()
-        try:
-            return judge(breakage, tree, limit)
-        finally:
-            trees.put(tree)
 
-    outcomes = []
-    with ThreadPoolExecutor(jobs) as pool:
-        for done in as_completed([pool.submit(one, breakage) for breakage in chosen]):
-            outcomes.append(outcome := done.result())
-            own = outcome.breakage
-            name = f"{own.topic}/{own.name}"
-            print(f"{outcome.ended:9} {outcome.seconds:4.0f} s  {name:55} {outcome.by}", flush=True)
-    return sorted(outcomes, key=lambda outcome: chosen.index(outcome.breakage))
+def judge(chosen: list[Breakage], free: list[Tree], limit: float) -> Iterator[Outcome]:
+    """Break trees, run the tests that should notice, mend them again; in each tree at a time."""
+    waiting, running = list(chosen), list[tuple[Breakage, Tree, str, Run]]()
+    while waiting or running:
+        while waiting and free:
+            breakage, tree = waiting.pop(0), free.pop()
+            sound = (tree.folder / breakage.file).read_text()
+            tree.write(breakage.file, broken(breakage, tree.folder))
+            running.append((breakage, tree, sound, tree.start(breakage.tests, limit, "-x")))
+        time.sleep(0.05)
+        for entry in list(running):
+            breakage, tree, sound, run = entry
+            if (result := run.result()) is not None:
+                running.remove(entry)
+                tree.write(breakage.file, sound)
+                free.append(tree)
+                yield outcome_of(breakage, result, time.monotonic() - run.start)
+
+
+def preload() -> None:
+    """Import what tests import and no breakage touches: seconds for each process."""
+    # Not hydra, which is a plugin of pytest's: it wants to import those itself.
+    for name in ("pytest", "torch._dynamo", "torch.fx.experimental.proxy_tensor", "scipy.stats"):
+        importlib.import_module(name)
+    gc.freeze()  # else a collection in a forked process copies all memory
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -246,12 +282,22 @@ def main() -> int:
     if not chosen:
         parser.error("there is no such breakage")
     start = time.monotonic()
+    outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="metarun-mutate-") as folder:
         try:
-            outcomes = judge_all(chosen, Path(folder).resolve(), options.jobs, options.limit)
+            for breakage in chosen:
+                broken(breakage)
+            trees = [Tree(Path(folder).resolve() / str(i)) for i in range(options.jobs)]
+            preload()
+            check_unbroken(chosen, trees[0], options.limit)
+            for outcome in judge(chosen, trees, options.limit):
+                outcomes.append(outcome)
+                own, name = outcome, f"{outcome.breakage.topic}/{outcome.breakage.name}"
+                print(f"{own.ended:9} {own.seconds:4.0f} s  {name:60} {own.by}", flush=True)
         except Misfit as misfit:
             print(f"error: {misfit}", file=sys.stderr)
             return 2
+    outcomes.sort(key=lambda outcome: chosen.index(outcome.breakage))
     if options.out:
         listed = [
             o.breakage._asdict() | {"ended": o.ended, "by": o.by, "seconds": round(o.seconds, 1)}

@@ -124,7 +124,7 @@ def as_it_is(setup: Setup) -> Setup:
     ("name", "options", "layout"),
     [(*case, as_it_is) for case in CASES]
     + [(*case, transposed) for case in CASES if "clip_norm" in case[1] or case[0] == "adamw"],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_the_outer_step_is_the_one_written_out(
     name: str, options: dict[str, Any], layout: Callable[[Setup], Setup]
