@@ -90,8 +90,9 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     if config.trainer.nonfinite == "skip" and not bool(row.isfinite().all()):  # waits for the GPU
         skip(state, config.trainer.max_skipped)
         return
+    grads = {name: laid_out_as(leaf, grads[name]) for name, leaf in state.meta.items()}
     for name, leaf in state.meta.items():
-        leaf.grad = laid_out_as(leaf, grads[name])
+        leaf.grad = grads[name]  # itself: clipping by value changes it, and then its norm counts
     leaves = list(state.meta.values())
     if options.clip_value is not None:
         clip_grad_value_(leaves, options.clip_value)

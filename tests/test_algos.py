@@ -10,7 +10,7 @@ from metarun.algos.base import OBJECTIVES, InnerLoop, Problem, accuracy
 from metarun.algos.maml import maml
 from metarun.backbones.conv4 import Conv4
 from metarun.data.episodes import Episodes
-from metarun.unroll import Checkpoint, Implicit, adam, newton, sgd
+from metarun.unroll import Checkpoint, Implicit, Truncated, adam, newton, sgd
 
 WAY, LR = 3, 0.4
 
@@ -164,6 +164,28 @@ def test_learned_hyperparameters_are_meta_parameters_with_a_gradient() -> None:
         assert extra == {f"inner_opt.{name}" for name in learn}
         _, gradients = gradient(algorithm)
         assert all(gradients[name].abs() > 0 for name in extra)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["reverse", "first_order", "checkpoint", "mixed", Truncated(1), Implicit(), "evolution"],
+    ids=str,
+)
+@pytest.mark.parametrize("algorithm", [maml, anil])
+def test_no_inner_step_means_none(algorithm, mode) -> None:
+    """Training then is that of one network on the queries; nothing adapts to the support."""
+    for chosen in ({"gradient": mode}, {"gradient": mode, "optimizer": adam(0.1)}):
+        ours = algorithm(problem(**chosen), inner_steps=0, eval_inner_steps=0)
+        loss, gradients = gradient(ours)
+        plain, task = model(), episode()
+        expected = F.cross_entropy(plain(task.query_x), task.query_y)
+        expected.backward()
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+        for name, parameter in plain.named_parameters():
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-12)
+        assert ours.loss(ours.init(), task)[1]["inner_losses"].shape == (0,)
+        trace = ours.trace(ours.init(), task)
+        torch.testing.assert_close(trace.query_loss, expected.detach()[None], rtol=1e-12, atol=0)
 
 
 def test_trace_follows_the_score_over_inner_steps() -> None:

@@ -172,3 +172,16 @@ def test_a_copy_takes_the_place_of_a_damaged_best_checkpoint(tmp_path: Path, cop
     back = checkpoint.load_best(tmp_path, 2)
     assert torch.equal(back["meta"]["w"], content(2)["meta"]["w"])
     assert (tmp_path / "best.pt").read_bytes() == good
+
+
+@pytest.mark.parametrize("older", [1, 3])
+def test_the_best_checkpoint_is_of_the_best_validation_or_none(tmp_path: Path, older: int) -> None:
+    """A best.pt of another validation is sound, and would be tested without a word."""
+    checkpoint.save_best(tmp_path, content(older), top=[older], keep=1)
+    with pytest.raises(CheckpointError, match="no other checkpoint of meta-step 2, the best"):
+        checkpoint.load_best(tmp_path, 2)
+    save(tmp_path, 2)
+    for _ in range(2):  # the second time from best.pt, which is the right one now
+        back = checkpoint.load_best(tmp_path, 2)
+        assert back["step"] == 2 and torch.equal(back["meta"]["w"], content(2)["meta"]["w"])
+        (tmp_path / "step-00000002.pt").unlink(missing_ok=True)

@@ -115,7 +115,7 @@ def unroll(
     constant_hyper = optimizer.hyper if hyper is None else hyper
     hyper_at = constant_hyper if callable(constant_hyper) else lambda _: constant_hyper
     path = _Path(loss_at, optimizer, context, hyper_at, observe)
-    if not isinstance(mode, Implicit) and not torch.is_grad_enabled():
+    if steps == 0 or (not isinstance(mode, Implicit) and not torch.is_grad_enabled()):
         mode = "reverse"  # there is nothing to remember, and nothing to recompute
     if mode == "mixed" or isinstance(mode, Checkpoint | Implicit | Evolution):
         for step in sorted({0, steps - 1}) if steps else ():

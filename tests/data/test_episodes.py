@@ -110,6 +110,20 @@ def test_classes_and_images_are_drawn_uniformly() -> None:
         assert abs(chi2 - degrees) < 5 * (2 * degrees) ** 0.5
 
 
+def test_labels_are_permuted_anew_in_each_task() -> None:
+    """Every class has every label equally often: else a network could learn them by heart."""
+    drawn = ImageEpisodes({"train": numbered(4, 3)}, way=4, shot=1, query=1, seed=5, device=CPU)
+    episodes = drawn.sample("train", 0, 2000)
+    classes = identity(episodes.support_x) // 3
+    counts = torch.zeros(4, 4).double()
+    ones = torch.ones(classes.numel()).double()
+    counts.index_put_((classes.flatten(), episodes.support_y.flatten()), ones, accumulate=True)
+    assert counts.sum() == 8000
+    chi2 = ((counts - 500) ** 2 / 500).sum()
+    assert chi2 < 9 + 5 * (2 * 9) ** 0.5
+    assert len({tuple(row) for row in classes.tolist()}) == 24
+
+
 def test_classes_of_different_sizes() -> None:
     sizes = torch.tensor([5, 9, 6])
     offsets = torch.tensor([0, 5, 14, 20])

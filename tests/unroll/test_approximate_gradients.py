@@ -96,6 +96,48 @@ def test_truncation_keeps_the_path_and_no_graph_of_the_early_steps() -> None:
     assert nodes[0] == nodes[1]
 
 
+@pytest.mark.parametrize("last", [0, 1, 3, 6])
+def test_what_is_observed_from_the_cut_of_a_truncation_on_has_its_derivatives(last: int) -> None:
+    """At the cut that of the initial parameters, later that of the steps since; none before."""
+    w, context, lr = start()
+    optimizer, steps = sgd(lr, momentum=0.5), 6
+    cut = steps - last
+    ours = unroll(
+        loss_fn,
+        {"w": w},
+        optimizer,
+        steps,
+        context=context,
+        gradient=Truncated(last),
+        observe=lambda p: p["w"].pow(3).sum(),
+    )
+    with torch.no_grad():
+        early = unroll(loss_fn, {"w": w}, optimizer, cut, context=context)
+    middle = early.params["w"].clone().requires_grad_() if cut else w
+    late = unroll(
+        lambda p, step, c: loss_fn(p, step + cut, c),
+        {"w": middle},
+        optimizer,
+        last,
+        context=context,
+        state=early.state,
+        observe=lambda p: p["w"].pow(3).sum(),
+    )
+    assert len(ours.observed) == steps + 1
+    assert not any(value.requires_grad for value in ours.observed[:cut])
+    for seen, exact in zip(ours.observed[cut:], late.observed, strict=True):
+        torch.testing.assert_close(seen, exact, rtol=1e-13, atol=0)
+        pairs = zip(
+            torch.autograd.grad(seen, (w, context, lr), retain_graph=True, materialize_grads=True),
+            torch.autograd.grad(
+                exact, (middle, context, lr), retain_graph=True, materialize_grads=True
+            ),
+            strict=True,
+        )
+        for found, expected in pairs:
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
 def count_nodes(value: Tensor) -> int:
     seen, todo = set(), [value.grad_fn]
     while todo:

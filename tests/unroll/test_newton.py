@@ -107,6 +107,27 @@ def test_every_step_descends_whatever_the_curvature(dim: int, radius: float | No
     assert ((gradient * step).sum(-1) < 0).all()
 
 
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("dim", [1, 2, 4])
+def test_without_a_radius_the_shift_is_twice_the_most_negative_curvature(
+    dim: int, joint: bool
+) -> None:
+    """Of an indefinite Hessian, as the docstring says; none of a definite one."""
+    definite = 0
+    for seed in range(12):
+        hessian = randn(dim, dim, seed=seed)
+        hessian = hessian + hessian.mT + 2 * (seed % 3) * torch.eye(dim, dtype=F64)
+        mode, x = randn(1, dim, seed=seed + 50), randn(1, dim, seed=seed + 99)
+        lowest = torch.linalg.eigvalsh(hessian)[0]
+        definite += bool(lowest > 0)
+        shift = 2 * lowest.abs() if lowest < 0 else torch.zeros(())
+        gradient = hessian @ (x - mode)[0]
+        expected = -torch.linalg.inv(hessian + shift * torch.eye(dim, dtype=F64)) @ gradient
+        step = steps(quadratic(mode, hessian[None]), x, joint=joint) - x
+        torch.testing.assert_close(step[0], expected, rtol=1e-9, atol=1e-12)
+    assert 0 < definite < 12
+
+
 @pytest.mark.parametrize("radius", [None, 0.5])
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_steps_leave_a_maximum(dim: int, radius: float | None) -> None:

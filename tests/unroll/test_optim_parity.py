@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from metarun.unroll import OPTIMIZERS, muon, partition, sgd, translate
+from metarun.unroll.optim.from_torch import torch_state
 from tests.unroll.optim_cases import (
     CASES,
     EVERY_CASE,
@@ -41,6 +42,22 @@ def test_twenty_steps_are_those_of_torch(kind: type[Optimizer], options: dict[st
     ours, _ = run(translate(kind, {"lr": LR, **options}), start(kind), 20)
     assert_same(ours, theirs)
     assert all((ours[name] - p).abs().max() > 1e-3 for name, p in start(kind).items())
+
+
+@pytest.mark.parametrize(("kind", "options"), EVERY_CASE, ids=IDS)
+def test_so_is_the_state_after_each_step(kind: type[Optimizer], options: dict[str, Any]) -> None:
+    """All that torch keeps, used for the next step or not: ASGD's average never is."""
+    theirs = {name: p.requires_grad_() for name, p in start(kind).items()}
+    optimizer = kind(list(theirs.values()), lr=LR, **options)
+    ours, params, state = translate(kind, {"lr": LR, **options}), start(kind), None
+    for _ in range(7):
+        step_torch(optimizer, theirs, 1)
+        params, state = run(ours, params, 1, state)
+        for name, p in theirs.items():
+            kept = {k: v for k, v in optimizer.state[p].items() if v is not None}
+            own = torch_state(kind, state[name])
+            assert set(kept) <= set(own)
+            assert_same({key: own[key] for key in kept}, kept)
 
 
 def test_each_dense_optimizer_of_torch_is_here() -> None:

@@ -137,11 +137,19 @@ def test_the_first_calls_can_be_left_to_the_function() -> None:
 
 def test_layout_and_grad_mode_make_recordings_of_their_own() -> None:
     run = recorded(lambda x: x.reshape(-1) * torch.is_grad_enabled())
-    x = torch.arange(6.0).view(2, 3)
+    x = torch.arange(9.0).view(3, 3)  # square: its transpose differs by nothing but strides
     assert torch.equal(run(x), x.reshape(-1))
     assert torch.equal(run(x.T), x.T.reshape(-1))
     with torch.no_grad():
-        assert torch.equal(run(x), torch.zeros(6))
+        assert torch.equal(run(x), torch.zeros(9))
+
+
+def test_a_recording_is_not_played_on_memory_of_another_layout() -> None:
+    """What reads memory as it lies would give the numbers of other elements."""
+    run = recorded(lambda x: x.as_strided((3,), (x.stride(0) + x.stride(1),)))
+    x = torch.arange(36.0).view(6, 6)
+    for layout in (x[:3, :3], x[:3, :3].clone(), x[::2, ::2], x[:3, ::2].T):
+        assert torch.equal(run(layout), layout.diagonal())
 
 
 def test_arguments_that_need_gradients_are_taken_as_values() -> None:

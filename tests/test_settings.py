@@ -1,0 +1,432 @@
+"""No setting is ignored: each one changes what it says, or is named inert here with the reason.
+
+A new field of any schema takes part by itself. It then needs an entry below if half of its value
+is not allowed, if it matters in company only, or if it is meant to change nothing.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metarun.config import (
+    NEUTRAL_KEYS,
+    SCHEMAS,
+    EngineConfig,
+    EvalAlgo,
+    EvalConfig,
+    EvalData,
+    EvalEngine,
+    EvalTask,
+    TaskConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from metarun.data import glyphs, omniglot
+from metarun.data.splits import omniglot_names
+from metarun.data.store import from_equal_classes
+from metarun.errors import MetarunError
+from metarun.eval import run as evaluate
+from metarun.interrupts import Interruption
+from metarun.metrics import read_metrics
+from metarun.results import finish
+from metarun.setup import build
+from metarun.tracking import Tracker
+from metarun.trainer import meta_step, train
+from metarun.training_state import fresh
+
+Changes = dict[str, Any]
+PARTS = {"task": TaskConfig, "trainer": TrainerConfig, "engine": EngineConfig}
+DEFAULTS = {
+    "algo": "maml",
+    "data": "sinusoid",
+    "backbone": "mlp",
+    "inner_opt": "sgd",
+    "outer_opt": "adam",
+}
+SMALL: Changes = {
+    "algo.inner_steps": 2,
+    "algo.eval_inner_steps": 2,
+    "backbone.hidden": [4],
+    "backbone.width": 3,
+    "task.way": 2,
+    "task.shot": 2,
+    "task.query": 2,
+    "trainer.steps": 4,
+    "trainer.meta_batch": 2,
+    "trainer.eval_every": 2,
+    "trainer.eval_episodes": 3,
+    "trainer.test_episodes": 3,
+    "trainer.checkpoint_every": 1,
+    "trainer.log_every": 2,
+    "engine.precision": "float64",
+    "engine.compile": "none",
+}
+IMAGES: Changes = {"data": "glyphs", "backbone": "mlp"}
+
+OTHER: Changes = {
+    # by the end of the key: what else it may be, where half of it or its contrary will not do
+    "eps": 0.1,
+    "clip_norm": 0.01,
+    "clip_value": 0.01,
+    "learn": ["lr"],
+    "granularity": "parameter",
+    "groups": [{"params": "head.*", "lr": 0.02}],
+    "newton.learn": ["trust_radius"],
+    "newton.groups": [{"params": "head.*", "trust_radius": 0.02}],
+    "newton.trust_radius": 0.02,
+    "mixed.learn": ["0.lr"],
+    "mixed.groups": [{"params": "head.*", "1.trust_radius": 0.02}],
+    "mixed.parts": [{"params": "*", "name": "sgd", "lr": 0.02}],
+    "rprop.eta_plus": 1.7,
+    "rprop.step_size_min": 0.5,
+    "rprop.step_size_max": 0.001,
+    "asgd.lambd": 0.5,
+    "adafactor.eps1": 0.5,
+    "adafactor.eps2": 3.0,
+    "adafactor.d": 4.0,
+    "muon.groups": [{"params": "head.*", "lr": 0.03}],
+    "muon.ns_steps": 2,
+    "muon.adjust_lr_fn": "match_rms_adamw",
+    "muon.ns_precision": "full",
+    "algo.maml.order": 1,
+    "algo.anil.order": 1,
+    "maml.adapt": ["head.*"],
+    "anil.adapt": ["head.bias"],
+    "reduction": "per_shot",
+    "conv4.pool": "max",
+    "mlp.hidden": [3],
+    "omniglot.split": "vinyals",
+    "schedule": "cosine",
+    "min_lr": 0.0005,
+    "engine.precision": "float32",
+    "engine.gradient": "first_order",
+    "engine.solver": "fixed_point",
+    "engine.batching": "loop",
+    "engine.chunk": 1,
+    "engine.compile": "replay",
+    "engine.block": 2,
+    "trainer.eval_every": 4,
+    "trainer.checkpoint_every": 2,
+    "trainer.keep_last": 3,
+    "trainer.keep_best": 2,
+    "trainer.keep_every": 2,
+    "trainer.log_every": 1,
+    "trainer.nonfinite": "skip",
+    "trainer.max_skipped": 2,
+    "trainer.steps": 5,
+    "trainer.meta_batch": 3,
+    "train.seed": 7,
+    "eval.split": "train",
+    "eval.episodes": 2,
+    "eval.seed": 7,
+    "eval.engine.batching": "loop",
+    "eval.engine.chunk": 1,
+    "eval.task.way": 3,
+    "eval.task.shot": 3,
+    "eval.task.query": 3,
+    "eval.algo.eval_inner_steps": 3,
+}
+
+COMPANY: dict[str, Changes] = {
+    # by the end of the key: the settings in whose company it matters
+    "granularity": {"inner_opt.learn": ["lr"]},
+    "newton.granularity": {"inner_opt.learn": ["trust_radius"]},
+    "mixed.granularity": {"inner_opt.learn": ["0.lr"]},
+    "dampening": {"inner_opt.momentum": 0.5},
+    "inner_opt.sgd.nesterov": {"inner_opt.momentum": 0.5},
+    "outer_opt.sgd.nesterov": {"outer_opt.momentum": 0.5},
+    "amsgrad": {"inner_opt.beta2": 0.1, "inner_opt.lr": 1.0, "algo.inner_steps": 4},
+    "decoupled_weight_decay": {"inner_opt.weight_decay": 0.5},
+    "radam.beta2": {"algo.inner_steps": 7},
+    "radam.eps": {"algo.inner_steps": 7},
+    "rprop.eta_minus": {"inner_opt.lr": 5.0, "algo.inner_steps": 3},
+    "reduction": IMAGES,
+    "glyphs.seed": IMAGES,
+    "omniglot.split": {**IMAGES, "data": "omniglot"},
+    "omniglot.split_seed": {**IMAGES, "data": "omniglot"},
+    "omniglot.rotations": {**IMAGES, "data": "omniglot"},
+    "conv4.width": {"data": "glyphs", "backbone": "conv4"},
+    "conv4.pool": {"data": "glyphs", "backbone": "conv4"},
+    "min_lr": {"outer_opt.schedule": "cosine"},
+    "task.way": IMAGES,
+    "engine.last": {"engine.gradient": "truncated", "algo.inner_steps": 3},
+    "engine.proximal": {"engine.gradient": "implicit"},
+    "engine.solver": {"engine.gradient": "implicit"},
+    "engine.solver_steps": {"engine.gradient": "implicit"},
+    "engine.solver_lr": {"engine.gradient": "implicit", "engine.solver": "neumann"},
+    "engine.samples": {"engine.gradient": "evolution", "engine.batching": "loop"},
+    "engine.sigma": {"engine.gradient": "evolution", "engine.batching": "loop"},
+    "engine.block": {"engine.gradient": "checkpoint"},
+    "trainer.steps": {"outer_opt.schedule": "cosine"},
+    "trainer.nonfinite": {"inner_opt.lr": 1e300},
+    "trainer.max_skipped": {"inner_opt.lr": 1e300, "trainer.nonfinite": "skip"},
+}
+
+COMPUTED = "how tasks are computed"
+INERT = {
+    "train.device": "where it is computed",
+    "train.plugins": "modules to import; a component must be chosen to matter",
+    "inner_opt.asgd.t0": "the average of ASGD, which starts there, is not what the loop ends with",
+    "data.omniglot.root": "where the data lie",
+    "data.omniglot.download": "how they come there",
+    "engine.batching": COMPUTED,
+    "engine.chunk": COMPUTED,
+    "engine.compile": COMPUTED,
+    "engine.block": "what is remembered; the gradient is exact for any",
+    "trainer.wandb": "a second place for the same figures",
+    "trainer.wandb_project": "a name at that place",
+    "eval.ckpt": "what is evaluated",
+    "eval.device": "where it is computed",
+    "eval.plugins": "modules to import",
+    "eval.engine.batching": COMPUTED,
+    "eval.engine.chunk": COMPUTED,
+    "eval.data.root": "where the data lie",
+    "eval.data.download": "how they come there",
+}
+"""Settings that change no figure, and why."""
+
+LOOP = {f.name for f in fields(TrainerConfig)} - {"meta_batch", "steps"}
+"""Settings of the trainer that the parameters do not depend on: seen in what a run leaves."""
+
+
+def company(key: str, table: dict[str, Any]) -> Any:
+    """The entry for the longest end of a dotted key, or None."""
+    ends = [".".join(key.split(".")[i:]) for i in range(key.count(".") + 1)]
+    return next((table[end] for end in ends if end in table), None)
+
+
+def keys_of(prefix: str, schema: type) -> dict[str, Field[Any]]:
+    return {f"{prefix}.{f.name}": f for f in fields(schema) if f.name != "name"}
+
+
+def every_setting() -> dict[str, Field[Any]]:
+    """Dotted key with the component's name in it -> field."""
+    found: dict[str, Field[Any]] = {}
+    for group, schemas in SCHEMAS.items():
+        for name, schema in schemas.items():
+            if schema.__module__.startswith("metarun."):  # not what other tests have registered
+                found |= keys_of(f"{group}.{name}", schema)
+    for part, schema in PARTS.items():
+        found |= keys_of(part, schema)
+    found |= {k: f for k, f in keys_of("train", TrainConfig).items() if _plain(k)}
+    found |= {k: f for k, f in keys_of("eval", EvalConfig).items() if _plain(k)}
+    evals = {"task": EvalTask, "algo": EvalAlgo, "engine": EvalEngine, "data": EvalData}
+    for part, schema in evals.items():
+        found |= keys_of(f"eval.{part}", schema)
+    return found
+
+
+def _plain(key: str) -> bool:
+    return key.rpartition(".")[2] not in {*DEFAULTS, *PARTS}
+
+
+SETTINGS = every_setting()
+
+
+def other(key: str, now: Any) -> Any:
+    """Another value that is allowed."""
+    if (chosen := company(key, OTHER)) is not None:
+        return chosen
+    if isinstance(now, bool):
+        return not now
+    assert isinstance(now, int | float), f"{key}: name another value of it in OTHER"
+    return now + 1 if isinstance(now, int) else now / 2 or 0.25
+
+
+def config_of(changes: Changes) -> TrainConfig:
+    """A tiny run with some settings changed."""
+    built: dict[str, Any] = {"seed": changes.get("seed", 1), "device": "cpu"}
+    for group, default in DEFAULTS.items():
+        schema = SCHEMAS[group][changes.get(group, default)]
+        built[group] = schema(**_of(group, schema, SMALL | changes))
+    for part, schema in PARTS.items():
+        built[part] = schema(**_of(part, schema, SMALL | changes))
+    return TrainConfig(**built)
+
+
+def _of(part: str, schema: type, values: Changes) -> dict[str, Any]:
+    return {
+        f.name: values[f"{part}.{f.name}"] for f in fields(schema) if f"{part}.{f.name}" in values
+    }
+
+
+def start_of(key: str) -> Changes:
+    """The changes of `SMALL` that put a setting into the company in which it matters."""
+    group, _, rest = key.partition(".")
+    changes: Changes = {}
+    if group in DEFAULTS:
+        name = rest.partition(".")[0]
+        changes[group] = name
+        if name == "newton":
+            changes["algo"] = "anil"
+        if name == "muon":
+            changes["algo.adapt"] = ["*.weight"]
+    return changes | (company(key, COMPANY) or {})
+
+
+def typed(key: str) -> str:
+    """The key as it is typed, without the component's name."""
+    parts = key.split(".")
+    return ".".join([parts[0], *parts[2:]]) if parts[0] in DEFAULTS else key.removeprefix("train.")
+
+
+def changed(key: str) -> tuple[Changes, Changes]:
+    """The company of a setting, without and with the setting changed."""
+    start, field = start_of(key), SETTINGS[key]
+    default = field.default if field.default is not MISSING else None
+    now = (SMALL | start).get(typed(key), default)
+    return start, start | {typed(key): other(key, now)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Noise in the place of drawings, by the names of the real ones."""
+
+    def noise(names: tuple[str, ...], seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (len(names), 4, 1, 28, 28)
+        return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+
+    def draw(seed: int = 0) -> tuple[torch.Tensor, tuple[str, ...]]:
+        names = tuple(f"alphabet{a:02}/character{c:02}" for a in range(1, 51) for c in (1, 2))
+        return noise(names, seed), names
+
+    written = tuple(omniglot_names())
+    drawn = from_equal_classes(noise(written, 0)[:, :, :, ::4, ::4].contiguous(), written)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(glyphs, "draw", draw)
+        patch.setattr(omniglot, "characters", lambda root, *, download: drawn)
+        yield
+
+
+@cache
+def _learned(frozen: str) -> dict[str, torch.Tensor]:
+    """What two meta-steps learn, and how two tasks are then adapted to."""
+    setup = build(config_of(json.loads(frozen)), torch.device("cpu"))
+    state = fresh(setup)
+    for _ in range(2):
+        meta_step(setup, state)
+    with torch.no_grad():
+        trace = setup.trace(state.meta, setup.source.sample("val", 0, 2))
+    return {n: v.detach() for n, v in state.meta.items()} | trace._asdict()
+
+
+def learned(changes: Changes) -> dict[str, torch.Tensor]:
+    return _learned(json.dumps(changes, sort_keys=True))
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], **tolerance: Any) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, **tolerance)
+        for a, b in zip(ours.values(), theirs.values(), strict=True)
+    )
+
+
+def left_by(changes: Changes, folder: Path) -> Any:
+    """What a whole run leaves behind: its files, its log, its result; or its error."""
+    setup = build(config_of(changes), torch.device("cpu"))
+    state = fresh(setup)
+    steps = setup.config.trainer.steps
+    folder.mkdir()
+    try:
+        with Tracker(folder, 0, 0, steps) as tracker, Interruption() as stop:
+            train(setup, state, folder / "checkpoints", tracker, stop)
+            result = finish(setup, state, folder, tracker, stop)
+    except MetarunError as error:
+        return str(error)
+    log = [
+        {tag: value for tag, value in record.items() if not tag.startswith("time/")}
+        for record in read_metrics(folder / "metrics.jsonl")
+    ]
+    files = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    return files, log, result["test"], result["best"]
+
+
+@pytest.mark.parametrize(
+    "key", [k for k in SETTINGS if not k.startswith("eval.") and company(k, INERT) is None]
+)
+def test_each_setting_changes_what_it_says(key: str, tmp_path: Path) -> None:
+    before, after = changed(key)
+    part, _, name = key.rpartition(".")
+    if part == "trainer" and name in LOOP:
+        ends = [left_by(each, tmp_path / str(i)) for i, each in enumerate((before, after))]
+        assert ends[0] != ends[1]
+    else:
+        assert not same(learned(before), learned(after), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("key", [k for k in INERT if k.startswith("engine.")])
+def test_settings_that_say_how_change_nothing_but_rounding(key: str) -> None:
+    before, after = changed(key)
+    before["algo.inner_steps"] = after["algo.inner_steps"] = 3
+    assert same(learned(before), learned(after), rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    left_by({}, folder)
+    return folder
+
+
+def figures(given: Changes, trained: Path, folder: Path) -> dict[str, Any]:
+    """What `metarun eval` finds, or says."""
+    parts: dict[str, Any] = {}
+    for key, value in given.items():
+        part, _, name = key.rpartition(".")
+        if part:
+            kind = {"task": EvalTask, "algo": EvalAlgo, "engine": EvalEngine}[part]
+            parts[part] = kind(**{name: value})
+        else:
+            parts[name] = value
+    folder.mkdir()
+    try:
+        evaluate(EvalConfig(**({"ckpt": str(trained), "device": "cpu"} | parts)), folder)
+    except MetarunError as error:
+        return {"error": str(error)}
+    written = json.loads((folder / "result.json").read_text())
+    return {**written.pop("test", {}), **written.pop("train", {})}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [k for k in SETTINGS if k.startswith("eval.") and INERT.get(k, COMPUTED) == COMPUTED],
+)
+def test_each_setting_of_eval_changes_what_it_says(key: str, trained: Path, tmp_path: Path) -> None:
+    own = key.removeprefix("eval.")
+    before = figures({}, trained, tmp_path / "before")
+    after = figures({own: OTHER[key]}, trained, tmp_path / "after")
+    scores = [each.get("mse_per_inner_step") for each in (before, after)]
+    if key in INERT:
+        assert scores[0] == pytest.approx(scores[1], rel=1e-9)
+    else:
+        assert scores[0] is not None and scores[0] != scores[1]
+
+
+def test_eval_of_a_run_is_that_of_its_best_checkpoint(tmp_path: Path) -> None:
+    _, _, test, best = left_by({"outer_opt.lr": 3.0}, tmp_path / "run")
+    assert best["step"] == 2, "the last model is not to be the best here"
+    again = figures({}, tmp_path / "run", tmp_path / "eval")
+    assert again["mse_per_task"] == test["mse_per_task"]
+    assert json.loads((tmp_path / "eval" / "result.json").read_text())["step"] == 2
+
+
+def test_no_setting_that_matters_is_neutral(tmp_path: Path) -> None:
+    """A run may be resumed with other neutral settings: they change none of its figures."""
+    inert = {typed(key) for key in INERT}
+    _, _, *figures_before = left_by({}, tmp_path / "before")
+    for key in set(NEUTRAL_KEYS) - inert:
+        _, _, *figures_after = left_by({key: other(key, None)}, tmp_path / key)
+        assert figures_after == figures_before, key
+
+
+def test_what_is_named_here_exists() -> None:
+    ends = {".".join(key.split(".")[i:]) for key in SETTINGS for i in range(key.count(".") + 1)}
+    assert {*OTHER, *COMPANY, *INERT} <= ends
