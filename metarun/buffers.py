@@ -126,8 +126,9 @@ def engine_for(config: TrainConfig, changes: Changes, trains: bool, ranks: Ranks
             )
         if trains and isinstance(build_inner_optimizer(config), LossOptimizer):
             raise ConfigError(
-                f"inner_opt={config.inner_opt.name}: {what}, and this optimizer calls it more often "
-                "than there are inner steps; use inner_opt=sgd or another driven by the gradient"
+                f"inner_opt={config.inner_opt.name}: {what}, and this optimizer calls it more "
+                "often than there are inner steps; use inner_opt=sgd or another that takes the "
+                "gradient alone"
             )
         if trains and ranks.count > 1:
             raise ConfigError(

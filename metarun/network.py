@@ -115,20 +115,23 @@ def kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """A look at a model: its buffers, its attributes and the random state are those of before.
+    """A look at a model: its tensors, its attributes and the random state are those of before.
 
     Of attributes this is what is assigned to them; what is changed within a list, say, stays.
     """
     modules = list(model.modules())
     attributes = [dict(vars(module)) for module in modules]
+    # Of a module with two names, `functional_call` leaves what it was given in the place (torch 2.14).
+    parameters = [dict(module._parameters) for module in modules]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with kept(model), torch.random.fork_rng(sorted(devices)):
         try:
             yield
         finally:
-            for module, values in zip(modules, attributes, strict=True):
+            for module, values, own in zip(modules, attributes, parameters, strict=True):
                 vars(module).clear()
                 vars(module).update(values)
+                module._parameters.update(own)
 
 
 def check_network(model: nn.Module) -> None:

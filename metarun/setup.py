@@ -16,7 +16,7 @@ from metarun.data.episodes import EpisodeSource
 from metarun.errors import CheckpointError, ConfigError
 from metarun.memory import keep_memory
 from metarun.network import Network, check_network
-from metarun.plan import Plan, make_plan, with_gradient
+from metarun.plan import Plan, choose_batching, make_plan, with_gradient
 from metarun.programs import (
     Gradient,
     Traces,
@@ -75,6 +75,7 @@ def build(
     changes, settled = Changes(), config
     if network.buffered:
         trains = trained_with is None
+        choose_batching(config.engine, model, device)  # refuses running statistics
         tried = build_algorithm(config, model, source, compares=False)
         changes = look(model, tried, source)
         settled = replace(config, engine=engine_for(config, changes, trains, ranks))

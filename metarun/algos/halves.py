@@ -14,7 +14,7 @@ from metarun.unroll import Meta
 
 log = logging.getLogger(__name__)
 
-SPREADS = (0.0, 0.1, 3.0)
+SPREADS = (0.0, 0.1, 3.0, 100.0)
 """How far from the initial parameters the halves are compared with the whole: standard deviations
 of what is added. Small changes show factors that start at 1, large ones show limits."""
 
