@@ -8,6 +8,8 @@ A checkpoint is a dictionary of plain values and tensors, so that nothing in it 
     step                meta-steps done
     skipped             how many of them were skipped, because their gradient was not finite
     meta                meta-parameters by name: weights and learned hyperparameters
+    buffers             the network's buffers by name (version 2)
+    frozen              its frozen parameters by name (version 2)
     outer_optimizer     state_dict of the outer optimizer
     scheduler           state_dict of its schedule, or None
     best                {"step", "score", "ci95"} of the best validation, or None
@@ -40,7 +42,7 @@ from metarun.files import write_atomically
 log = logging.getLogger(__name__)
 
 FORMAT = "metarun-checkpoint"
-VERSION = 1
+VERSION = 2  # 1 knew of no buffers and no frozen parameters; where there are none, it is written
 
 
 def save(folder: Path, content: dict[str, Any], keep_last: int, keep_every: int | None) -> Path:
@@ -229,7 +231,8 @@ def _write(path: Path, data: bytes) -> None:
 
 def _serialise(content: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
+    version = VERSION if content.get("buffers") or content.get("frozen") else 1
+    torch.save({"format": FORMAT, "version": version, **content}, buffer)
     return buffer.getvalue()
 
 

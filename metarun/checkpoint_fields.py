@@ -26,7 +26,9 @@ def check_fields(content: Mapping[str, Any]) -> None:
         "version": is_count(content.get("version")),
         "config": isinstance(content.get("config"), dict) and _is_plain(content["config"]),
         "step": is_count(step),
-        "meta": _is_parameters(content.get("meta")),
+        "meta": _is_parameters(content.get("meta")) and len(content["meta"]) > 0,
+        "buffers": _is_parameters(content.get("buffers", {})),
+        "frozen": _is_parameters(content.get("frozen", {})),
         "outer_optimizer": isinstance(optimizer, dict)
         and optimizer.keys() == {"state", "param_groups"}
         and isinstance(optimizer["state"], dict)
@@ -70,10 +72,8 @@ def _is_list(value: Any, fine: Any) -> bool:
 
 
 def _is_parameters(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and len(value) > 0
-        and all(isinstance(name, str) and isinstance(v, Tensor) for name, v in value.items())
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(v, Tensor) for name, v in value.items()
     )
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from metarun.algos.anil import anil
-from metarun.algos.base import OBJECTIVES, Algorithm, InnerLoop, Problem
+from metarun.algos.base import OBJECTIVES, Algorithm, InnerLoop, Problem, refuse_frozen
 from metarun.algos.maml import maml
 from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
@@ -204,20 +204,34 @@ def _check_parameters(build: Callable[[], nn.Module]) -> None:
         hook.remove()
 
 
+def build_inner_optimizer(config: TrainConfig) -> InnerOptimizer | LossOptimizer:
+    """The inner optimizer, without what is learned of it and without groups.
+
+    Raises:
+        ConfigError: its settings contradict.
+    """
+    own = settings(config.inner_opt, *OF_EVERY_INNER_OPTIMIZER)
+    optimizer: InnerOptimizer | LossOptimizer = _build("inner_opt", config.inner_opt, **own)
+    return optimizer
+
+
 def build_algorithm(
-    config: TrainConfig, model: nn.Module, source: EpisodeSource, record: Record = unrecorded
+    config: TrainConfig,
+    model: nn.Module,
+    source: EpisodeSource,
+    record: Record = unrecorded,
+    compares: bool = True,
 ) -> Algorithm:
     """The algorithm for a network and a data set.
 
     Args:
         record: applied to what is computed at each inner step.
+        compares: whether it gets examples, to find out by them how it may compute the network.
 
     Raises:
         ConfigError: a pattern matches no parameter, or an optimizer's settings contradict.
     """
-    inner_config = config.inner_opt
-    own = settings(inner_config, *OF_EVERY_INNER_OPTIMIZER)
-    optimizer = _build("inner_opt", inner_config, **own)
+    inner_config, optimizer = config.inner_opt, build_inner_optimizer(config)
     groups = {
         group["params"]: {k: v for k, v in group.items() if k != "params"}
         for group in inner_config.groups
@@ -230,9 +244,24 @@ def build_algorithm(
         _gradient_mode(config),
         record,
     )
-    problem = Problem(model, OBJECTIVES[source.kind], inner, source.outputs)
+    _refuse_frozen_parts(model, getattr(inner_config, "parts", []))
+
+    def inputs() -> torch.Tensor:
+        return source.sample("train", 0, 1).support_x[0]
+
+    problem = Problem(
+        model, OBJECTIVES[source.kind], inner, source.outputs, inputs if compares else None
+    )
     algorithm: Algorithm = _build("algo", config.algo, problem, **settings(config.algo))
     return algorithm
+
+
+def _refuse_frozen_parts(model: nn.Module, parts: list[dict[str, Any]]) -> None:
+    try:
+        for part in parts:
+            refuse_frozen(model, part_settings(part)[0], "inner_opt.parts")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _gradient_mode(config: TrainConfig) -> GradientMode:

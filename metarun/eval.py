@@ -59,8 +59,9 @@ def run(config: EvalConfig, directory: Path) -> float:
             device = choose_device(config.device, ranks)
         content = ranks.of_first(content)
         with ranks.together():
-            train_config = changed(from_plain(content["config"]), config)
-            setup = build(train_config, device, ranks)
+            trained = from_plain(content["config"])
+            train_config = changed(trained, config)
+            setup = build(train_config, device, ranks, trained_with=trained.seed)
             meta = restore_meta(setup, content)
         log.info("%s, after meta-step %d", path, content["step"])
         with stop.deferred():

@@ -56,7 +56,9 @@ def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -
     adapted = getattr(algo, "adapt", ["*"])
     weights = {id(module.weight) for module in model.modules() if isinstance(module, _ConvNd)}
     convolutions = any(
-        id(parameter) in weights and any(matches(name, pattern) for pattern in adapted)
+        parameter.requires_grad
+        and id(parameter) in weights
+        and any(matches(name, pattern) for pattern in adapted)
         for name, parameter in model.named_parameters()
     )
     undecided = (engine.gradient, engine.compile, engine.batching) == ("auto", "auto", "auto")

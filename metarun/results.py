@@ -71,6 +71,7 @@ def finish(
         "skipped_steps": state.skipped,
         "train_seconds": round(seconds, 2),
         "test_seconds": round(time.perf_counter() - start, 2),
+        "parameters": setup.parameters,
         "device": device_name(setup.device),
         "ranks": ranks.count,
         "peak_memory_gib": peak_memory_gib(setup.device),
@@ -141,11 +142,22 @@ def summary(result: dict[str, Any], directory: Path) -> str:
             f"  best validation {name} {best_score}, at meta-step {best['step']}",
             f"  {line(test, 'test')}",
             f"  {per_inner_step(test)}",
+            *counted(result.get("parameters")),
             f"  run directory {directory}",
             f"next: metarun eval {as_argument('ckpt', directory)} episodes=1000",
             f"      tensorboard --logdir {shlex.quote(str(directory.parent))}",
         ]
     )
+
+
+def counted(parameters: dict[str, Any] | None) -> list[str]:
+    """The line of a summary on how many parameters there are; none for an older result."""
+    if parameters is None:
+        return []
+    adapted = parameters["adapted"]
+    inner = "" if adapted is None else f", {adapted:,} adapted in the inner loop"
+    frozen = f"{parameters['frozen']:,}" if parameters["frozen"] else "none"
+    return [f"  parameters: {parameters['learned']:,} learned{inner}, {frozen} frozen"]
 
 
 def device_name(device: torch.device) -> str:

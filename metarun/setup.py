@@ -1,12 +1,13 @@
 """From a config to live objects; training and evaluation share this."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from metarun.algos.base import OBJECTIVES, Algorithm, Objective
+from metarun.algos.base import HYPER_PREFIX, OBJECTIVES, Algorithm, Objective
+from metarun.buffers import Changes, engine_for, look, refuse_graphs, with_kept_buffers
 from metarun.checks import fits, machine_memory, read
 from metarun.components import build_algorithm, build_data, build_model
 from metarun.config import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, TrainerConfig
@@ -15,7 +16,8 @@ from metarun.data.episodes import EpisodeSource
 from metarun.data.rng import stream_key
 from metarun.errors import CheckpointError, ConfigError
 from metarun.memory import keep_memory
-from metarun.plan import Plan, make_plan, with_gradient
+from metarun.network import Network, check_network
+from metarun.plan import Plan, choose_batching, make_plan, with_gradient
 from metarun.programs import (
     Gradient,
     Traces,
@@ -35,6 +37,7 @@ class Setup:
     device: torch.device
     ranks: Ranks
     source: EpisodeSource
+    network: Network  # its buffers and frozen parameters
     train_tasks: Ahead  # the source's, drawn in larger batches
     algorithm: Algorithm
     objective: Objective
@@ -42,12 +45,22 @@ class Setup:
     gradient: Gradient
     trace: Traces
     batch_norm: str  # which statistics batch normalisation uses, for the result line
+    parameters: dict[str, int | None]  # numbers: how many are learned, adapted and frozen
 
 
-def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Setup:
+def build(
+    config: TrainConfig,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    trained_with: int | None = None,
+) -> Setup:
     """Load the data, make the network and the algorithm.
 
     The initial weights are drawn on the CPU from the seed, so they do not depend on the device.
+
+    Args:
+        trained_with: the seed of the run whose network is evaluated, which may be another one
+            than that of the episodes; None for a run that is trained.
 
     Raises:
         ConfigError: the parts of the config do not fit together.
@@ -56,17 +69,31 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
     keep_compiled()
     source = build_data(config, device)
     _check_size(config, source)
-    torch.manual_seed(seed_of_weights(config.seed))
-    model = build_model(config, source).to(device)
-    computed = with_gradient(config, model, device)
+    torch.manual_seed(seed_of_weights(config.seed if trained_with is None else trained_with))
+    model = build_model(config, source)
+    check_network(model)
+    network = Network(model.to(device))
+    changes, settled = Changes(), config
+    if network.buffered:
+        trains = trained_with is None
+        choose_batching(config.engine, model, device)  # refuses running statistics
+        tried = build_algorithm(config, model, source, compares=False)
+        changes = look(model, tried, source)
+        settled = replace(config, engine=engine_for(config, changes, trains, ranks))
+        refuse_graphs(model, tried, source, changes.training if trains else ())
+        network.changing = changes.training
+    computed = with_gradient(settled, model, device)
     plan = make_plan(computed, model, device)
     algorithm = build_algorithm(computed, model, source, recording(plan.step, "inner steps"))
+    if changes.evaluation:
+        algorithm = with_kept_buffers(model, algorithm)
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
     return Setup(
         config,
         device,
         ranks,
         source,
+        network,
         Ahead(source, "train"),
         algorithm,
         OBJECTIVES[source.kind],
@@ -74,6 +101,7 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
         gradient_program(algorithm, plan),
         trace_program(algorithm, plan),
         batch_norm,
+        _parameters(algorithm, network),
     )
 
 
@@ -83,6 +111,27 @@ def seed_of_weights(seed: int) -> int:
     On the CPU torch takes the lowest 32 bits only, so `2**32` would draw the weights of 0.
     """
     return seed if seed < 2**32 else stream_key("weights", seed) % 2**32
+
+
+def _parameters(algorithm: Algorithm, network: Network) -> dict[str, int | None]:
+    """How many parameters are learned, adapted and frozen (None: the algorithm does not say).
+
+    Raises:
+        ConfigError: the algorithm would learn frozen parameters.
+    """
+    meta = algorithm.init()
+    if stirred := [name for name in meta if name in network.frozen]:
+        raise ConfigError(
+            f"the algorithm learns {stirred[0]}, which the backbone has frozen by "
+            "requires_grad=False: start from metarun.algos.base.detached_parameters(model)"
+        )
+    sizes = {n: p.numel() for n, p in meta.items() if not n.startswith(HYPER_PREFIX)}
+    adapted = algorithm.adapted
+    return {
+        "learned": sum(sizes.values()),
+        "adapted": None if adapted is None else sum(sizes.get(name, 0) for name in adapted),
+        "frozen": sum(p.numel() for p in network.frozen.values()),
+    }
 
 
 def _check_size(config: TrainConfig, source: EpisodeSource) -> None:

@@ -81,13 +81,18 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     if not ranks.first:  # masks of dropout of its own, which resuming can repeat
         torch.manual_seed(stream_key("rank", config.seed, ranks.rank, state.step))
     tasks = setup.train_tasks.sample(state.step * size + start, own)
+    may_skip, network = config.trainer.nonfinite == "skip", setup.network
+    buffers = network.buffers() if may_skip and network.changing else {}
     grads, row = setup.gradient(state.meta, tasks)
+    network.settle()
     if ranks.count > 1:
         grads, row = over_ranks(ranks, own / size, grads, row)
         row[NORM] = get_total_norm(list(grads.values()))
     norm = row[NORM]
     state.step += 1
-    if config.trainer.nonfinite == "skip" and not bool(row.isfinite().all()):  # waits for the GPU
+    if may_skip and not bool(row.isfinite().all()):  # waits for the GPU
+        if network.changing:
+            network.put(buffers)
         skip(state, config.trainer.max_skipped)
         return
     grads = {name: laid_out_as(leaf, grads[name]) for name, leaf in state.meta.items()}
@@ -189,6 +194,7 @@ def validate(
 ) -> None:
     """Score the validation tasks, always the same ones, and keep the best model."""
     check_finite(state)
+    check_constant(setup, state)
     name, config = setup.objective.score_name, setup.config
     result = evaluate(
         setup.trace,
@@ -232,6 +238,7 @@ def remember(setup: Setup, state: TrainState, validation: dict[str, float]) -> b
 def save(setup: Setup, state: TrainState, folder: Path, tracker: Tracker) -> None:
     """Write a checkpoint, but never one of a run that has gone wrong."""
     check_finite(state)
+    check_constant(setup, state)
     check_same(setup, state)
     config = setup.config.trainer
     with setup.ranks.together():
@@ -249,12 +256,31 @@ def check_same(setup: Setup, state: TrainState) -> None:
     if setup.ranks.count == 1:
         return
     values = torch.cat([value.detach().flatten() for value in state.meta.values()])
-    digests = setup.ranks.gather(hashlib.sha256(values.cpu().numpy().tobytes()).digest())
+    digest = hashlib.sha256(values.cpu().numpy().tobytes())
+    for own in (setup.network.buffers(), setup.network.frozen_values()):
+        for value in own.values():
+            digest.update(value.flatten().view(torch.uint8).cpu().numpy().tobytes())
+    digests = setup.ranks.gather(digest.digest())
     if differing := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
         raise RunError(
             f"the parameters of rank {differing[0]} are no longer those of rank 0 at meta-step "
             f"{state.step}: one of the machines does not compute as the others do. Checkpoints "
             "from before are kept"
+        )
+
+
+def check_constant(setup: Setup, state: TrainState) -> None:
+    """Stop a run whose network has changed a buffer that it did not change at the start.
+
+    Raises:
+        RunError: says which, and what to do.
+    """
+    if not setup.network.changing and (changed := setup.network.changed()):
+        raise RunError(
+            f"the backbone has changed its buffer {changed[0]} by meta-step {state.step}, but not "
+            "in the first look at it, so tasks were not computed one after the other; checkpoints "
+            "from before are kept. Change buffers whenever the network is called in training, or "
+            "never (in a new run directory)"
         )
 
 

@@ -1,5 +1,6 @@
 """The state of a training run: made fresh, turned into a checkpoint, restored from one."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ from metarun.components import OUTER_IMPLEMENTATION, build_outer_optimizer
 from metarun.config import TrainConfig
 from metarun.errors import CheckpointError
 from metarun.setup import Setup, to_plain
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,6 +61,12 @@ def restore(setup: Setup, content: dict[str, Any]) -> TrainState:
         raise CheckpointError(
             f"the checkpoint is of meta-step {content['step']}, beyond the {steps} of this run"
         )
+    frozen = next(iter(setup.network.frozen), None)
+    if "buffers" not in content and frozen is not None:
+        raise CheckpointError(
+            f"the checkpoint is of an older metarun, which trained {frozen} although the backbone "
+            "has frozen it: train in a new hydra.run.dir"
+        )
     state = _with_optimizer(setup, restore_meta(setup, content))
     _restore_optimizer(setup, state, content)
     state.step, state.skipped = content["step"], content.get("skipped", 0)
@@ -99,20 +108,48 @@ def _restore_optimizer(setup: Setup, state: TrainState, content: dict[str, Any])
 
 
 def restore_meta(setup: Setup, content: dict[str, Any]) -> dict[str, Tensor]:
-    """The meta-parameters of a checkpoint, on this setup's device.
+    """The meta-parameters of a checkpoint, on this setup's device; the network gets its buffers.
 
     Raises:
         CheckpointError: their names, shapes or types are not those of this setup.
     """
-    expected = {name: _form(value) for name, value in setup.algorithm.init().items()}
-    found = {name: _form(value) for name, value in content["meta"].items()}
+    network, meta = setup.network, content["meta"]
+    frozen = network.frozen_values()
+    if network and "buffers" not in content:
+        log.warning(
+            "the checkpoint is of an older metarun, which kept no buffers and froze no parameters: "
+            "buffers are those that the backbone is built with, and what is frozen here has the "
+            "values that it was trained to"
+        )
+        _check_forms(frozen | setup.algorithm.init(), meta)
+        network.put(network.buffers(), {name: meta[name].to(setup.device) for name in frozen})
+        meta = {name: value for name, value in meta.items() if name not in frozen}
+    else:
+        _check_forms(setup.algorithm.init(), meta)
+        own, found = network.buffers(), content.get("buffers", {})
+        free = set(network.changing)  # may also appear or change its shape
+        _check_forms(_without(own, free), _without(found, free))
+        _check_forms(frozen, content.get("frozen", {}))
+        network.put(
+            {name: value.to(setup.device) for name, value in found.items()},
+            {name: value.to(setup.device) for name, value in content.get("frozen", {}).items()},
+        )
+    return {name: value.to(setup.device) for name, value in meta.items()}
+
+
+def _without(values: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def _check_forms(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    expected = {name: _form(value) for name, value in wanted.items()}
+    found = {name: _form(value) for name, value in given.items()}
     if expected != found:
         name = min(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         raise CheckpointError(
             f"the checkpoint does not fit this network: {name[:120]} is "
             f"{found.get(name, 'not')} there and {expected.get(name, 'not')} here"
         )
-    return {name: value.to(setup.device) for name, value in content["meta"].items()}
 
 
 def _form(value: Tensor) -> str:
@@ -127,6 +164,8 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
         "step": state.step,
         "skipped": state.skipped,
         "meta": {name: value.detach() for name, value in state.meta.items()},
+        "buffers": setup.network.buffers(),
+        "frozen": setup.network.frozen_values(),
         "outer_optimizer": state.optimizer.state_dict(),
         "scheduler": None if state.scheduler is None else state.scheduler.state_dict(),
         "best": state.best,

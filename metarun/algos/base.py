@@ -1,8 +1,7 @@
 """What an algorithm is, and what it works on."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from metarun.unroll import (
     LossOptimizer,
     Meta,
     Record,
+    matches,
     unrecorded,
 )
 
@@ -78,6 +78,7 @@ class Problem(NamedTuple):
     objective: Objective
     inner: InnerLoop
     outputs: int  # size of the model's output: the way of a classification
+    inputs: Callable[[], Tensor] | None = None  # examples of a task, to try the model with
 
 
 class Trace(NamedTuple):
@@ -95,78 +96,56 @@ class Algorithm(NamedTuple):
         loss: `loss(meta, episode) -> (outer loss, extra)`, for training; `extra` holds
             "loss", "score" and "inner_losses" (inner steps,).
         trace: `trace(meta, episode) -> Trace`, for evaluation.
+        adapted: names of the parameters that the inner loop changes; None: not stated.
     """
 
     init: Callable[[], dict[str, Tensor]]
     loss: Callable[[Meta, Episode], tuple[Tensor, dict[str, Tensor]]]
     trace: Callable[[Meta, Episode], Trace]
+    adapted: tuple[str, ...] | None = None
 
 
 def detached_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of a model's parameters, by name."""
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    """Copies of a model's learned parameters, by name.
+
+    Those that the model was built with `requires_grad=False` are frozen: they are not among them.
+    """
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def refuse_frozen(model: nn.Module, patterns: Iterable[str], setting: str) -> None:
+    """Refuse patterns that name frozen parameters and no other.
+
+    Args:
+        setting: what the patterns are given by.
+
+    Raises:
+        ValueError: names the pattern and what it may name.
+    """
+    needed = {name: p.requires_grad for name, p in model.named_parameters()}
+    for pattern in patterns:
+        named = [name for name in needed if matches(name, pattern)]
+        if named and not any(needed[name] for name in named):
+            raise ValueError(
+                f"{setting}: {pattern!r} names only parameters that the backbone has frozen by "
+                f"requires_grad=False ({', '.join(named)}); not frozen are: "
+                f"{', '.join(name for name in needed if needed[name])}"
+            )
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode: without dropout, so that a figure can be repeated."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:  # a part may have been in evaluation mode all along
+            module.training = training
 
 
 def apply_model(model: nn.Module, params: Meta, x: Tensor) -> Tensor:
     """The model's output with `params` in place of its own."""
     outputs: Tensor = torch.func.functional_call(model, dict(params), (x,))
     return outputs
-
-
-class _Features(nn.Module):
-    """The part of a backbone before its head, as a module that can be called functionally."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.model.features(x)  # type: ignore[operator]
-        return features
-
-
-class Halves(NamedTuple):
-    """A model cut where adaptation begins.
-
-    Attributes:
-        encode: `encode(meta, x)`, what does not change during adaptation; computed once.
-        decode: `decode(params, encoded)`, the model's output.
-        shared: names of the parameters that `decode` needs besides the adapted ones.
-    """
-
-    encode: Callable[[Meta, Tensor], Tensor]
-    decode: Callable[[Meta, Tensor], Tensor]
-    shared: tuple[str, ...]
-
-
-def halves(model: nn.Module, adapted: Collection[str]) -> Halves:
-    """Cut a model with `features(x)` before its `head` if only the head is adapted.
-
-    Other models are whole: nothing is encoded.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    head = [name for name in names if name.startswith("head.")]
-    if not (set(adapted) <= set(head) and hasattr(model, "features") and hasattr(model, "head")):
-        shared = tuple(name for name in names if name not in adapted)
-        return Halves(lambda meta, x: x, partial(apply_model, model), shared)
-    body, features = [name for name in names if name not in head], _Features(model)
-
-    def encode(meta: Meta, x: Tensor) -> Tensor:
-        return apply_model(features, {f"model.{name}": meta[name] for name in body}, x)
-
-    def decode(params: Meta, encoded: Tensor) -> Tensor:
-        own = {name.removeprefix("head."): value for name, value in params.items()}
-        return apply_model(model.get_submodule("head"), own, encoded)
-
-    return Halves(encode, decode, tuple(name for name in head if name not in adapted))

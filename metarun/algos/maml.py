@@ -13,8 +13,9 @@ from metarun.algos.base import (
     Trace,
     detached_parameters,
     evaluating,
-    halves,
+    refuse_frozen,
 )
+from metarun.algos.halves import halves
 from metarun.unroll import (
     GradientMode,
     Implicit,
@@ -48,18 +49,20 @@ def maml(
         inner_steps: inner steps in training.
         eval_inner_steps: inner steps in `trace`.
         adapt: name patterns of the parameters that the inner loop changes. The others are
-            meta-learned and shared by all tasks.
+            meta-learned and shared by all tasks, but for those that the model has frozen.
         reduction: of the inner loss. "mean" is over all support examples; "per_shot" sums over
             classes and averages over shots, as MAML's reference code does, so that its
             learning rates mean the same here.
 
     Raises:
-        ValueError: a pattern of `adapt` or of the inner groups matches no parameter, the inner
-            optimizer cannot serve the parameters or the gradient mode, or a hyperparameter is to
-            be learned that is unknown or has no gradient in this mode.
+        ValueError: a pattern of `adapt` or of the inner groups matches no parameter or frozen
+            ones only, the inner optimizer cannot serve the parameters or the gradient mode, or a
+            hyperparameter is to be learned that is unknown or has no gradient in this mode.
     """
     model, objective, inner = problem.model, problem.objective, problem.inner
     weights = detached_parameters(model)
+    refuse_frozen(model, adapt, "algo.adapt")
+    refuse_frozen(model, inner.groups, "inner_opt.groups")
     adapted = match_names(weights, adapt)
     start = {name: weights[name] for name in adapted}
     inner.optimizer.init(start)  # refuses parameters that it cannot serve, before a run begins
@@ -76,7 +79,7 @@ def maml(
             "engine.gradient=mixed needs an inner optimizer that is driven by the gradient "
             "alone: choose engine.gradient=checkpoint"
         )
-    model_halves = halves(model, adapted)
+    model_halves = halves(model, adapted, problem.inputs)
     scale = problem.outputs if reduction == "per_shot" else 1
 
     def inner_loss(fast: Params, given: tuple[Params, Tensor, Tensor]) -> Tensor:
@@ -132,4 +135,4 @@ def maml(
         losses, scores = zip(*unrolled.observed, strict=True)
         return Trace(torch.stack(losses), torch.stack(scores))
 
-    return Algorithm(init, loss, trace)
+    return Algorithm(init, loss, trace, tuple(adapted))
