@@ -43,6 +43,7 @@ def finish(
             content = checkpoint.load_best(directory / "checkpoints", state.best["step"])
     content = ranks.of_first(content)
     start = time.perf_counter()
+    setup.recheck()
     with stop.deferred():
         evaluation = evaluate(
             setup.trace,

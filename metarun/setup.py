@@ -1,12 +1,14 @@
 """From a config to live objects; training and evaluation share this."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from metarun.algos.base import OBJECTIVES, Algorithm, Objective
+from metarun.batching import TriedByVmap
 from metarun.checks import fits, machine_memory, read
 from metarun.components import build_algorithm, build_data, build_model
 from metarun.config import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, TrainerConfig
@@ -17,10 +19,10 @@ from metarun.memory import keep_memory
 from metarun.plan import Plan, make_plan, with_gradient
 from metarun.programs import (
     Gradient,
+    Recorder,
     Traces,
     gradient_program,
     keep_compiled,
-    recording,
     trace_program,
 )
 from metarun.ranks import ALONE, Ranks
@@ -40,6 +42,7 @@ class Setup:
     plan: Plan
     gradient: Gradient
     trace: Traces
+    recheck: Callable[[], None]  # have recordings compared with their functions at the next call
     batch_norm: str  # which statistics batch normalisation uses, for the result line
 
 
@@ -59,8 +62,28 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
     model = build_model(config, source).to(device)
     computed = with_gradient(config, model, device)
     plan = make_plan(computed, model, device)
-    algorithm = build_algorithm(computed, model, source, recording(plan.step, "inner steps"))
+    record_step = Recorder(plan.step, "inner steps")
+    algorithm = build_algorithm(computed, model, source, record_step)
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
+    recorders = [record_step]
+
+    def tried(program: Callable[..., Any], what: str, choice: str) -> Callable[..., Any]:
+        def made(plan: Plan) -> Callable[..., Any]:
+            recorders.append(Recorder(getattr(plan, choice), what))
+            run: Callable[..., Any] = program(algorithm, plan, recorders[-1])
+            return run
+
+        if plan.batching == "loop":
+            return made(plan)
+        engine = replace(computed.engine, batching="loop")
+        looped = make_plan(replace(computed, engine=engine), model, device)
+        insisted = config.engine.batching == "vmap"
+        return TriedByVmap(made(plan), lambda: made(looped), what, insisted)
+
+    def recheck() -> None:
+        for recorder in recorders:
+            recorder.recheck()
+
     return Setup(
         config,
         device,
@@ -70,8 +93,9 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
         algorithm,
         OBJECTIVES[source.kind],
         plan,
-        gradient_program(algorithm, plan),
-        trace_program(algorithm, plan),
+        tried(gradient_program, "meta-steps", "compile"),
+        tried(trace_program, "evaluations", "evaluate"),
+        recheck,
         batch_norm,
     )
 

@@ -188,6 +188,7 @@ def validate(
 ) -> None:
     """Score the validation tasks, always the same ones, and keep the best model."""
     check_finite(state)
+    setup.recheck()
     name, config = setup.objective.score_name, setup.config
     result = evaluate(
         setup.trace,
