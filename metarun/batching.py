@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-
 from metarun.errors import ConfigError, MetarunError, is_out_of_memory
 from metarun.unroll import RecordingError
 from metarun.unroll.advice import plain_reason

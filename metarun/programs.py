@@ -94,7 +94,11 @@ class Recorder:
         if choice == "auto":
             made = Recording([_replayed(fn), fn], what)
         elif choice == "auto inductor":
-            ways = [_compiled(fn, what, MOST_OPERATIONS), _replayed(fn), fn]
+            ways: list[Callable[..., Any]] = [
+                _compiled(fn, what, MOST_OPERATIONS),
+                _replayed(fn),
+                fn,
+            ]
             made = Recording(ways, what)
         elif choice == "inductor":
             made = Recording([_compiled(fn, what)], what, choice)

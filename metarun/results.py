@@ -89,6 +89,7 @@ def describe(setup: Setup, evaluation: Evaluation) -> dict[str, Any]:
         "score": setup.objective.score_name,
         "algo": config.algo.name,
         "data": config.data.name,
+        "data_identity": setup.identity,
         "way": config.task.way,
         "shot": config.task.shot,
         "query": config.task.query,
@@ -104,10 +105,11 @@ def line(figures: dict[str, Any], split: str) -> str:
         shape = f"{figures['way']}-way {figures['shot']}-shot, {figures['query']} queries a class"
     else:
         shape = f"{figures['shot']} shots, {figures['query']} queries"
+    other = ", other data than in training" if figures.get("other_data") else ""
     return (
         f"{split} {name} {format_score(name, figures[name])} ± "
         f"{format_score(name, figures['ci95'])} (95 % CI; {figures['episodes']} tasks, {shape}, "
-        f"{figures['inner_steps']} inner steps, batch norm: {figures['batch_norm']})"
+        f"{figures['inner_steps']} inner steps, batch norm: {figures['batch_norm']}{other})"
     )
 
 

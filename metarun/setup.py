@@ -14,6 +14,7 @@ from metarun.components import build_algorithm, build_data, build_model
 from metarun.config import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, TrainerConfig
 from metarun.data.ahead import Ahead
 from metarun.data.episodes import EpisodeSource
+from metarun.data.identity import identity_of
 from metarun.errors import CheckpointError, ConfigError
 from metarun.memory import keep_memory
 from metarun.plan import Plan, make_plan, with_gradient
@@ -43,6 +44,7 @@ class Setup:
     gradient: Gradient
     trace: Traces
     recheck: Callable[[], None]  # have recordings compared with their functions at the next call
+    identity: str  # of the data
     batch_norm: str  # which statistics batch normalisation uses, for the result line
 
 
@@ -96,6 +98,7 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
         tried(gradient_program, "meta-steps", "compile"),
         tried(trace_program, "evaluations", "evaluate"),
         recheck,
+        identity_of(source),
         batch_norm,
     )
 

@@ -23,6 +23,7 @@ class Sinusoids:
     kind = "regression"
     input_shape = (1,)
     outputs = 1
+    identity = "sinusoid-v1"  # raise when an episode of the same seed gives other numbers
 
     def __init__(
         self,

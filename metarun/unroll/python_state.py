@@ -19,47 +19,51 @@ FOREIGN = ("torch", "builtins", "numpy", "collections", "functools", "typing", "
 RECORDINGS = "metarun.unroll.recorded"  # they count their calls
 
 
-class Seen(NamedTuple):
-    """A plain value, and who holds it."""
+class PythonState(NamedTuple):
+    """The plain values within reach of a function.
 
-    owner: Any  # kept alive, so that no other object takes its identity
-    name: str  # for a message
-    value: Value
+    Attributes:
+        values: a name for a message and the value, by the owner's identity and the key in it.
+        owners: what was looked at, by identity; alive, so that nothing else takes that.
+    """
+
+    values: dict[tuple[int, Any], tuple[str, Value]]
+    owners: dict[int, Any]
 
 
-def python_values(fn: Any) -> dict[tuple[int, Any], Seen]:
-    """The plain values within reach of a function, with a name for each.
+def python_state(fn: Any) -> PythonState:
+    """What a function keeps in Python, as it is now.
 
-    They are attributes of modules and of other objects, variables that functions close over,
+    Values are attributes of modules and of other objects, variables that functions close over,
     global variables of the functions' modules, and what lists and dictionaries hold.
 
     Args:
         fn: a function, a method, a `functools.partial` or a callable object.
-
-    Returns:
-        What was seen, by the owner's identity and the value's key in it.
     """
-    found: dict[tuple[int, Any], Seen] = {}
-    seen: set[int] = set()
+    state = PythonState({}, {})
     waiting = [fn]
-    while waiting and len(seen) < MOST_OBJECTS:
+    while waiting and len(state.owners) < MOST_OBJECTS:
         thing = waiting.pop()
-        if id(thing) in seen:
+        if id(thing) in state.owners:
             continue
-        seen.add(id(thing))
+        state.owners[id(thing)] = thing
         for key, name, value in _parts(thing):
             if isinstance(value, Value):
-                found[id(thing), key] = Seen(thing, name, value)
+                state.values[id(thing), key] = name, value
             elif not isinstance(value, Tensor | types.ModuleType):
                 waiting.append(value)
-    return found
+    return state
 
 
-def changed(before: dict[tuple[int, Any], Seen], after: dict[tuple[int, Any], Seen]) -> str | None:
+def changed(before: PythonState, after: PythonState) -> str | None:
     """A value that is not what it was, in words; None if there is none."""
-    for key, now in after.items():
-        if key in before and not _same(before[key].value, now.value):
-            return f"{now.name} from {before[key].value!r} to {now.value!r}"
+    for (owner, key), (name, value) in after.values.items():
+        if owner not in before.owners:
+            continue
+        if (owner, key) not in before.values:
+            return f"{name}, which was not there, to {value!r}"
+        if not _same(earlier := before.values[owner, key][1], value):
+            return f"{name} from {earlier!r} to {value!r}"
     return None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
 from metarun.unroll.comparison import Rewritten, agree, undone
-from metarun.unroll.python_state import changed, python_values
+from metarun.unroll.python_state import changed, python_state
 from metarun.unroll.recompute import RandomState
 from metarun.unroll.rewrites import DECOMPOSITIONS
 from metarun.unroll.trace import RecordingError, traced
@@ -141,9 +141,9 @@ class Recorded:
             replayed = self.backend == "replay"
             # What a first call sets up stays as it is from then on: that is no change.
             for last in (self.after > 0, True):
-                before = python_values(self.fn)
+                before = python_state(self.fn)
                 graph, results = traced(self.fn, leaves, structure, self.most, self._rewritten)
-                change = changed(before, python_values(self.fn))
+                change = changed(before, python_state(self.fn))
                 if change is None:
                     break
                 if last:
@@ -186,8 +186,9 @@ class Recorded:
 
         if not agree(outcome, replayed(), replayed):
             raise ChangedFunction(
-                "it gives something else than when it was recorded: it depends on a Python value "
-                "or on a tensor that has changed since, a coefficient or a random number, say",
+                "it gives something else than its recording does: it depends on a Python value or "
+                "a tensor that has changed since (a coefficient, a random number), or torch took "
+                "another way while it was recorded",
                 made.replays - 1,
                 (outcome,),
             )
