@@ -6,6 +6,7 @@ in whatever it would lead to in torch.
 
 import copy
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -26,7 +27,14 @@ def seen(value: Any) -> str:
     if isinstance(value, Tensor):
         kind = str(value.dtype).removeprefix("torch.")
         return f"a {kind} tensor of shape {tuple(value.shape)}"
-    return f"{value!r:.40}, of type {type(value).__name__}"
+    kind = type(value).__name__
+    short = value is None or isinstance(value, str | int | float | complex | type)
+    return f"{value!r:.60}, of type {kind}" if short else f"a value of type {kind}"
+
+
+def _undisturbed(device: torch.device) -> AbstractContextManager[None]:
+    """A block after which the random states are those from before."""
+    return torch.random.fork_rng([device.index or 0] if device.type == "cuda" else [])
 
 
 # ---------------------------------------------------------------- networks and optimizers
@@ -50,8 +58,8 @@ def check_outputs(name: str, model: nn.Module, source: EpisodeSource) -> None:
     Raises:
         ConfigError: says what it gives and what it should.
     """
-    with torch.no_grad(), torch.random.fork_rng():
-        x = source.sample("train", 0, 1).support_x[0]
+    x = source.sample("train", 0, 1).support_x[0]
+    with torch.no_grad(), _undisturbed(x.device):
         outputs = copy.deepcopy(model).to(x.device).eval()(x)
     wanted = (len(x), source.outputs)
     if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:
@@ -113,7 +121,7 @@ def check_source(name: str, source: Any, device: torch.device, dtype: torch.dtyp
         raise ConfigError(f"data={name} has input_shape={shape!r}: must be a tuple of numbers")
     if not isinstance(getattr(source, "identity", ""), str | None):
         raise ConfigError(f"data={name} has identity={seen(source.identity)}: must be a text")
-    with torch.random.fork_rng():
+    with _undisturbed(device):
         for split in SPLITS:
             two = _drawn(name, source, split, 0, 2)
             _check_episodes(f"data={name}: sample({split!r}, 0, 2)", two, source, 2, device, dtype)

@@ -21,7 +21,7 @@ LAYERS = [
     {"inner_schemas"},
     {"schemas"},
     {"config", "data", "backbones", "unroll", "checkpoint", "metrics", "launchers"},
-    {"algos", "compose", "rundir", "loggers", "higher", "inner_builders", "plan"},
+    {"algos", "compose", "plugins", "rundir", "loggers", "higher", "inner_builders", "plan"},
     {"contract"},
     {"evaluation", "components", "batching", "programs", "tracking", "reporting", "help", "job"},
     {"setup", "completion"},

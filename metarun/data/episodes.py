@@ -71,7 +71,8 @@ class ImageEpisodes:
         for split, store in stores.items():
             _check_feasible(split, store, way, shot, query)
         contents = repr(sorted((split, store.identity) for split, store in stores.items()))
-        self.identity = f"sha256:{hashlib.sha256(contents.encode()).hexdigest()}"
+        digest = f"sha256:{hashlib.sha256(contents.encode()).hexdigest()}"
+        self.identity = digest if type(self).sample is ImageEpisodes.sample else None
         self.stores = {split: store.to(device) for split, store in stores.items()}
         self.way, self.shot, self.query, self.seed = way, shot, query, seed
         self.dtype = dtype

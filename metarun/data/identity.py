@@ -51,7 +51,7 @@ def brief_identity(identity: str) -> str:
 
 def _told(values: Tensor) -> str:
     """Number of elements, root of their mean square, and their product with fixed weights."""
-    flat = values.detach().cpu().double().flatten()
+    flat = values.detach().cpu().double().flatten().nan_to_num()
     weights = uniform(stream_key("identity"), torch.arange(len(flat))) - 0.5
     size = float(flat.square().mean().sqrt())
     return f"{len(flat)}/{size:.9g}/{float(flat @ weights) / max(len(flat), 1) ** 0.5:.9g}"
