@@ -301,3 +301,38 @@ def test_a_compiled_program_is_compared_too(
     assert "compiled meta-steps in" in caplog.text
     assert "meta-steps are no longer recorded: it gives something else" in caplog.text
     assert "The 3 calls before" in caplog.text
+
+
+class Attending(nn.Module):
+    """Attention among the examples of a task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.head = nn.Linear(1, 12), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x).view(1, len(x), 3, 2, 2).permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v)
+        result: Tensor = self.head(attended.transpose(1, 2).reshape(len(x), 4))
+        return result
+
+
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+def test_attention_without_dropout_draws_nothing(
+    batching: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = []
+    for how in ("auto", "none"):
+        options = (f"engine.compile={how}", f"engine.batching={batching}")
+        setup = setup_of(monkeypatch, Attending, *options)
+        with caplog.at_level(logging.INFO, "metarun"):
+            values = list(trained(setup, 5).values())
+            meta = setup.algorithm.init()
+            found.append(
+                [
+                    *values,
+                    *(setup.trace(meta, setup.source.sample("test", s, 2))[0] for s in range(5)),
+                ]
+            )
+    assert all(map(torch.equal, *found))
+    assert "recorded" not in caplog.text

@@ -15,6 +15,10 @@ _ADVICE = {
         "which is not possible when tasks are mapped by vmap: use torch.where, or a loop over "
         "tasks (batching='loop'; engine.batching=loop of a command)"
     ),
+    r"access data pointer": (
+        "the loss hands a tensor to numpy or to Python (.numpy(), .tolist()), which torch.func "
+        "does not allow, detached or not: use torch's operations"
+    ),
     r"randomness error mode": (
         "the loss draws random numbers under torch.func.vmap: give vmap "
         "randomness='different', as metarun.unroll.map_tasks does"
