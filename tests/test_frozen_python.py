@@ -114,7 +114,11 @@ class Switched(Plain):
 def setup_of(
     monkeypatch: pytest.MonkeyPatch, model: Callable[[], nn.Module], *overrides: str
 ) -> Setup:
-    monkeypatch.setitem(BUILDERS["backbone"], "mlp", lambda shape, outputs, **_: model())
+    def builder(shape: Any, outputs: int, **settings: Any) -> nn.Module:
+        BUILT[:] = [model()]
+        return BUILT[0]
+
+    monkeypatch.setitem(BUILDERS["backbone"], "mlp", builder)
     return build(composed("train", [*TINY, *overrides]), torch.device("cpu"))
 
 
@@ -126,14 +130,12 @@ def trained(setup: Setup, steps: int, between: Callable[[int], None] = lambda st
     return {name: value.detach() for name, value in state.meta.items()}
 
 
-def network(setup: Setup) -> Any:
-    """The network that the algorithm holds."""
-    found = [
-        cell.cell_contents
-        for cell in setup.algorithm.trace.__closure__ or ()
-        if isinstance(cell.cell_contents, nn.Module)
-    ]
-    return found[0]
+BUILT: list[Any] = []
+
+
+def network() -> Any:
+    """The network of the setup that was built last."""
+    return BUILT[-1]
 
 
 def test_annealing_goes_on_under_the_default_recording(
@@ -198,14 +200,14 @@ def test_what_changes_from_outside_is_found_at_a_later_call(
     monkeypatch.setattr(Switched, "factor", torch.tensor(1.0) if torch.is_tensor(new) else 1.0)
     setup = setup_of(monkeypatch, Switched, f"engine.gradient={gradient}", "algo.inner_steps=2")
     with caplog.at_level(logging.WARNING, "metarun"):
-        trained(setup, 14, switch(network(setup), new))
+        trained(setup, 14, switch(network(), new))
     assert "no longer recorded: it gives something else than its recording" in caplog.text
     assert "begin again with engine.compile=none" in caplog.text
     insisted = setup_of(
         monkeypatch, Switched, "engine.compile=replay", f"engine.gradient={gradient}"
     )
     with pytest.raises(RunError, match=r"something else .* use engine\.compile=none"):
-        trained(insisted, 14, switch(network(insisted), new))
+        trained(insisted, 14, switch(network(), new))
 
 
 def test_a_tensor_changed_in_place_is_seen_by_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +228,7 @@ def test_a_validation_has_recordings_compared(
     tracker = type("Tracker", (), {"metrics": print, "note": print})()
     for _ in range(20):  # the next comparison by count is at the 33rd
         meta_step(setup, state)
-    network(setup).factor = 0.5
+    network().factor = 0.5
     setup.trace, (tmp_path / "checkpoints").mkdir()
     with caplog.at_level(logging.WARNING, "metarun"):
         validate(setup, state, tmp_path / "checkpoints", tracker, stop)
@@ -295,7 +297,7 @@ def test_a_compiled_program_is_compared_too(
 ) -> None:
     """By its operations, bit by bit: another coefficient is told from rounding however near."""
     setup = setup_of(monkeypatch, Switched, "trainer.steps=5000")
-    net = network(setup)
+    net = network()
     with caplog.at_level(logging.INFO, "metarun"):
         trained(setup, 6, lambda step: setattr(net, "factor", 1.0 if step < 4 else 1 + 2**-20))
     assert "compiled meta-steps in" in caplog.text
