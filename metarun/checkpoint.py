@@ -16,6 +16,7 @@ A checkpoint is a dictionary of plain values and tensors, so that nothing in it 
     top                 the same of the `trainer.keep_best` best ones, the best first
     last_eval           step of the last validation
     recent              training metrics since the last log line, (meta-steps, metrics)
+    data_identity       which data it has seen (see `metarun.data.identity`); text
     rng                 torch's random states: {"cpu": tensor, "cuda": [tensors]}
 
 The files of a run: `last.pt` and `best.pt`, which are replaced; `step-<step>.pt`, the same as

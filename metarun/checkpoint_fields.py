@@ -39,6 +39,7 @@ def check_fields(content: Mapping[str, Any]) -> None:
         "skipped": is_count(content.get("skipped", 0), step),
         "top": _is_list(content.get("top", []), lambda item: _is_validation(item, step)),
         "recent": _is_rows(recent),
+        "data_identity": isinstance(content.get("data_identity"), str | None),
         "rng": isinstance(rng, dict)
         and is_random_state(rng.get("cpu"))
         and _is_list(rng.get("cuda"), is_random_state),

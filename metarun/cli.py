@@ -14,6 +14,7 @@ import traceback
 from metarun import __version__, report
 from metarun.errors import ConfigError, explain
 from metarun.lifetime import imports_not_collected
+from metarun.plugins import import_plugins
 
 COMMANDS = {
     "train": "meta-train, validate, test; resumes an unfinished run",
@@ -182,15 +183,9 @@ def _with_plugins(arguments: list[str]) -> list[str]:
         key, _, value = argument.partition("=")
         if key.lstrip("+") == "plugins":
             arguments = [*arguments[:index], f"plugins={value}", *arguments[index + 1 :]]
-            found = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
-    if found:
-        sys.path.append(os.getcwd())  # a plugin is often a file beside the experiment
-    for name in found:
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever a user's module may do wrong
-            reason = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"cannot import the plugin {name!r}: {reason}") from error
+            names = (name.strip(" '\"") for name in value.strip("[]").split(","))
+            found = [name for name in names if name]
+    import_plugins(found)
     return arguments
 
 

@@ -20,6 +20,14 @@ from metarun.backbones.conv4 import Conv4
 from metarun.backbones.mlp import MLP
 from metarun.checks import machine_memory
 from metarun.config import PLUGIN_OPTIONS, SCHEMAS, TaskConfig, TrainConfig, settings
+from metarun.contract import (
+    check_inner_optimizer,
+    check_network,
+    check_outer_optimizer,
+    check_outputs,
+    check_source,
+    checked_algorithm,
+)
 from metarun.data import glyphs, omniglot
 from metarun.data.episodes import EpisodeSource, ImageEpisodes
 from metarun.data.sinusoid import Sinusoids
@@ -158,6 +166,8 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
         dtype_of(config),
         **settings(config.data),
     )
+    if ("data", config.data.name) in PLUGIN_OPTIONS:
+        check_source(config.data.name, source, device, dtype_of(config))
     return source
 
 
@@ -172,10 +182,15 @@ def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
             source.outputs,
             **settings(config.backbone),
         )
+        check_network(config.backbone.name, model)
         return model
 
     _check_parameters(build)
-    return build().to(dtype_of(config))
+    model = build().to(dtype_of(config))
+    given = (("backbone", config.backbone.name), ("algo", config.algo.name))
+    if [part in PLUGIN_OPTIONS for part in given] == [True, False]:  # its own may want otherwise
+        check_outputs(config.backbone.name, model, source)
+    return model
 
 
 def _check_parameters(build: Callable[[], nn.Module]) -> None:
@@ -232,6 +247,7 @@ def build_algorithm(
         ConfigError: a pattern matches no parameter, or an optimizer's settings contradict.
     """
     inner_config, optimizer = config.inner_opt, build_inner_optimizer(config)
+    check_inner_optimizer(inner_config.name, optimizer)
     groups = {
         group["params"]: {k: v for k, v in group.items() if k != "params"}
         for group in inner_config.groups
@@ -252,8 +268,8 @@ def build_algorithm(
     problem = Problem(
         model, OBJECTIVES[source.kind], inner, source.outputs, inputs if compares else None
     )
-    algorithm: Algorithm = _build("algo", config.algo, problem, **settings(config.algo))
-    return algorithm
+    algorithm = _build("algo", config.algo, problem, **settings(config.algo))
+    return checked_algorithm(config.algo.name, algorithm)
 
 
 def _refuse_frozen_parts(model: nn.Module, parts: list[dict[str, Any]]) -> None:
@@ -296,7 +312,9 @@ def build_outer_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> 
         ConfigError: torch refuses the settings.
     """
     options = settings(config.outer_opt, "schedule", "min_lr", "clip_norm", "clip_value")
-    return _build("outer_opt", config.outer_opt, groups, **options, **OUTER_IMPLEMENTATION)
+    optimizer = _build("outer_opt", config.outer_opt, groups, **options, **OUTER_IMPLEMENTATION)
+    check_outer_optimizer(config.outer_opt.name, optimizer)
+    return optimizer
 
 
 def dtype_of(config: TrainConfig) -> torch.dtype:

@@ -35,7 +35,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"{error.filename} is no folder", 1
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return f"out of memory: {_first_line(error)}. {_LESS_MEMORY}", 1
     if type(error).__name__ == "UnsuitableModel":  # of the unroll, which has no MetarunError
         return printable(str(error)), 1
@@ -50,7 +50,7 @@ _LESS_MEMORY = (
 )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, the system or CUDA has no more memory to give. Imports no torch."""
     words = ("can't allocate memory", "std::bad_alloc")
     return (

@@ -9,7 +9,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.config import EvalConfig, EvalData, TrainConfig
+from metarun.config import PLUGIN_OPTIONS, EvalConfig, EvalData, TrainConfig
 from metarun.errors import ConfigError
 from metarun.job import RECORD, job
 
@@ -30,6 +30,7 @@ def run(config: EvalConfig, directory: Path) -> float:
     """
     # Imported here, so that --help and --cfg answer without waiting for torch.
     from metarun import checkpoint, results
+    from metarun.data_check import check_evaluated
     from metarun.evaluation import evaluate
     from metarun.files import write_json
     from metarun.interrupts import Interruption
@@ -62,6 +63,7 @@ def run(config: EvalConfig, directory: Path) -> float:
             trained = from_plain(content["config"])
             train_config = changed(trained, config)
             setup = build(train_config, device, ranks, trained_with=trained.seed)
+            remark = check_evaluated(setup, content, trained, config)
             meta = restore_meta(setup, content)
         log.info("%s, after meta-step %d", path, content["step"])
         with stop.deferred():
@@ -76,7 +78,7 @@ def run(config: EvalConfig, directory: Path) -> float:
                 on_progress=lambda done: stop.check(),
                 ranks=ranks,
             )
-        figures = results.describe(setup, evaluation)
+        figures = results.describe(setup, evaluation) | remark
         if ranks.first:
             write_json(stored, {"ckpt": str(path), "step": content["step"], config.split: figures})
     print(results.line(figures, config.split))
@@ -111,7 +113,10 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
     """The checkpoint's config with what the command line changes."""
     parts: dict[str, Any] = {}
     if config.data.root is None and hasattr(stored.data, "root"):
-        root, download = os.environ.get("METARUN_DATA"), config.data.download
+        # Of a plugin's data, the folder is what the run was given, whatever the environment says.
+        ours = ("data", stored.data.name) not in PLUGIN_OPTIONS
+        root = os.environ.get("METARUN_DATA") if ours else None
+        download = config.data.download
         if root is None and stored.data.root is not None and hasattr(stored.data, "download"):
             # A checkpoint may say where to read, but only the command line where to write.
             download = bool(download)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from metarun.algos.base import Algorithm, Trace
-from metarun.errors import ConfigError, RunError
+from metarun.errors import ConfigError, MetarunError, RunError
 from metarun.files import cache_dir
 from metarun.layout import channels_last
 from metarun.plan import Plan
 from metarun.unroll import (
+    ChangedFunction,
     CompilationError,
     Meta,
     Program,
@@ -47,21 +48,19 @@ MOST_OPERATIONS = 10_000
 log = logging.getLogger(__name__)
 
 
-def gradient_program(algorithm: Algorithm, plan: Plan) -> Gradient:
+def gradient_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Gradient:
     """The mean gradient and the metrics of a meta-batch.
 
     A run is compiled from its first meta-step on, wherever it is resumed, so that its bits do not
     depend on when it was interrupted.
     """
     loss = channels_last(algorithm.loss) if plan.channels_last else algorithm.loss
-    record = recording(plan.compile, "meta-steps")
     return mean_gradient(loss, plan.batching, plan.chunk, record, summarise, plan.threads)
 
 
-def trace_program(algorithm: Algorithm, plan: Plan) -> Traces:
+def trace_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Traces:
     """The evaluation of a batch of tasks."""
     trace = channels_last(algorithm.trace) if plan.channels_last else algorithm.trace
-    record = recording(plan.evaluate, "evaluations")
     return task_mapping(trace, plan.batching, record=record, threads=plan.threads)
 
 
@@ -73,23 +72,45 @@ def summarise(grads: Meta, extra: dict[str, Tensor]) -> tuple[Meta, Tensor]:
     return grads, torch.cat([torch.stack(head), inner])
 
 
-def recording(choice: str, what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """What a value of `engine.compile` does to a function.
-
-    Messages call what the function computes `what`, in the plural.
+class Recorder:
+    """What a value of `engine.compile` does to a function; a `Record`.
 
     "auto" replays what can be recorded, which gives the same bits, and leaves the rest alone;
     "auto inductor" compiles it if it can be compiled.
+
+    Args:
+        choice: the value.
+        what: what messages call that which the functions compute, in the plural.
     """
-    if choice == "none":
-        return lambda fn: fn
-    if choice == "auto":
-        return lambda fn: Recording([_replayed(fn), fn], what)
-    if choice == "auto inductor":
-        return lambda fn: Recording([_compiled(fn, what, MOST_OPERATIONS), _replayed(fn), fn], what)
-    if choice == "inductor":
-        return lambda fn: Recording([_compiled(fn, what)], what, choice)
-    return lambda fn: Recording([recorded(fn)], what, choice)
+
+    def __init__(self, choice: str, what: str) -> None:
+        self.choice, self.what = choice, what
+        self.made: list[Recording] = []
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        choice, what = self.choice, self.what
+        if choice == "none":
+            return fn
+        if choice == "auto":
+            made = Recording([_replayed(fn), fn], what)
+        elif choice == "auto inductor":
+            ways: list[Callable[..., Any]] = [
+                _compiled(fn, what, MOST_OPERATIONS),
+                _replayed(fn),
+                fn,
+            ]
+            made = Recording(ways, what)
+        elif choice == "inductor":
+            made = Recording([_compiled(fn, what)], what, choice)
+        else:
+            made = Recording([recorded(fn)], what, choice)
+        self.made.append(made)
+        return made
+
+    def recheck(self) -> None:
+        """Compare every recording with its function at the next call."""
+        for made in self.made:
+            made.recheck()
 
 
 class Recording:
@@ -112,16 +133,28 @@ class Recording:
     def program(self, *args: Any) -> Program | None:
         """See `Recorded.program`; None if the function is not recorded."""
         program: Program | None = self._first(
-            lambda way: way.program(*args) if isinstance(way, Recorded) else None
+            lambda way: way.program(*args) if isinstance(way, Recorded) else None, called=False
         )
         return program
 
-    def _first(self, act: Callable[[Callable[..., Any]], Any]) -> Any:
+    def recheck(self) -> None:
+        """See `Recorded.recheck`."""
+        for way in self.ways:
+            if isinstance(way, Recorded):
+                way.recheck()
+
+    def _first(self, act: Callable[[Callable[..., Any]], Any], called: bool = True) -> Any:
         while True:
             way = self.ways[0]
             try:
                 return act(way)
+            except ChangedFunction as error:
+                self._drop(error)
+                if called:
+                    return error.outcome[0]
             except RecordingError as error:
+                if isinstance(error.__cause__, MetarunError):  # of a function that was refused
+                    raise error.__cause__ from error
                 compiling = isinstance(error, CompilationError)
                 failed = "compiled" if compiling else "recorded"
                 if self.insisted is not None:
@@ -133,6 +166,28 @@ class Recording:
                 log.info("%s are not %s: %s", self.what, failed, error)
                 # What cannot be recorded for a compiler cannot be for a replay either.
                 del self.ways[: 1 if compiling else -1]
+
+    def _drop(self, error: ChangedFunction) -> None:
+        """Go on with the function itself, and say so.
+
+        Every rank comes to this by itself: all have the same function and count its calls.
+        """
+        since = error.replays
+        if self.insisted is not None:
+            kind = RunError if since else ConfigError
+            raise kind(
+                f"engine.compile={self.insisted}: {self.what} cannot be recorded: {error}; use "
+                "engine.compile=none"
+            ) from error
+        lost = "a checkpoint does not hold what is kept in Python, so a resumed run differs"
+        if since:
+            log.warning(
+                "%s are no longer recorded: %s. The %d calls before may have had an old value: to "
+                "be sure, begin again with engine.compile=none; %s", self.what, error, since, lost,
+            )  # fmt: skip
+        else:
+            log.info("%s are not recorded: %s; %s", self.what, error, lost)
+        del self.ways[:-1]
 
 
 def _replayed(fn: Callable[..., Any]) -> Recorded:

@@ -43,6 +43,7 @@ def finish(
             content = checkpoint.load_best(directory / "checkpoints", state.best["step"])
     content = ranks.of_first(content)
     start = time.perf_counter()
+    setup.recheck()
     with stop.deferred():
         evaluation = evaluate(
             setup.trace,
@@ -89,6 +90,7 @@ def describe(setup: Setup, evaluation: Evaluation) -> dict[str, Any]:
         "score": setup.objective.score_name,
         "algo": config.algo.name,
         "data": config.data.name,
+        "data_identity": setup.identity,
         "way": config.task.way,
         "shot": config.task.shot,
         "query": config.task.query,
@@ -104,10 +106,11 @@ def line(figures: dict[str, Any], split: str) -> str:
         shape = f"{figures['way']}-way {figures['shot']}-shot, {figures['query']} queries a class"
     else:
         shape = f"{figures['shot']} shots, {figures['query']} queries"
+    other = ", other data than in training" if figures.get("other_data") else ""
     return (
         f"{split} {name} {format_score(name, figures[name])} ± "
         f"{format_score(name, figures['ci95'])} (95 % CI; {figures['episodes']} tasks, {shape}, "
-        f"{figures['inner_steps']} inner steps, batch norm: {figures['batch_norm']})"
+        f"{figures['inner_steps']} inner steps, batch norm: {figures['batch_norm']}{other})"
     )
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,18 @@ def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] |
 
 
 @contextlib.contextmanager
-def opened(directory: Path, config: dict[str, Any], device: str, ranks: int = 1) -> Iterator[None]:
+def opened(
+    directory: Path,
+    config: dict[str, Any],
+    device: str,
+    ranks: int = 1,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Hold a run directory while its run goes on, and keep `status.json` true.
 
     Args:
         ranks: processes that compute the run; this one writes for all.
+        check: called before anything is written, to refuse what the directory holds.
 
     Raises:
         ConfigError: the directory holds a run of another config.
@@ -77,6 +84,7 @@ def opened(directory: Path, config: dict[str, Any], device: str, ranks: int = 1)
     """
     with _locked(directory):
         check_same_config(directory, config)
+        check()
         for folder in (directory, directory / "checkpoints"):
             remove_half_written(folder)
         attempts = _count(read_status(directory).get("attempts")) + 1
@@ -161,6 +169,21 @@ def check_same_config(directory: Path, config: dict[str, Any]) -> None:
             f"{directory} holds a run of another config ({shown}{more}): nothing was changed; "
             "choose another hydra.run.dir, or repeat that run's settings to resume it"
         )
+
+
+def stored_config(directory: Path) -> dict[str, Any]:
+    """The config of the run that a directory holds.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    return _read_yaml(directory / "config.yaml")
+
+
+def reads_elsewhere(directory: Path, config: dict[str, Any]) -> bool:
+    """Whether a config has another folder of data than the run that a directory holds."""
+    stored = flat(stored_config(directory)).get("data.root")
+    return bool(stored != flat(config).get("data.root"))
 
 
 def _check_entries(directory: Path) -> None:

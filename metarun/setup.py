@@ -1,18 +1,21 @@
 """From a config to live objects; training and evaluation share this."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from metarun.algos.base import HYPER_PREFIX, OBJECTIVES, Algorithm, Objective
+from metarun.batching import TriedByVmap
 from metarun.buffers import Changes, engine_for, look, refuse_graphs, with_kept_buffers
 from metarun.checks import fits, machine_memory, read
 from metarun.components import build_algorithm, build_data, build_model
 from metarun.config import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, TrainerConfig
 from metarun.data.ahead import Ahead
 from metarun.data.episodes import EpisodeSource
+from metarun.data.identity import identity_of
 from metarun.data.rng import stream_key
 from metarun.errors import CheckpointError, ConfigError
 from metarun.memory import keep_memory
@@ -20,10 +23,10 @@ from metarun.network import Network, check_network
 from metarun.plan import Plan, choose_batching, make_plan, with_gradient
 from metarun.programs import (
     Gradient,
+    Recorder,
     Traces,
     gradient_program,
     keep_compiled,
-    recording,
     trace_program,
 )
 from metarun.ranks import ALONE, Ranks
@@ -44,6 +47,8 @@ class Setup:
     plan: Plan
     gradient: Gradient
     trace: Traces
+    recheck: Callable[[], None]  # have recordings compared with their functions at the next call
+    identity: str  # of the data
     batch_norm: str  # which statistics batch normalisation uses, for the result line
     parameters: dict[str, int | None]  # numbers: how many are learned, adapted and frozen
 
@@ -77,17 +82,37 @@ def build(
     if network.buffered:
         trains = trained_with is None
         choose_batching(config.engine, model, device)  # refuses running statistics
-        tried = build_algorithm(config, model, source, compares=False)
-        changes = look(model, tried, source)
+        trial = build_algorithm(config, model, source, compares=False)
+        changes = look(model, trial, source)
         settled = replace(config, engine=engine_for(config, changes, trains, ranks))
-        refuse_graphs(model, tried, source, changes.training if trains else ())
+        refuse_graphs(model, trial, source, changes.training if trains else ())
         network.changing = changes.training
     computed = with_gradient(settled, model, device)
     plan = make_plan(computed, model, device)
-    algorithm = build_algorithm(computed, model, source, recording(plan.step, "inner steps"))
+    record_step = Recorder(plan.step, "inner steps")
+    algorithm = build_algorithm(computed, model, source, record_step)
     if changes.evaluation:
         algorithm = with_kept_buffers(model, algorithm)
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
+    recorders = [record_step]
+
+    def tried(program: Callable[..., Any], what: str, choice: str) -> Callable[..., Any]:
+        def made(plan: Plan) -> Callable[..., Any]:
+            recorders.append(Recorder(getattr(plan, choice), what))
+            run: Callable[..., Any] = program(algorithm, plan, recorders[-1])
+            return run
+
+        if plan.batching == "loop":
+            return made(plan)
+        engine = replace(computed.engine, batching="loop")
+        looped = make_plan(replace(computed, engine=engine), model, device)
+        insisted = config.engine.batching == "vmap"
+        return TriedByVmap(made(plan), lambda: made(looped), what, insisted)
+
+    def recheck() -> None:
+        for recorder in recorders:
+            recorder.recheck()
+
     return Setup(
         config,
         device,
@@ -98,8 +123,10 @@ def build(
         algorithm,
         OBJECTIVES[source.kind],
         plan,
-        gradient_program(algorithm, plan),
-        trace_program(algorithm, plan),
+        tried(gradient_program, "meta-steps", "compile"),
+        tried(trace_program, "evaluations", "evaluate"),
+        recheck,
+        identity_of(source),
         batch_norm,
         _parameters(algorithm, network),
     )

@@ -282,6 +282,8 @@ def _recalled(job: Job) -> Outcome | None:
     if not any((job.directory / name).exists() for name in TRACES):
         return None  # never started, whatever an earlier launch has put there
     result = rundir.finished_result(job.directory, job.config)
+    if result is not None and rundir.reads_elsewhere(job.directory, job.config):
+        return None  # the run itself looks whether the data are the same
     if result is None or not results.is_whole(result):  # the run will test again
         return None
     return Outcome("recalled", float(result["best"]["score"]))

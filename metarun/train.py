@@ -33,6 +33,7 @@ def run(config: TrainConfig, directory: Path) -> float:
     """
     # Imported here, so that --help and --cfg answer without waiting for torch.
     from metarun import results, rundir
+    from metarun.data_check import check_recalled
     from metarun.loggers import require_wandb
     from metarun.ranks import join
     from metarun.setup import to_plain
@@ -53,6 +54,8 @@ def run(config: TrainConfig, directory: Path) -> float:
             if result is not None and not results.is_whole(result):
                 log.warning("%s is damaged: the run is tested again", directory / "result.json")
                 result = None
+            if result is not None:
+                check_recalled(config, directory, result)
         require_wandb(config.trainer.wandb)
     result = ranks.of_first(result)
     if result is not None:
@@ -65,6 +68,7 @@ def run(config: TrainConfig, directory: Path) -> float:
 
 def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, Any]:
     from metarun import checkpoint, metrics, results, rundir, training_state
+    from metarun.data_check import check_ranks, check_resumed
     from metarun.interrupts import Interrupted, Interruption
     from metarun.lifetime import collect_from_here
     from metarun.loggers import Logged, open_loggers
@@ -83,15 +87,23 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         ranks = ranks.on(device)
         with ranks.together():
             setup = build(config, device, ranks)
+        with ranks.together():
+            check_ranks(setup)
+
+        def load() -> None:
+            nonlocal content
+            logged = metrics.read_metrics(directory / "metrics.jsonl")
+            content = checkpoint.load_newest(
+                folder,
+                lambda c: metrics.complete(logged, plain["trainer"], c["step"], c["last_eval"]),
+            )
+            if content is not None:
+                _check_resumed(content["config"], plain, folder)
+                check_resumed(setup, content, directory)
+
+        with ranks.together():
             if ranks.first:
-                held.enter_context(rundir.opened(directory, plain, str(device), ranks.count))
-                logged = metrics.read_metrics(directory / "metrics.jsonl")
-                content = checkpoint.load_newest(
-                    folder,
-                    lambda c: metrics.complete(logged, plain["trainer"], c["step"], c["last_eval"]),
-                )
-                if content is not None:
-                    _check_resumed(content["config"], plain, folder)
+                held.enter_context(rundir.opened(directory, plain, str(device), ranks.count, load))
         content = ranks.of_first(content)
         if content is None:
             state = training_state.fresh(setup)

@@ -195,6 +195,7 @@ def validate(
     """Score the validation tasks, always the same ones, and keep the best model."""
     check_finite(state)
     check_constant(setup, state)
+    setup.recheck()
     name, config = setup.objective.score_name, setup.config
     result = evaluate(
         setup.trace,

@@ -172,6 +172,7 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
         "top": state.top,
         "last_eval": state.last_eval,
         "recent": torch.stack(state.recent) if state.recent else torch.empty(0, 0),
+        "data_identity": setup.identity,
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
     }
 

@@ -28,4 +28,5 @@ class Ahead:
             self._batches = max(1, min(MOST, LARGEST * self._batches // max(size, 1)))
         if len(self._drawn.support_x) == count:
             return self._drawn
-        return Episodes(*(part[first : first + count] for part in self._drawn))
+        parts = (part[first : first + count] for part in self._drawn)
+        return type(self._drawn)(*parts)  # a plugin's episodes may have more fields

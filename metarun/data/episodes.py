@@ -1,5 +1,6 @@
 """Episodes: the few-shot tasks drawn from a data set, each a pure function of its index."""
 
+import hashlib
 from typing import NamedTuple, Protocol
 
 import torch
@@ -26,7 +27,11 @@ class Episodes(NamedTuple):
 
 
 class EpisodeSource(Protocol):
-    """What a data set offers to the rest of the program."""
+    """What a data set offers to the rest of the program.
+
+    It may have an `identity`, a text that another content would not have; see
+    `metarun.data.identity`.
+    """
 
     input_shape: tuple[int, ...]  # of one example, without the batch
     outputs: int  # size of the network's output: the way, or the number of targets
@@ -65,6 +70,9 @@ class ImageEpisodes:
         """
         for split, store in stores.items():
             _check_feasible(split, store, way, shot, query)
+        contents = repr(sorted((split, store.identity) for split, store in stores.items()))
+        digest = f"sha256:{hashlib.sha256(contents.encode()).hexdigest()}"
+        self.identity = digest if type(self).sample is ImageEpisodes.sample else None
         self.stores = {split: store.to(device) for split, store in stores.items()}
         self.way, self.shot, self.query, self.seed = way, shot, query, seed
         self.dtype = dtype

@@ -56,11 +56,11 @@ from metarun.unroll.optim import (
 )
 from metarun.unroll.recorded import (
     Backend,
+    ChangedFunction,
     CompilationError,
     Program,
     Record,
     Recorded,
-    RecordingError,
     recorded,
     unrecorded,
 )
@@ -82,6 +82,7 @@ from metarun.unroll.tasks import (
     meta_gradient,
     task_mapping,
 )
+from metarun.unroll.trace import RecordingError
 
 __all__ = [
     "KRONECKER",
@@ -91,6 +92,7 @@ __all__ = [
     "Backend",
     "Batching",
     "BlockLoss",
+    "ChangedFunction",
     "Checkpoint",
     "CompilationError",
     "Continued",

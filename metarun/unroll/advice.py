@@ -15,6 +15,10 @@ _ADVICE = {
         "which is not possible when tasks are mapped by vmap: use torch.where, or a loop over "
         "tasks (batching='loop'; engine.batching=loop of a command)"
     ),
+    r"access data pointer": (
+        "the loss hands a tensor to numpy or to Python (.numpy(), .tolist()), which torch.func "
+        "does not allow, detached or not: use torch's operations"
+    ),
     r"randomness error mode": (
         "the loss draws random numbers under torch.func.vmap: give vmap "
         "randomness='different', as metarun.unroll.map_tasks does"
@@ -30,6 +34,39 @@ _ADVICE = {
         "of the unroll instead (engine.gradient=checkpoint of a command)"
     ),
 }
+
+
+_REASONS = {
+    r"one_hot": (
+        "F.one_hot looks at the values of its labels, unless it is given the number of classes; "
+        "torch.eye(n)[y] does not"
+    ),
+    r"in-place|inplace|mutate a captured": (
+        "a tensor that all tasks share is written to in place, as h[:] = … does to "
+        "h = torch.zeros(…); torch.cat, torch.stack or torch.where make a new one"
+    ),
+    r"calling \.item\(\)|data-dependent control flow|_local_scalar_dense": (
+        "it looks at the value of a tensor (.item(), float(), `if`, F.one_hot); torch.where does "
+        "without, and torch.eye(n)[y] for F.one_hot(y, n)"
+    ),
+    r"dynamic shape|boolean mask": (
+        "the values of a tensor decide how large a result is (x[mask], nonzero); torch.where or a "
+        "weighted sum does without"
+    ),
+    r"access data pointer": "it leaves torch (.numpy(), .tolist())",
+    r"Batching rule not implemented|doesn't match the broadcast shape": (
+        "one of its operations, a recurrent layer perhaps, cannot be mapped"
+    ),
+}
+
+
+def plain_reason(error: BaseException | None) -> str:
+    """Why torch could not map or record a function, in a few plain words."""
+    text = str(error)
+    for pattern, reason in _REASONS.items():
+        if re.search(pattern, text):
+            return reason
+    return f"{type(error).__name__}: {text.partition(chr(10))[0]}"
 
 
 class UnsuitableModel(RuntimeError):

@@ -194,11 +194,15 @@ class RandomState:
                 torch.cuda.default_generators[device].manual_seed(seed)
             yield
 
+    def restore(self) -> None:
+        """Make this the state again."""
+        torch.set_rng_state(self.cpu)
+        for device, state in zip(self.devices, self.cuda, strict=True):
+            torch.cuda.set_rng_state(state, device)
+
     @contextmanager
     def restored(self) -> Iterator[None]:
         """This state inside the block, what it was before after it."""
         with torch.random.fork_rng(self.devices):
-            torch.set_rng_state(self.cpu)
-            for device, state in zip(self.devices, self.cuda, strict=True):
-                torch.cuda.set_rng_state(state, device)
+            self.restore()
             yield

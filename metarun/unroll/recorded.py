@@ -8,15 +8,18 @@ included, so a replay skips all of that.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree  # what torch.func itself maps over
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from metarun.unroll.comparison import Rewritten, agree, undone
+from metarun.unroll.python_state import changed, python_state
+from metarun.unroll.recompute import RandomState
 from metarun.unroll.rewrites import DECOMPOSITIONS
+from metarun.unroll.trace import RecordingError, traced
 
 Backend = Literal["replay", "inductor"]
 Program = Callable[..., Any]
@@ -29,12 +32,54 @@ def unrecorded(fn: Callable[..., Any]) -> Callable[..., Any]:
     return fn
 
 
-class RecordingError(RuntimeError):
-    """A function cannot be recorded; the message says why."""
-
-
 class CompilationError(RecordingError):
     """A recording cannot be compiled, but perhaps replayed."""
+
+
+class ChangedFunction(RecordingError):
+    """A function is not what was recorded: it depends on more than its arguments.
+
+    Attributes:
+        outcome: what the call gives, by the function as it is now; nothing if there was no call.
+        replays: calls that the recording has answered before.
+    """
+
+    def __init__(self, message: str, replays: int, outcome: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.replays, self.outcome = replays, outcome
+
+
+@dataclass
+class _Made:
+    """A recording for one layout of arguments.
+
+    Attributes:
+        program: what runs: the graph, or what was compiled of it.
+        results: the structure of what the function gives.
+        graph: the operations.
+        constants: tensors that the function closes over.
+        replays: calls answered so far.
+        check_at: at this call the function is evaluated as well. The next such call is twice as
+            far on, so that all of them together cost little.
+        asked: the next call is to be checked, too.
+    """
+
+    program: Callable[..., Sequence[Tensor]]
+    results: pytree.TreeSpec
+    graph: fx.GraphModule
+    constants: list[Tensor]
+    replays: int = 0
+    check_at: int = 1
+    asked: bool = False
+
+    def due(self) -> bool:
+        """Count a call, and say whether it is to be checked."""
+        self.replays += 1
+        due = self.asked or self.replays >= self.check_at
+        if self.replays >= self.check_at:
+            self.check_at *= 2
+        self.asked = False
+        return due
 
 
 class Recorded:
@@ -50,18 +95,21 @@ class Recorded:
     ) -> None:
         self.fn, self.backend, self.after, self.most = fn, backend, after, most_operations
         self.making = making
-        self._programs: dict[Any, tuple[Callable[..., Sequence[Tensor]], pytree.TreeSpec]] = {}
+        self._programs: dict[Any, _Made] = {}
         self._calls: Counter[Any] = Counter()
 
     def __call__(self, *args: Any) -> Any:
         leaves: list[Tensor] = []
         key = (torch.is_grad_enabled(), _layout(args, leaves))
-        if key not in self._programs:
+        made = self._programs.get(key)
+        if made is None:
             self._calls[key] += 1
             if self._calls[key] <= self.after:
                 return self.fn(*args)
-            self._make(key, args)
-        return _run(*self._programs[key], leaves)
+            made = self._make(key, args)
+        elif made.due():
+            self._check(made, args, leaves)
+        return _run(made.program, made.results, leaves)
 
     def program(self, *args: Any) -> Program:
         """What runs for arguments of this layout; made now, if it is not there.
@@ -72,20 +120,78 @@ class Recorded:
         Raises:
             RecordingError: as a call.
         """
-        key = (torch.is_grad_enabled(), _layout(args, []))
-        if key not in self._programs:
-            self._make(key, args)
-        program, results = self._programs[key]
+        leaves: list[Tensor] = []
+        key = (torch.is_grad_enabled(), _layout(args, leaves))
+        made = self._programs.get(key)
+        if made is None:
+            made = self._make(key, args)
+        elif made.due():
+            self._check(made, args, leaves)
+        program, results = made.program, made.results
         return lambda *given: _run(program, results, pytree.tree_leaves(given))
 
-    def _make(self, key: Any, args: Any) -> None:
+    def recheck(self) -> None:
+        """Compare every recording with the function at its next call."""
+        for made in self._programs.values():
+            made.asked = True
+
+    def _make(self, key: Any, args: Any) -> _Made:
         leaves, structure = pytree.tree_flatten(args)
         with self.making():
             replayed = self.backend == "replay"
-            rewritten = None if replayed else DECOMPOSITIONS
-            graph, results = _record(self.fn, leaves, structure, self.most, rewritten)
+            # What a first call sets up stays as it is from then on: that is no change.
+            for last in (self.after > 0, True):
+                before = python_state(self.fn)
+                graph, results = traced(self.fn, leaves, structure, self.most, self._rewritten)
+                change = changed(before, python_state(self.fn))
+                if change is None:
+                    break
+                if last:
+                    raise ChangedFunction(
+                        f"each call changes {change}, which a recording would not repeat",
+                        0,
+                        (_run(graph, results, leaves),),
+                    )
             program = graph if replayed else _compiled(graph, leaves)
-        self._programs[key] = program, results
+        constants = [
+            value
+            for node in graph.graph.nodes
+            if node.op == "get_attr" and isinstance(value := getattr(graph, node.target), Tensor)
+        ]
+        made = self._programs[key] = _Made(program, results, graph, constants)
+        return made
+
+    @property
+    def _rewritten(self) -> dict[Any, Callable[..., Any]] | None:
+        return None if self.backend == "replay" else DECOMPOSITIONS
+
+    def _check(self, made: _Made, args: Any, leaves: list[Tensor]) -> None:
+        """Evaluate the function itself and refuse a recording that gives something else.
+
+        What is compared is the graph, also where it was compiled: its operations are those of
+        the function, so the bits are the same. A call leaves no trace but in Python: constants
+        and random states are what they were before.
+
+        Raises:
+            ChangedFunction: they differ.
+        """
+        random_state = RandomState(leaves)
+        rewriting = Rewritten(self._rewritten) if self._rewritten else nullcontext()
+        with random_state.restored(), undone(made.constants), rewriting:
+            outcome = self.fn(*args)
+
+        def replayed() -> Any:
+            with undone(made.constants):
+                return _run(made.graph, made.results, leaves)
+
+        if not agree(outcome, replayed(), replayed):
+            raise ChangedFunction(
+                "it gives something else than its recording does: it depends on a Python value or "
+                "a tensor that has changed since (a coefficient, a random number), or torch took "
+                "another way while it was recorded",
+                made.replays - 1,
+                (outcome,),
+            )
 
 
 def recorded(
@@ -102,6 +208,10 @@ def recorded(
     over and Python numbers are constants from the recording on. Results have no graph: `fn`
     takes its derivatives itself.
 
+    A function that breaks this rule is found out. Python values within its reach are looked at
+    before and after it is recorded. At the 1st, 2nd, 4th, 8th … call after that, and whenever
+    `recheck` was called, `fn` is evaluated as well, and the results have to be the same.
+
     Args:
         fn: a function of pytrees of tensors that gives such a pytree.
         backend: "replay" runs the same kernels in the same order, and gives the same bits.
@@ -115,9 +225,10 @@ def recorded(
         making: gives a context that is entered while a recording is made.
 
     Returns:
-        The function. It raises `RecordingError` where a tensor's value decides what happens next,
-        where random numbers are drawn (compiled operations would draw others), or where an
-        argument is no tensor; the random state is then that of before.
+        The function. It raises `RecordingError` where a tensor's value decides what happens next
+        or how large a result is, where random numbers are drawn (compiled operations would draw
+        others), or where an argument is no tensor; the random state is then that of before. It
+        raises `ChangedFunction` at the call that finds a recording out, with the right result.
     """
     return Recorded(fn, backend, after, most_operations, making)
 
@@ -142,56 +253,6 @@ def _layout(value: Any, leaves: list[Tensor]) -> Any:
     if isinstance(value, tuple | list):
         return type(value), *(_layout(item, leaves) for item in value)
     raise RecordingError("it has an argument that is no tensor")
-
-
-def _record(
-    fn: Callable[..., Any],
-    leaves: list[Tensor],
-    structure: pytree.TreeSpec,
-    most: int | None,
-    rewritten: dict[Any, Callable[..., Any]] | None,
-) -> tuple[fx.GraphModule, pytree.TreeSpec]:
-    results: list[pytree.TreeSpec] = []
-
-    def flat(*given: Tensor) -> list[Tensor]:
-        outputs, spec = pytree.tree_flatten(fn(*pytree.tree_unflatten(list(given), structure)))
-        results.append(spec)
-        return [output.detach() for output in outputs]
-
-    gpus = sorted({x.device.index for x in leaves if x.device.type == "cuda"})
-    try:
-        with torch.random.fork_rng(gpus), _Limit(most):
-            graph = make_fx(flat, rewritten)(*(leaf.detach() for leaf in leaves))
-    except RecordingError:
-        raise
-    except Exception as error:  # torch raises various ones
-        reason = str(error).partition("\n")[0]
-        raise RecordingError(f"{type(error).__name__}: {reason}") from error
-    for node in graph.graph.nodes:
-        if _draws_random_numbers(node):
-            raise RecordingError(f"it draws random numbers ({node.target})")
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph, results[0]
-
-
-class _Limit(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Ends a recording that becomes too long."""
-
-    def __init__(self, most: int | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.most, self.count = most, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        if self.most is not None and self.count > self.most:
-            raise RecordingError(f"it takes more than {self.most} operations")
-        return func(*args, **(kwargs or {}))
-
-
-def _draws_random_numbers(node: fx.Node) -> bool:
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded in tags
 
 
 def _compiled(graph: fx.GraphModule, leaves: list[Tensor]) -> Callable[..., Sequence[Tensor]]:

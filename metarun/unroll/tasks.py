@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
 from metarun.unroll.recorded import Record, unrecorded
@@ -197,9 +198,12 @@ def _gradients_of_many(task_loss: TaskLoss, meta: Meta, part: Any) -> tuple[Meta
 
 
 def _run(fn: Callable[[Meta, Any], Any], batching: Batching, meta: Meta, part: Any) -> Any:
-    if batching == "vmap":
-        return torch.func.vmap(fn, in_dims=(None, 0), randomness="different")(meta, part)
-    single = fn(meta, pytree.tree_map(lambda x: x[0], part))
+    # Of torch's attention kernels, vmap and second derivatives have this one alone; the inner
+    # loss is computed by it, too.
+    with sdpa_kernel(SDPBackend.MATH):
+        if batching == "vmap":
+            return torch.func.vmap(fn, in_dims=(None, 0), randomness="different")(meta, part)
+        single = fn(meta, pytree.tree_map(lambda x: x[0], part))
     return pytree.tree_map(lambda x: x[None], single)
 
 

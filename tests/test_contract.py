@@ -1,0 +1,326 @@
+"""What a component gives is checked: each mistake ends in a sentence about it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metarun.algos.base import Algorithm, Trace
+from metarun.algos.maml import maml
+from metarun.components import BUILDERS
+from metarun.compose import composed, register_schemas
+from metarun.config import PLUGIN_OPTIONS
+from metarun.data.ahead import Ahead
+from metarun.data.episodes import Episodes
+from metarun.data.sinusoid import Sinusoids
+from metarun.errors import ConfigError
+from metarun.setup import Setup, build
+from metarun.trainer import meta_step
+from metarun.training_state import fresh
+
+register_schemas()
+TINY = ("data=sinusoid", "backbone=mlp", "backbone.hidden=[4]", "trainer.meta_batch=2")
+
+
+def setup_with(
+    monkeypatch: pytest.MonkeyPatch, group: str, name: str, builder: Callable[..., Any], *more: str
+) -> Setup:
+    """The setup of a tiny run in which a plugin has the place of a component of ours."""
+    monkeypatch.setitem(BUILDERS[group], name, builder)
+    monkeypatch.setattr("metarun.components.PLUGIN_OPTIONS", [*PLUGIN_OPTIONS, (group, name)])
+    return build(composed("train", [*TINY, *more]), torch.device("cpu"))
+
+
+# ---------------------------------------------------------------- algorithms
+
+
+def algorithm(change: Callable[[Algorithm], Any]) -> Callable[..., Any]:
+    return lambda problem, **settings: change(maml(problem, **settings))
+
+
+def with_extra(change: Callable[[dict[str, Any]], Any]) -> Callable[..., Any]:
+    """MAML whose `extra` is changed."""
+
+    def changed(ours: Algorithm) -> Algorithm:
+        def loss(meta: Any, episode: Any) -> Any:
+            value, extra = ours.loss(meta, episode)
+            return value, change(dict(extra))
+
+        return ours._replace(loss=loss)
+
+    return algorithm(changed)
+
+
+LOSSES: dict[str, tuple[Callable[..., Any], str]] = {
+    "a scalar inner loss": (
+        with_extra(lambda e: e | {"inner_losses": e["loss"]}),
+        r"extra\['inner_losses'\] is a float32 tensor of shape \(\): .* \(inner steps,\), or be",
+    ),
+    "a float score": (
+        with_extra(lambda e: e | {"score": 0.5}),
+        r"extra\['score'\] is 0\.5, of type float: it must be a tensor with one number",
+    ),
+    "no score": (with_extra(lambda e: {"loss": e["loss"]}), r"gives no extra\['score'\]"),
+    "no loss": (with_extra(lambda e: {"score": e["score"]}), r"gives no extra\['loss'\]"),
+    "a further key": (with_extra(lambda e: e | {"mine": 1}), r"extra\['mine'\], which nothing"),
+    "extra is a list": (with_extra(list), r"it must give \(outer loss, extra\)"),
+    "a loss for each query": (
+        algorithm(lambda a: a._replace(loss=lambda m, e: (torch.ones(3), a.loss(m, e)[1]))),
+        r"the outer loss is a float32 tensor of shape \(3,\): it must be a tensor with one number",
+    ),
+    "the loss alone": (
+        algorithm(lambda a: a._replace(loss=lambda m, e: a.loss(m, e)[0])),
+        r"loss\(meta, episode\) gives a float32 tensor .* must give \(outer loss, extra\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ["auto", "replay"])
+@pytest.mark.parametrize("mistake", LOSSES)
+def test_what_a_loss_gives_is_checked(
+    mistake: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder, message = LOSSES[mistake]
+    setup = setup_with(monkeypatch, "algo", "maml", builder, f"engine.compile={how}")
+    with pytest.raises(ConfigError, match=r"algo=maml: .*" + message):
+        meta_step(setup, fresh(setup))
+
+
+def test_inner_losses_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = with_extra(lambda e: {k: v for k, v in e.items() if k != "inner_losses"})
+    setup = setup_with(monkeypatch, "algo", "maml", builder, "engine.compile=none")
+    state = fresh(setup)
+    meta_step(setup, state)
+    assert state.recent[0].shape == (3,), "loss, score and gradient norm"
+
+
+TRACES: dict[str, tuple[Any, str]] = {
+    "no dimension": (Trace(torch.ones(()), torch.ones(())), r"query_loss is a .* shape \(\): .*1,"),
+    "nothing": (Trace(torch.ones(0), torch.ones(0)), r"query_loss is a .* shape \(0,\)"),
+    "different lengths": (Trace(torch.ones(2), torch.ones(3)), "has 2 values and query_score 3"),
+    "numbers": (Trace(1.0, 2.0), "query_loss is 1.0, of type float"),  # type: ignore[arg-type]
+    "a pair": ((torch.ones(1), torch.ones(1)), r"must give a metarun\.algos\.base\.Trace"),
+}
+
+
+@pytest.mark.parametrize("mistake", TRACES)
+def test_what_a_trace_gives_is_checked(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, message = TRACES[mistake]
+    builder = algorithm(lambda a: a._replace(trace=lambda m, e: found))
+    setup = setup_with(monkeypatch, "algo", "maml", builder)
+    with pytest.raises(ConfigError, match=r"algo=maml: trace\(meta, episode\).*" + message):
+        setup.trace(setup.algorithm.init(), setup.source.sample("test", 0, 2))
+
+
+def test_an_algorithm_is_one_and_begins_with_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"algo=maml builds .*of type tuple: it must build"):
+        setup_with(monkeypatch, "algo", "maml", algorithm(tuple))
+    for meta in ({}, {"a": torch.tensor(1)}, {"a": 1.0}, [torch.ones(1)]):
+        builder = algorithm(lambda a, meta=meta: a._replace(init=lambda: meta))
+        setup = setup_with(monkeypatch, "algo", "maml", builder)
+        with pytest.raises(ConfigError, match=r"init\(\) gives .* floating-point tensors by name"):
+            fresh(setup)
+
+
+# ---------------------------------------------------------------- networks and optimizers
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda: 3, r"builds 3, of type int: it must build an nn\.Module"),
+        (lambda: nn.ReLU(), "has no parameters"),
+        (lambda: nn.Linear(1, 2), r"of shape \(10, 2\) for 10 examples: .* shape \(10, 1\)"),
+        (
+            lambda: nn.Sequential(nn.Linear(1, 1), nn.Flatten(0)),
+            r"of shape \(10,\) for 10 examples",  # which a mean squared error would broadcast
+        ),
+    ],
+    ids=["no module", "no parameters", "two outputs", "no dimension of outputs"],
+)
+def test_a_network_is_checked(
+    network: Callable[[], Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"backbone=mlp .*" + message):
+        setup_with(monkeypatch, "backbone", "mlp", lambda shape, outputs, **_: network())
+
+
+def test_checking_a_network_leaves_it_and_the_random_state_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Odd(nn.Linear):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            torch.rand(1)
+            return super().forward(x)
+
+    made: list[Odd] = []
+
+    def builder(shape: Any, outputs: int, **_: Any) -> nn.Module:
+        made.append(Odd(1, 1))
+        return made[-1]
+
+    setup_with(monkeypatch, "backbone", "mlp", builder)
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    Odd(1, 1)
+    assert made[-1].calls == 0 and torch.equal(torch.get_rng_state(), state)
+
+
+def test_optimizers_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"inner_opt=sgd builds .*InnerOptimizer or LossOpt"):
+        setup_with(monkeypatch, "inner_opt", "sgd", lambda **settings: torch.optim.SGD)
+    monkeypatch.undo()
+    setup = setup_with(monkeypatch, "outer_opt", "adam", lambda params, **settings: "adam")
+    with pytest.raises(ConfigError, match=r"outer_opt=adam builds 'adam'.* torch\.optim\.Opt"):
+        fresh(setup)
+
+
+# ---------------------------------------------------------------- data
+
+
+class Labelled(Sinusoids):
+    """A classification in two classes, by the sign of y."""
+
+    kind = "classification"
+    outputs = 2
+
+    def sample(self, split: str, start: int, count: int) -> Any:
+        drawn = super().sample(split, start, count)
+        return Episodes(*(p if n % 2 == 0 else (p[..., 0] > 0).long() for n, p in enumerate(drawn)))
+
+
+def source(
+    change: Callable[[Any], Any] = lambda episodes: episodes,
+    kind: type[Sinusoids] = Sinusoids,
+    **attributes: Any,
+) -> Callable[..., Any]:
+    """Sine curves with other episodes or attributes."""
+
+    class Changed(kind):  # type: ignore[misc, valid-type]
+        def sample(self, split: str, start: int, count: int) -> Any:
+            return change(super().sample(split, start, count))
+
+    def builder(task: Any, seed: int, device: Any, dtype: Any) -> Any:
+        shape = {"shot": task.shot, "query": task.query}
+        made = Changed(**shape, seed=seed, device=device, dtype=dtype)
+        for name, value in attributes.items():
+            setattr(made, name, value)
+        return made
+
+    return builder
+
+
+@dataclass
+class Bare:
+    kind: str = "regression"
+    outputs: int = 1
+
+
+def stateful() -> Callable[..., Any]:
+    drawn: list[int] = []
+
+    def change(episodes: Episodes) -> Episodes:
+        drawn.append(1)
+        return episodes._replace(query_y=episodes.query_y + len(drawn))
+
+    return source(change)
+
+
+def random(episodes: Episodes) -> Episodes:
+    return episodes._replace(query_x=torch.rand_like(episodes.query_x))
+
+
+SOURCES: dict[str, tuple[Callable[..., Any], str]] = {
+    "no shape": (lambda *_: Bare(), "without `input_shape`"),
+    "an unknown kind": (
+        lambda *a: _with(source()(*a), kind="ranking"),
+        "is of kind 'ranking': classification or regression",
+    ),
+    "outputs": (source(outputs=2.0), r"outputs=2\.0: must be 1 or more"),
+    "a shape": (source(input_shape=1), r"input_shape=1: must be a tuple"),
+    "an identity": (source(identity=3), "identity=3, of type int: must be a text"),
+    "a list": (source(list), "a value of type list: it must give metarun.data.episodes.Episodes"),
+    "a plain tuple": (source(tuple), "or a NamedTuple that begins with support_x"),
+    "fewer tasks": (
+        source(lambda e: Episodes(*(part[:1] for part in e))),
+        r"sample\('train', 0, 2\): support_x is a .* with 2 tasks as its first dimension",
+    ),
+    "another dtype": (
+        source(lambda e: e._replace(query_y=e.query_y.double())),
+        r"query_y is a float64 tensor .* dtype, torch\.float32",
+    ),
+    "another shape": (
+        source(lambda e: e._replace(support_x=e.support_x[..., 0])),
+        r"support_x is .*input_shape is \(1,\)",
+    ),
+    "targets without outputs": (
+        source(lambda e: e._replace(query_y=e.query_y[..., 0])),
+        r"query_y is .* of shape \(tasks, 10, 1\)",
+    ),
+    "labels of a regression": (
+        source(lambda e: e._replace(query_y=e.query_y.long())),
+        "targets must be floating-point numbers",
+    ),
+    "labels that are floats": (
+        source(lambda e: e._replace(query_y=e.query_y.float()), Labelled),
+        "labels must be int64",
+    ),
+    "labels out of range": (
+        source(lambda e: e._replace(support_y=e.support_y + 4), Labelled),
+        r"support_y has labels from 4 to 5, but outputs=2: labels go from 0 to 1",
+    ),
+    "a number": (source(lambda e: e._replace(query_x=1)), r"query_x is 1, of type int"),
+    "an episode by its count": (stateful(), "is another one when it is drawn again"),
+    "random numbers": (source(random), "is another one when it is drawn again"),
+}
+
+
+def _with(made: Any, **attributes: Any) -> Any:
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.mark.parametrize("mistake", SOURCES)
+def test_a_source_of_episodes_is_checked(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, message = SOURCES[mistake]
+    with pytest.raises(ConfigError, match=r"data=sinusoid.*" + message):
+        setup_with(monkeypatch, "data", "sinusoid", builder)
+
+
+def test_a_split_that_is_missing_is_missed_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Split(Sinusoids):
+        def sample(self, split: str, start: int, count: int) -> Episodes:
+            return super().sample({"train": "train", "val": "val"}[split], start, count)
+
+    def builder(task: Any, seed: int, device: Any, dtype: Any) -> Any:
+        return Split(shot=task.shot, query=task.query, seed=seed, device=device, dtype=dtype)
+
+    with pytest.raises(ConfigError, match=r"sample\('test', 0, 2\) ends in KeyError: 'test'; .*"):
+        setup_with(monkeypatch, "data", "sinusoid", builder)
+
+
+class Weighted(NamedTuple):
+    """An episode with a field more than usual."""
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+    weights: Tensor
+
+
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+def test_an_episode_may_have_more_fields(batching: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = source(lambda e: Weighted(*e, weights=torch.ones(len(e.query_x), 10)))
+    how = (f"engine.batching={batching}", "engine.compile=replay")
+    setup = setup_with(monkeypatch, "data", "sinusoid", builder, *how)
+    meta_step(setup, fresh(setup))
+    ahead: Any = Ahead(setup.source, "train")
+    assert [ahead.sample(start, 2).weights.shape for start in (0, 2)] == [(2, 10)] * 2

@@ -1,0 +1,194 @@
+"""No run goes on, and no checkpoint is evaluated, on other data than before without a word."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from metarun.data.identity import identity_of, same_data
+from metarun.data.sinusoid import Sinusoids
+from metarun.data.store import ClassStore, cached, from_equal_classes, select_classes
+from metarun.data.store import with_rotations as rotated
+from tests.conftest import Metarun
+
+PLUGIN = '''
+"""A folder with a file of images, in twelve classes."""
+from dataclasses import dataclass
+from pathlib import Path
+import torch
+from metarun.components import image_episodes, register
+from metarun.data.store import from_equal_classes
+from metarun.data.sinusoid import Sinusoids
+
+@dataclass
+class FolderConfig:
+    name: str = "folder"
+    root: str = "here"
+
+def load(root):
+    images = torch.load(Path(root) / "images.pt")
+    store = from_equal_classes(images, [f"class{i}" for i in range(len(images))])
+    return {split: store for split in ("train", "val", "test")}
+
+register("data", "folder", FolderConfig, image_episodes(load))
+
+@dataclass
+class WavesConfig:
+    name: str = "waves"
+    root: str = "here"
+
+class Waves(Sinusoids):
+    """It says nothing of what it is."""
+
+    def __init__(self, root, **options):
+        super().__init__(**options)
+        self.scale = float((Path(root) / "scale").read_text())
+
+    def sample(self, split, start, count):
+        drawn = super().sample(split, start, count)
+        return drawn._replace(support_y=self.scale * drawn.support_y,
+                              query_y=self.scale * drawn.query_y)
+
+def build(task, seed, device, dtype, root):
+    return Waves(root, shot=task.shot, query=task.query, seed=seed, device=device, dtype=dtype)
+
+register("data", "waves", WavesConfig, build)
+'''
+TINY = (
+    "train", "+plugins=[mine]", "backbone=mlp", "backbone.hidden=[4]", "trainer.steps=4",
+    "trainer.eval_every=2", "trainer.checkpoint_every=2", "trainer.eval_episodes=3",
+    "trainer.test_episodes=3", "trainer.meta_batch=2", "task.way=2", "task.query=2",
+    "hydra.run.dir=run",
+)  # fmt: skip
+EVAL = ("eval", "ckpt=run", "+plugins=[mine]")
+
+
+@pytest.fixture(params=["folder", "waves"])
+def data(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The name of a data set, whose content is in the folder `here`, and another in `there`."""
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    for seed, name in enumerate(("here", "there")):
+        (tmp_path / name).mkdir()
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(256, (6, 8, 1, 3, 3), generator=generator, dtype=torch.uint8)
+        torch.save(images, tmp_path / name / "images.pt")
+        (tmp_path / name / "scale").write_text(str(1.0 + 0.01 * seed))
+    name: str = request.param
+    return name
+
+
+def unfinish(run: Path) -> None:
+    """Make a finished run one that was killed after meta-step 2."""
+    (run / "checkpoints" / "step-00000002.pt").replace(run / "checkpoints" / "last.pt")
+    for name in ("checkpoints/step-00000004.pt", "checkpoints/best.pt", "status.json"):
+        (run / name).unlink()
+
+
+def figures(tmp_path: Path, folder: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads((tmp_path / folder / "result.json").read_text())["test"]
+    return found
+
+
+def test_a_run_does_not_go_on_with_other_data(metarun: Metarun, tmp_path: Path, data: str) -> None:
+    train = [*TINY, f"data={data}"]
+    metarun(*train)
+    before = figures(tmp_path, "run")
+    done = metarun(*train, "data.root=there", code=2)
+    assert "run holds a run on other data" in done.stderr and "in there now" in done.stderr
+    unfinish(tmp_path / "run")
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    done = metarun(*train, "data.root=there", code=2)
+    assert "run holds a run on other data" in done.stderr and "nothing was changed" in done.stderr
+    assert "give data.root=… with the folder of its data" in done.stderr
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
+    assert not (tmp_path / "run" / "status.json").exists()
+    shutil.move(tmp_path / "here", tmp_path / "moved")  # the same content in another folder
+    assert "resuming after meta-step 2" in metarun(*train, "data.root=moved").stderr
+    assert figures(tmp_path, "run") == before
+    shutil.copytree(tmp_path / "moved", tmp_path / "again")
+    assert "nothing to do" in metarun(*train, "data.root=again").stderr
+    for file in (tmp_path / "there").iterdir():  # other content in the same folder
+        shutil.copy(file, tmp_path / "moved")
+    unfinish(tmp_path / "run")
+    assert "other data" in metarun(*train, "data.root=moved", code=2).stderr
+
+
+def test_an_evaluation_says_that_its_data_are_others(
+    metarun: Metarun, tmp_path: Path, data: str
+) -> None:
+    metarun(*TINY, f"data={data}")
+    own = figures(tmp_path, "run")
+    # The environment is for data sets of ours, not for a setting of a plugin's.
+    metarun(*EVAL, "hydra.run.dir=a", METARUN_DATA=str(tmp_path / "there"))
+    assert figures(tmp_path, "a") == own
+    done = metarun(*EVAL, "data.root=there", "hydra.run.dir=b")
+    assert "these are other data than in training" in done.stderr
+    assert "other data than in training)" in done.stdout
+    other = figures(tmp_path, "b")
+    assert other["other_data"] is True and other["training_data_identity"] == own["data_identity"]
+    assert other["data_identity"] != own["data_identity"]
+    done = metarun(*EVAL, "data.root=here", "seed=5", "task.shot=3", "hydra.run.dir=c")
+    assert "other data" not in done.stdout + done.stderr
+    for file in (tmp_path / "there").iterdir():
+        shutil.copy(file, tmp_path / "here")
+    done = metarun(*EVAL, code=2)
+    assert "the checkpoint was trained on other data" in done.stderr
+    assert "data.root=here, they are evaluated on all the same" in done.stderr
+
+
+def test_a_checkpoint_of_before_goes_on_with_a_word(
+    metarun: Metarun, tmp_path: Path, data: str
+) -> None:
+    metarun(*TINY, f"data={data}")
+    unfinish(tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    content = torch.load(last, weights_only=True)
+    del content["data_identity"]
+    torch.save(content, last)
+    word = "does not say which data it has seen: they are not compared"
+    assert word in metarun(*TINY, f"data={data}").stderr
+    assert word not in metarun(*EVAL).stderr, "it says so again"
+
+
+def stores() -> tuple[ClassStore, ClassStore]:
+    images = torch.randint(256, (4, 3, 1, 2, 2), dtype=torch.uint8)
+    names = [f"c{i}" for i in range(4)]
+    changed = images.clone()
+    changed[3, 2, 0, 1, 1] ^= 1
+    return from_equal_classes(images, names), from_equal_classes(changed, names)
+
+
+def test_the_identity_of_a_store_is_that_of_all_its_content(tmp_path: Path) -> None:
+    one, other = stores()
+    renamed = ClassStore(one.images, one.offsets, ("a", "b", "c", "d"))
+    identities = {one.identity, other.identity, renamed.identity}
+    identities |= {select_classes(one, [0, 1]).identity, select_classes(one, [1, 0]).identity}
+    identities |= {rotated(one).identity, select_classes(other, [0, 1]).identity}
+    assert len(identities) == 7
+    assert ClassStore(one.images.clone(), one.offsets, one.class_names).identity == one.identity
+    for _ in range(2):  # made, then read
+        kept = cached(tmp_path / "store.pt", lambda: one)
+        assert kept.identity == one.identity
+    assert kept.known == one.identity, "it is not computed again"
+    assert rotated(kept).identity == rotated(one).identity
+
+
+def test_a_sampled_identity_forgives_rounding_and_nothing_else() -> None:
+    class Scaled(Sinusoids):
+        scale = 1.0
+
+        def sample(self, split: str, start: int, count: int):  # type: ignore[no-untyped-def]
+            drawn = super().sample(split, start, count)
+            return drawn._replace(query_y=drawn.query_y * self.scale)
+
+    def identity(scale: float, dtype: torch.dtype = torch.float32) -> str:
+        made = Scaled(shot=5, query=5, seed=0, device=torch.device("cpu"), dtype=dtype)
+        made.scale = scale
+        return identity_of(made)
+
+    assert same_data(identity(1.0), identity(1.0, torch.float64))
+    assert not same_data(identity(1.0), identity(1.001))
+    assert not same_data(identity(1.0), "episodes:nonsense")
+    assert not same_data(identity(1.0), "sinusoid-v1")

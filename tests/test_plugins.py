@@ -1,0 +1,89 @@
+"""`+plugins=[…]` imports the user's module, or says why not."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Metarun
+
+PLUGIN = """
+from dataclasses import dataclass
+from metarun.backbones.mlp import MLP
+from metarun.components import register
+
+@dataclass
+class WideConfig:
+    name: str = "wide"
+
+register("backbone", "wide", WideConfig, lambda shape, outputs: MLP(shape, outputs, hidden=(3,)))
+"""
+
+
+def config(metarun: Metarun, name: str, code: int = 0, **env: str) -> str:
+    """What a command with such a plugin says."""
+    done = metarun("train", f"+plugins=[{name}]", "--cfg", "job", code=code, **env)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["statistics", "yaml", "numpy"])
+def test_a_file_that_another_module_hides_is_not_passed_over(
+    name: str, metarun: Metarun, tmp_path: Path
+) -> None:
+    (tmp_path / f"{name}.py").write_text(PLUGIN)
+    said = config(metarun, name, code=2)
+    assert f"another module has the name {name!r}" in said and "give yours another name" in said
+
+
+def test_a_package_that_another_one_hides_is_not_passed_over(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    (tmp_path / "yaml").mkdir()
+    (tmp_path / "yaml" / "nets.py").write_text(PLUGIN)
+    assert "another module has the name 'yaml'" in config(metarun, "yaml.nets", code=2)
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("mine.py", "did you mean +plugins=[mine]?"),
+        ("./mine.py", "did you mean +plugins=[mine]?"),
+        ("sub/mine.py", "did you mean +plugins=[sub.mine]?"),
+        ("sub/mine", "did you mean +plugins=[sub.mine]?"),
+        ("/there/mine.py", "set PYTHONPATH=/there, and give +plugins=[mine]"),
+    ],
+)
+def test_a_path_deserves_a_hint(typed: str, hint: str, metarun: Metarun, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    said = config(metarun, typed, code=2)
+    assert "give the name of a module, not of a file" in said and hint in said
+
+
+def test_modules_of_the_folder_and_below_are_imported(metarun: Metarun, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for path in ("mine.py", "sub/other.py"):
+        (tmp_path / path).write_text(PLUGIN.replace("wide", path[0]))
+    done = metarun("train", "+plugins=[mine,'sub.other']", "backbone=s", "--cfg", "job")
+    assert "name: s" in done.stdout and "registers no component" not in done.stderr
+
+
+def test_a_module_that_registers_nothing_is_named(metarun: Metarun, tmp_path: Path) -> None:
+    (tmp_path / "idle.py").write_text("x = 1\n")
+    assert "the plugin 'idle' registers no component" in config(metarun, "idle")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("x = = 1", "SyntaxError"),
+    ],
+)
+def test_a_module_that_fails_says_why(
+    text: str, reason: str, metarun: Metarun, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.py").write_text(text)
+    said = config(metarun, "bad", code=2)
+    assert f"cannot import the plugin 'bad': {reason}" in said
+    said = config(metarun, "nowhere", code=2)
+    assert f"a plugin is an installed module or a file in {tmp_path}" in said
