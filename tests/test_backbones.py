@@ -3,6 +3,7 @@
 import learn2learn as l2l
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.func import grad, vmap
 
@@ -77,3 +78,41 @@ def test_second_derivatives_of_batch_norm_are_right_around_vmap() -> None:
     looped = gradient(sum(meta(params, images) for images in x))
     # All parameters together: a bias before a normalisation has gradient zero, but noise.
     assert (mapped - looped).norm() < 1e-10 * looped.norm()
+
+
+def normalised(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """By mean and variance of each channel over the batch at hand."""
+    return F.batch_norm(maps, None, None, weight, bias, training=True)
+
+
+@pytest.mark.parametrize("pool", ["stride", "max"])
+def test_conv4_computes_what_is_written_out_here(pool: str) -> None:
+    """Convolution, normalisation, ReLU and pooling, in this order, then the head."""
+    torch.manual_seed(0)
+    model = Conv4((2, 33, 20), 3, width=5, pool=pool).double()
+    p = {name: torch.randn_like(value) for name, value in model.named_parameters()}
+    x = maps = torch.rand(4, 2, 33, 20, dtype=torch.float64)
+    for i in range(4):
+        conv, norm = f"body.{i}.conv", f"body.{i}.norm"
+        stride = 2 if pool == "stride" else 1
+        maps = F.conv2d(maps, p[f"{conv}.weight"], p[f"{conv}.bias"], stride, padding=1)
+        maps = normalised(maps, p[f"{norm}.weight"], p[f"{norm}.bias"]).clamp(min=0)
+        maps = F.max_pool2d(maps, 2) if pool == "max" else maps
+    features = maps.flatten(2).mean(2) if pool == "stride" else maps.flatten(1)
+    expected = features @ p["head.weight"].T + p["head.bias"]
+    ours = torch.func.functional_call(model, p, (x,))
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 4)])
+def test_mlp_computes_what_is_written_out_here(hidden: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = MLP((2, 3), 4, hidden).double()
+    p = dict(model.named_parameters())
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    units = x.flatten(1)
+    for i in range(len(hidden)):
+        weight, bias = p[f"body.{2 * i}.weight"], p[f"body.{2 * i}.bias"]
+        units = (units @ weight.T + bias).clamp(min=0)
+    expected = units @ p["head.weight"].T + p["head.bias"]
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)

@@ -10,6 +10,7 @@ import torch
 from metarun.compose import composed, register_schemas
 from metarun.config import SCHEMAS
 from metarun.errors import ConfigError
+from metarun.inner_builders import TORCH_BUILDERS
 from metarun.inner_torch_schemas import TORCH_SCHEMAS, InnerOptConfig
 from metarun.setup import Setup, build
 from metarun.trainer import meta_step
@@ -167,6 +168,28 @@ def test_inner_gradients_are_clipped() -> None:
     torch.testing.assert_close(part["head.weight"], norm["head.weight"])
     learned = trained("inner_opt=sgd", "inner_opt.clip_norm=0.01", "inner_opt.learn=[max_norm]")
     assert learned["inner_opt.max_norm"] != 0.01
+
+
+@pytest.mark.parametrize("name", [n for n in TORCH_SCHEMAS if n not in ("muon", "rprop")])
+def test_inner_gradients_are_clipped_by_value_and_then_by_norm(name: str) -> None:
+    """The order of the outer gradients; all parameters together have one norm."""
+    grads = {"w": torch.tensor([[3.0, -0.2], [0.1, 4.0]]), "b": torch.tensor([-5.0, 0.3])}
+    params = {"w": torch.ones(2, 2), "b": torch.ones(2)}
+    value, norm = 0.5, 0.6
+    by_value = {key: grad.clamp(-value, value) for key, grad in grads.items()}
+    length = torch.cat([grad.flatten() for grad in by_value.values()]).norm()
+    by_both = {key: grad * norm / (length + 1e-6) for key, grad in by_value.items()}
+    for given, expected in (
+        ({"clip_value": value, "clip_norm": norm}, by_both),
+        ({"clip_value": value}, by_value),
+        ({"clip_norm": 99.0}, grads),
+        ({}, grads),
+    ):
+        clipping, plain = TORCH_BUILDERS[name](**given), FACTORIES[name]()
+        ours, _ = clipping.update(grads, clipping.init(params), params, clipping.hyper)
+        theirs, _ = plain.update(expected, plain.init(params), params, plain.hyper)
+        for key in params:
+            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-5, atol=1e-7)
 
 
 def test_the_command_trains_with_an_optimizer_chosen_by_name(metarun: Metarun) -> None:

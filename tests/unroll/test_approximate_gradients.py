@@ -1,6 +1,7 @@
 """Truncated, implicit and evolution gradients against what they should be."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -236,6 +237,24 @@ def test_conjugate_gradients_return_the_current_iterate_when_there_is_nothing_le
     assert torch.equal(zero, torch.zeros(3, dtype=F64))
     downward = conjugate_gradients(lambda v: [-v[0]], right, 4)[0]
     assert torch.isfinite(downward).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_each_step_of_conjugate_gradients_is_the_best_of_its_krylov_space(steps: int) -> None:
+    """By least squares over the span of b, A·b, A²·b …, one power a step."""
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(6, 6, dtype=F64, generator=generator)
+    matrix = factor @ factor.T + torch.eye(6, dtype=F64)
+    right = torch.randn(6, dtype=F64, generator=generator)
+    powers = [torch.linalg.matrix_power(matrix, k) @ right for k in range(steps)]
+    basis = torch.linalg.qr(torch.stack(powers, dim=1)).Q
+    best = basis @ torch.linalg.solve(basis.T @ matrix @ basis, basis.T @ right)
+
+    def system(v: Sequence[Tensor]) -> list[Tensor]:
+        return list(torch.split(matrix @ torch.cat(list(v)), [2, 4]))
+
+    found = conjugate_gradients(system, torch.split(right, [2, 4]), steps)
+    torch.testing.assert_close(torch.cat(list(found)), best, rtol=1e-8, atol=1e-10)
 
 
 def test_implicit_gradients_are_the_same_under_vmap() -> None:
