@@ -121,7 +121,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     modules = list(model.modules())
     attributes = [dict(vars(module)) for module in modules]
-    # Of a module with two names, `functional_call` leaves there what it was given (torch 2.14).
+    # In a module that has two names `functional_call` leaves what it was given (torch 2.14).
     parameters = [dict(module._parameters) for module in modules]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with kept(model), torch.random.fork_rng(sorted(devices)):

@@ -29,7 +29,8 @@ def episode() -> Episodes:
 
 def problem(optimizer=None, learn=(), groups=None, gradient="reverse") -> Problem:
     inner = InnerLoop(optimizer or sgd(LR), tuple(learn), "global", groups or {}, gradient)
-    return Problem(model(), OBJECTIVES["classification"], inner, WAY)
+    examples = episode().support_x
+    return Problem(model(), OBJECTIVES["classification"], inner, WAY, lambda: examples)
 
 
 def gradient(algorithm) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -107,6 +108,7 @@ def test_anil_computes_features_once(monkeypatch: pytest.MonkeyPatch) -> None:
         Conv4, "features", lambda self, x: calls.append(x) or self.body(x).mean(dim=(-2, -1))
     )
     ours = anil(problem(), inner_steps=5, eval_inner_steps=7)
+    calls.clear()  # of the comparison with the whole
     ours.loss(ours.init(), episode())
     assert len(calls) == 2, "those of the support and of the query"
     ours.trace(ours.init(), episode())
