@@ -1,36 +1,87 @@
 """What must hold while a patched module runs, so that it can be differentiated twice."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
+
+from metarun.unroll.higher import originals
 
 _lock = threading.Lock()
 _guarded = threading.local()
 _callers = 0
-_originals: dict[str, Any] = {}
+_second_order_callers = 0
+_checkpoints: dict[str, Any] = {}
+_attention: list[tuple[Callable[[bool], None], bool]] = []
+
+_KERNELS = (
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+)
+"""torch's attention kernels. Only the last, "math", has a second derivative."""
 
 
-@contextmanager
-def patched_call(second_order: bool) -> Iterator[None]:
+class patched_call:  # noqa: N801 (a function with a `with`, but quicker than `contextmanager`)
     """Surrounds the outermost call of a patched module.
 
-    Refuses `torch.utils.checkpoint`, and, for derivatives of second order, keeps attention off
-    the fused kernels, which have none.
+    Refuses `torch.utils.checkpoint` and the use of the original's tensors, and, for derivatives
+    of second order, keeps attention off the fused kernels, which have none.
 
-    Raises:
-        RuntimeError: the module checkpoints activations.
+    Args:
+        second_order: whether there will be such derivatives.
+        tensors: the original's.
+        names: their names, by id.
+        current: gives the copy's tensor by such a name.
     """
-    with ExitStack() as stack:
-        stack.enter_context(_no_checkpoints())
-        if second_order:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
+
+    def __init__(
+        self,
+        second_order: bool,
+        tensors: Sequence[Tensor],
+        names: Mapping[int, str],
+        current: originals.Current,
+    ) -> None:
+        self.second_order = second_order
+        self.originals = tensors, names, current
+
+    def __enter__(self) -> None:
+        """Set the guards up."""
+        global _callers, _second_order_callers
+        tensors, names, current = self.originals
+        with _lock:
+            _callers += 1
+            if _callers == 1:
+                _refuse_checkpoints()
+            originals.mark(tensors)
+            _second_order_callers += self.second_order
+            if self.second_order and _second_order_callers == 1:
+                _attention[:] = [(enable, enabled()) for enabled, enable in _KERNELS]
+                for enable, _ in _attention:
+                    enable(enable is _KERNELS[-1][1])
+        _guarded.depth = getattr(_guarded, "depth", 0) + 1
+        originals.begin_run(names, current)
+
+    def __exit__(self, *error: object) -> None:
+        """Take the guards down; those that other threads share, with the last of them."""
+        global _callers, _second_order_callers
+        originals.end_run()
+        _guarded.depth -= 1
+        with _lock:
+            _second_order_callers -= self.second_order
+            if self.second_order and _second_order_callers == 0:
+                for enable, enabled in _attention:
+                    enable(enabled)
+            _callers -= 1
+            if _callers == 0:
+                vars(torch.utils.checkpoint).update(_checkpoints)
+                originals.unmark()
 
 
 @contextmanager
@@ -44,31 +95,16 @@ def without_cudnn() -> Iterator[None]:
         torch.backends.cudnn.enabled = enabled
 
 
-@contextmanager
-def _no_checkpoints() -> Iterator[None]:
+def _refuse_checkpoints() -> None:
     # `checkpoint` is usually imported by name, so it is caught one level below: at what its
     # reentrant and its other variant look up in their own module. These two names are put
     # there while any thread runs a patched module, and refuse in such a thread only.
-    global _callers
     module = vars(torch.utils.checkpoint)
-    with _lock:
-        _callers += 1
-        if _callers == 1:
-            reentrant = module["CheckpointFunction"]
-            hook = module["_checkpoint_hook"]
-            _originals.update(CheckpointFunction=reentrant, _checkpoint_hook=hook)
-            module["CheckpointFunction"] = SimpleNamespace(apply=_refusing(reentrant.apply))
-            module["_checkpoint_hook"] = _refusing(hook)
-    before = getattr(_guarded, "depth", 0)
-    _guarded.depth = before + 1
-    try:
-        yield
-    finally:
-        _guarded.depth = before
-        with _lock:
-            _callers -= 1
-            if _callers == 0:
-                module.update(_originals)
+    reentrant = module["CheckpointFunction"]
+    hook = module["_checkpoint_hook"]
+    _checkpoints.update(CheckpointFunction=reentrant, _checkpoint_hook=hook)
+    module["CheckpointFunction"] = SimpleNamespace(apply=_refusing(reentrant.apply))
+    module["_checkpoint_hook"] = _refusing(hook)
 
 
 def _refusing(original: Any) -> Any:
