@@ -39,14 +39,24 @@ class FastWeights:
         self.watched: Sequence[Tensor] = list(originals.values())
         self._written: list[tuple[int, Any]] = []
 
-    def attach(self, root: nn.Module) -> None:
-        """Make `root` the outermost module that holds these weights."""
-        self._root = weakref.ref(root)  # a reference would be a cycle
-        self._own = {id(module._parameters) for module in root.modules()}
-        for module in root.modules():
-            vars(module)["_metarun"] = self
-            vars(module)["_compiled_call_impl"] = None  # of the original's `compile()`
-        self._look(root)
+    def attach(self, modules: Sequence[nn.Module]) -> None:
+        """Make `modules`, the outermost one first, those that hold these weights."""
+        self._root = weakref.ref(modules[0])  # a reference would be a cycle
+        for module in modules:
+            attributes = vars(module)
+            attributes["_metarun"] = self
+            attributes["_compiled_call_impl"] = None  # of the original's `compile()`
+        own = {id(vars(module)["_parameters"]) for module in modules}
+        self._flat = [
+            (container, key, i, id(container) in own)
+            for i, places in enumerate(self.places)
+            for container, key in places
+        ]
+        _look(modules)
+
+    def original_params(self) -> list[Tensor]:
+        """The original model's parameters, in the order of the fast weights."""
+        return [self.originals[name] for name in self.names]
 
     def go_on_from(self, other: "FastWeights") -> None:
         """Take over the history of another patched module, whose places hold it already."""
@@ -110,37 +120,32 @@ class FastWeights:
         root = self._root()
         if root is not None and not _is_as_it_was(root):
             self._adopt(root)
-        now = self.history[-1] if self.history else ()
-        for name, places, value, (version, node) in zip(
-            self.names, self.places, now, self._written, strict=bool(now)
-        ):
-            for container, key in places:
-                try:
-                    found = container[key]
-                except (KeyError, IndexError):
-                    found = None
-                if found is not value and self._is_lost(found, container):
-                    raise ValueError(
-                        f"the fast weight {name!r} was taken out of the patched module, or another "
-                        "put in its place unseen. Assign it as an attribute (fmodel.layer.weight = "
-                        "tensor), give all of them to fmodel.update_params, or change the model "
-                        "before it is patched"
-                    )
-            if node is not None and value._version != version and value.grad_fn is node:
+        if not self.history:
+            return
+        now = self.history[-1]
+        for container, key, i, is_own in self._flat:
+            try:
+                found = container[key]
+            except (KeyError, IndexError):
+                found = None
+            # Lists and dicts are the model's own affair, unless new weights are put there.
+            if found is not now[i] and (is_own or _is_weight(found)):
+                raise ValueError(
+                    f"the fast weight {self.names[i]!r} was taken out of the patched module, or "
+                    "another put in its place unseen. Assign it as an attribute (fmodel.layer."
+                    "weight = tensor), give all of them to fmodel.update_params, or change the "
+                    "model before it is patched"
+                )
+        for name, p, (version, node) in zip(self.names, now, self._written, strict=True):
+            if node is not None and p._version != version and p.grad_fn is node:
                 raise ValueError(
                     f"the fast weight {name!r} was written in place under torch.no_grad(), as "
                     "torch.nn.init does. Derivatives would be those of its old value. Assign a "
                     "new tensor instead: fmodel.layer.weight = tensor.requires_grad_()"
                 )
 
-    def _is_lost(self, found: Any, container: Any) -> bool:
-        if id(container) in self._own:
-            return True
-        # Lists and dicts are the model's own affair, unless it is new weights that are put there.
-        return isinstance(found, Tensor) and found.is_leaf and found.requires_grad
-
     def _adopt(self, root: nn.Module) -> None:
-        known = {(id(container), key) for places in self.places for container, key in places}
+        known = {(id(container), key) for container, key, _, _ in self._flat}
         for prefix, module in root.named_modules():
             for key, p in module._parameters.items():
                 if p is not None and (id(module._parameters), key) not in known:
@@ -150,19 +155,19 @@ class FastWeights:
                         "would adapt. Change the model before it is patched (by innerloop_ctx or "
                         "monkeypatch), and build the optimizer from its parameters then"
                     )
-        self._look(root)
+        _look(list(root.modules()))
 
-    @staticmethod
-    def _look(root: nn.Module) -> None:
-        vars(root)[_TREE] = [
-            (
-                None if module is root else vars(module),  # the root's own would be a cycle
-                dict(module._modules),
-                len(module._parameters),
-                [key for key, p in module._parameters.items() if p is None],
-            )
-            for module in root.modules()
-        ]
+
+def _look(modules: Sequence[nn.Module]) -> None:
+    """Note down in the outermost module what all of them look like."""
+    tree = []
+    for module in modules:
+        attributes = vars(module)
+        children, parameters = dict(attributes["_modules"]), attributes["_parameters"]
+        empty = [key for key, p in parameters.items() if p is None]
+        # In place of the outermost one's own attributes None: they would be a cycle.
+        tree.append((attributes if tree else None, children, len(parameters), empty))
+    vars(modules[0])[_TREE] = tree
 
 
 def _is_as_it_was(root: nn.Module) -> bool:
@@ -174,3 +179,7 @@ def _is_as_it_was(root: nn.Module) -> bool:
             if now["_parameters"].get(key) is not None:
                 return False
     return True
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_leaf and value.requires_grad

@@ -1,5 +1,6 @@
 """What must hold while a patched module runs, so that it can be differentiated twice."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -103,10 +104,16 @@ def _refuse_checkpoints() -> None:
     reentrant = module["CheckpointFunction"]
     hook = module["_checkpoint_hook"]
     _checkpoints.update(CheckpointFunction=reentrant, _checkpoint_hook=hook)
-    module["CheckpointFunction"] = SimpleNamespace(apply=_refusing(reentrant.apply))
+    module["CheckpointFunction"] = _refusing_function(reentrant)
     module["_checkpoint_hook"] = _refusing(hook)
 
 
+@functools.cache
+def _refusing_function(original: Any) -> Any:
+    return SimpleNamespace(apply=_refusing(original.apply))
+
+
+@functools.cache
 def _refusing(original: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         if getattr(_guarded, "depth", 0) and torch.is_grad_enabled():

@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from metarun.unroll.higher.fast_weights import FastWeights
 from metarun.unroll.higher.patched import PatchedModule, patched_class
 from metarun.unroll.higher.twins import buffer_sync, copy_modules
-from metarun.unroll.higher.utils import get_func_params
+from metarun.unroll.higher.utils import copy_tensor
 
 __all__ = ["PatchedModule", "_MonkeyPatchBase", "buffer_sync", "make_functional", "monkeypatch"]
 
@@ -92,7 +92,7 @@ class _Root(PatchedModule):
 
         The tensors themselves are the same, so that derivatives reach what they came from.
         """
-        twins = copy_modules(self, (), type)
+        twins = copy_modules(list(self.modules()), (), type)
         fast = self._weights()
         places = [
             [(twins.memo[id(c)], key) for c, key in places if id(c) in twins.memo]
@@ -100,7 +100,7 @@ class _Root(PatchedModule):
         ]
         copy = FastWeights(places, fast.names, fast.originals)
         copy.go_on_from(fast)
-        copy.attach(twins.root)
+        copy.attach(twins.modules)
         memo[id(self)] = twins.root
         return twins.root  # type: ignore[no-any-return]
 
@@ -119,25 +119,43 @@ def make_functional(
         ValueError: the module is patched, compiled, scripted or distributed already, has
             parameters without a shape, or keeps parameters in a tuple.
     """
-    named = dict(module.named_parameters())
-    _refuse_unfit(module, named)
+    modules, params, buffers = _walk(module)
+    _refuse_unfit(modules, params)
 
     def twin_class(part: nn.Module) -> type:
         return patched_class(type(part), _Root if part is module else PatchedModule)
 
-    twins = copy_modules(module, named.values(), twin_class)
-    for name, places in zip(named, twins.places, strict=True):
+    twins = copy_modules(modules, params.values(), twin_class)
+    for name, places in zip(params, twins.places, strict=True):
         if not places:  # of a scripted module, which keeps them outside of Python
             raise ValueError(f"the parameter {name} cannot be exchanged in this kind of module")
-    originals = {**named, **dict(module.named_buffers())}
-    FastWeights(twins.places, list(named), originals).attach(twins.root)
+    FastWeights(twins.places, list(params), {**params, **buffers}).attach(twins.modules)
     if encapsulator is not None:
         encapsulator(twins.root, module)
     return twins.root
 
 
-def _refuse_unfit(module: nn.Module, named: dict[str, nn.Parameter]) -> None:
-    for part in module.modules():
+def _walk(
+    module: nn.Module,
+) -> tuple[list[nn.Module], dict[str, nn.Parameter], dict[str, Tensor]]:
+    """The modules of a tree, and its parameters and buffers by name, each once."""
+    modules: list[nn.Module] = []
+    params: dict[str, nn.Parameter] = {}
+    buffers: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for prefix, part in module.named_modules():
+        modules.append(part)
+        found: Any
+        for into, held in ((params, part._parameters), (buffers, part._buffers)):
+            for key, found in held.items():
+                if found is not None and id(found) not in seen:
+                    seen.add(id(found))
+                    into[f"{prefix}.{key}" if prefix else key] = found
+    return modules, params, buffers
+
+
+def _refuse_unfit(modules: list[nn.Module], params: dict[str, nn.Parameter]) -> None:
+    for part in modules:
         if isinstance(part, PatchedModule):
             raise ValueError("the module is patched already")
         if "_orig_mod" in part._modules:
@@ -149,7 +167,7 @@ def _refuse_unfit(module: nn.Module, named: dict[str, nn.Parameter]) -> None:
                 f"{type(part).__name__} copies parameters between devices, and does not know fast "
                 "weights: patch the module that it wraps (model.module)"
             )
-    for name, p in named.items():
+    for name, p in params.items():
         if is_lazy(p):
             raise ValueError(
                 f"the parameter {name} has no shape yet: call the model once on an example before "
@@ -183,10 +201,9 @@ def monkeypatch(
     fmodule.track_higher_grads = track_higher_grads
     if device is not None:
         buffer_sync(module, fmodule, device)
+    params = fmodule._weights().original_params()
     if copy_initial_weights:
-        fmodule.update_params(get_func_params(module, device))
+        fmodule.update_params(copy_tensor(p, device) for p in params)
     else:
-        fmodule.update_params(
-            p.clone() if device is None else p.clone().to(device) for p in module.parameters()
-        )
+        fmodule.update_params(p.clone() if device is None else p.clone().to(device) for p in params)
     return fmodule

@@ -3,7 +3,7 @@
 import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -18,23 +18,27 @@ Place = tuple[Any, Any]
 _CONSTANTS = {type(None), bool, int, float, str, type, torch.dtype, torch.device, torch.Size}
 """Classes of values that lead nowhere: most attributes of most modules."""
 
+_CONTAINERS = {dict, OrderedDict, list, set}
+
 
 class Twins(NamedTuple):
     """A copied tree of modules.
 
     Attributes:
         root: the copy.
+        modules: the copies of the module and of all submodules, each once.
         memo: what became of each module, buffer and container, by the original's id.
         places: for each of the tensors asked for, where the copy holds it.
     """
 
     root: Any
+    modules: list[Any]
     memo: dict[int, Any]
     places: list[list[Place]]
 
 
 def copy_modules(
-    root: nn.Module, tensors: Iterable[Tensor], kind: Callable[[nn.Module], type]
+    modules: Sequence[nn.Module], tensors: Iterable[Tensor], kind: Callable[[nn.Module], type]
 ) -> Twins:
     """Copy a module and its submodules, so that nothing of the copy leads back to the original.
 
@@ -45,7 +49,7 @@ def copy_modules(
     original's own objects.
 
     Args:
-        root: the module.
+        modules: the module and all its submodules, each once.
         tensors: the parameters. The copy keeps the same tensors, and their places are returned:
             in a module's parameters, or in lists and dicts that a module keeps besides.
         kind: gives the class of the copy of a module.
@@ -54,16 +58,14 @@ def copy_modules(
         ValueError: a parameter in a tuple or set, where it cannot be exchanged.
     """
     copier = _Copier(tensors)
-    modules = list(root.modules())
-    for module in modules:
-        copier.add(module, kind(module))
+    copies = [copier.add(module, kind(module)) for module in modules]
     for module in modules:
         copier.fill(copier.memo[id(vars(module))], vars(module))
         for slot in _slots(type(module)):
             if hasattr(module, slot):
                 twin = copier.memo[id(module)]
                 object.__setattr__(twin, slot, copier.copied(getattr(module, slot)))
-    return Twins(copier.memo[id(root)], copier.memo, copier.places)
+    return Twins(copies[0], copies, copier.memo, copier.places)
 
 
 class _Copier:  # a class, since functions that call each other would be a cycle that holds memory
@@ -72,7 +74,7 @@ class _Copier:  # a class, since functions that call each other would be a cycle
         self.places: list[list[Place]] = [[] for _ in self.index]
         self.memo: dict[int, Any] = {}
 
-    def add(self, module: nn.Module, kind: type) -> None:
+    def add(self, module: nn.Module, kind: type) -> Any:
         """An empty copy of the module, and copies of its buffers."""
         twin: Any = object.__new__(kind)
         self.memo[id(module)] = twin
@@ -80,12 +82,20 @@ class _Copier:  # a class, since functions that call each other would be a cycle
         for buffer in module._buffers.values():
             if buffer is not None and id(buffer) not in self.memo:
                 self.memo[id(buffer)] = buffer.detach().clone()
+        return twin
 
     def fill(self, copy: dict[Any, Any], given: dict[Any, Any]) -> dict[Any, Any]:
         """Put copies of a dict's values into another dict."""
+        memo = self.memo
         for key, value in given.items():
-            if type(value) in _CONSTANTS:
+            kind = type(value)
+            if kind in _CONSTANTS:
                 copy[key] = value
+                continue
+            if kind in _CONTAINERS and not value:  # most of a module's hooks, quickly
+                if id(value) not in memo:
+                    memo[id(value)] = kind()
+                copy[key] = memo[id(value)]
                 continue
             if id(value) in self.index:
                 self.places[self.index[id(value)]].append((copy, key))
