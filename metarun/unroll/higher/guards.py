@@ -2,87 +2,97 @@
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch import Tensor
 
 from metarun.unroll.higher import originals
 
 _lock = threading.Lock()
-_guarded = threading.local()
 _callers = 0
 _second_order_callers = 0
 _checkpoints: dict[str, Any] = {}
 _attention: list[tuple[Callable[[bool], None], bool]] = []
 
-_KERNELS = (
-    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
-    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
-    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
-    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
-)
-"""torch's attention kernels. Only the last, "math", has a second derivative."""
+_Switch = tuple[Callable[[], bool], Callable[[bool], None]]
 
 
-class patched_call:  # noqa: N801 (a function with a `with`, but quicker than `contextmanager`)
-    """Surrounds the outermost call of a patched module.
+def guarded_call(
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    second_order: bool,
+    watched: originals.Watched,
+) -> Any:
+    """The outermost call of a patched module.
 
     Refuses `torch.utils.checkpoint` and the use of the original's tensors, and, for derivatives
     of second order, keeps attention off the fused kernels, which have none.
 
     Args:
+        call, args, kwargs: what is called, and with what.
         second_order: whether there will be such derivatives.
-        tensors: the original's.
-        names: their names, by id.
-        current: gives the copy's tensor by such a name.
+        watched: the original's tensors.
     """
+    before = originals.runs()
+    _begin(second_order, watched)
+    originals.here.runs = (*before, watched)
+    try:
+        return call(*args, **kwargs)
+    finally:
+        originals.here.runs = before
+        _end(second_order)
 
-    def __init__(
-        self,
-        second_order: bool,
-        tensors: Sequence[Tensor],
-        names: Mapping[int, str],
-        current: originals.Current,
-    ) -> None:
-        self.second_order = second_order
-        self.originals = tensors, names, current
 
-    def __enter__(self) -> None:
-        """Set the guards up."""
-        global _callers, _second_order_callers
-        tensors, names, current = self.originals
-        with _lock:
-            _callers += 1
-            if _callers == 1:
-                _refuse_checkpoints()
-            originals.mark(tensors)
-            _second_order_callers += self.second_order
-            if self.second_order and _second_order_callers == 1:
-                _attention[:] = [(enable, enabled()) for enabled, enable in _KERNELS]
-                for enable, _ in _attention:
-                    enable(enable is _KERNELS[-1][1])
-        _guarded.depth = getattr(_guarded, "depth", 0) + 1
-        originals.begin_run(names, current)
+def _begin(second_order: bool, watched: originals.Watched) -> None:
+    global _callers, _second_order_callers
+    with _lock:
+        if _callers == 0:
+            _refuse_checkpoints()
+        _callers += 1
+        originals.mark(watched.tensors)
+        if second_order:
+            if _second_order_callers == 0:
+                _only_math_attention()
+            _second_order_callers += 1
 
-    def __exit__(self, *error: object) -> None:
-        """Take the guards down; those that other threads share, with the last of them."""
-        global _callers, _second_order_callers
-        originals.end_run()
-        _guarded.depth -= 1
-        with _lock:
-            _second_order_callers -= self.second_order
-            if self.second_order and _second_order_callers == 0:
+
+def _end(second_order: bool) -> None:
+    """What the threads share ends with the last of them."""
+    global _callers, _second_order_callers
+    with _lock:
+        if second_order:
+            _second_order_callers -= 1
+            if _second_order_callers == 0:
                 for enable, enabled in _attention:
                     enable(enabled)
-            _callers -= 1
-            if _callers == 0:
-                vars(torch.utils.checkpoint).update(_checkpoints)
-                originals.unmark()
+        _callers -= 1
+        if _callers == 0:
+            vars(torch.utils.checkpoint).update(_checkpoints)
+            originals.unmark()
+
+
+def _only_math_attention() -> None:
+    fused, math = _attention_kernels()
+    _attention[:] = [(enable, enabled()) for enabled, enable in (*fused, math)]
+    for _, enable in fused:
+        enable(False)
+    math[1](True)
+
+
+@functools.cache
+def _attention_kernels() -> tuple[list[_Switch], _Switch]:
+    """The fused kernels that there are, and the one that has a second derivative."""
+    of = torch.backends.cuda
+    fused: list[_Switch] = [(of.flash_sdp_enabled, of.enable_flash_sdp)]
+    if torch.cuda.is_available():
+        fused.append((of.mem_efficient_sdp_enabled, of.enable_mem_efficient_sdp))
+        fused.append((of.cudnn_sdp_enabled, of.enable_cudnn_sdp))
+    return fused, (of.math_sdp_enabled, of.enable_math_sdp)
 
 
 @contextmanager
@@ -116,7 +126,7 @@ def _refusing_function(original: Any) -> Any:
 @functools.cache
 def _refusing(original: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
-        if getattr(_guarded, "depth", 0) and torch.is_grad_enabled():
+        if originals.runs() and torch.is_grad_enabled():
             raise RuntimeError(
                 "a patched module called torch.utils.checkpoint: the activations would be "
                 "computed again with the fast weights of a later step, and the gradients be "

@@ -128,10 +128,12 @@ class DifferentiableSGD(_Translated):
         if not is_off(group["momentum"]):
             return super()._update_group(group, states, grads, optimizer)
         lr, decay = optimizer.hyper["lr"], optimizer.hyper["weight_decay"]
+        plain = is_off(decay) and not group["maximize"]
         params = group["params"]
         for i, grad in enumerate(grads):
             if grad is not None:
-                grad = decayed_gradient(signed(grad, group["maximize"]), params[i], decay)
+                if not plain:
+                    grad = decayed_gradient(signed(grad, group["maximize"]), params[i], decay)
                 params[i] = params[i] - lr * grad
 
 

@@ -8,8 +8,8 @@ that gets one of them comes by there, and all other operations cost nothing.
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,24 @@ from metarun.unroll.recompute import tensor_leaves
 Current = Callable[[str], Tensor | None]
 """What the patched copy has in place of the original's tensor of this name."""
 
-_here = threading.local()  # .runs: the patched modules that run in this thread
+
+class Watched(NamedTuple):
+    """The tensors of the original of one patched module.
+
+    Attributes:
+        tensors: those that are recognised.
+        names: id -> name.
+        current: gives the copy's tensor of such a name.
+    """
+
+    tensors: Sequence[Tensor]
+    names: Mapping[int, str]
+    current: Current
+
+
+here = threading.local()
+"""Its `runs` are what is watched in this thread, for one patched module inside another."""
+
 _marked: list[Tensor] = []
 
 _VALUES = {"data", "T", "mT", "H", "mH", "real", "imag"}
@@ -45,11 +62,11 @@ class _Recognised:
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        runs = getattr(_here, "runs", ())  # none in a thread that uses the original itself
+        watched = runs()  # nothing in a thread that uses the original itself
         with torch._C.DisableTorchFunctionSubclass():
-            if not runs or _is_free_of_values(func):
+            if not watched or _is_free_of_values(func):
                 return func(*args, **(kwargs or {}))
-            return _checked(runs, func, args, kwargs or {})
+            return _checked(watched, func, args, kwargs or {})
 
 
 def mark(tensors: Iterable[Tensor]) -> None:
@@ -69,19 +86,9 @@ def unmark() -> None:
     _marked.clear()
 
 
-def begin_run(names: Mapping[int, str], current: Current) -> None:
-    """A patched module begins to run in this thread.
-
-    Args:
-        names: the original's tensors, id -> name.
-        current: gives what takes their place.
-    """
-    _here.runs = (*getattr(_here, "runs", ()), (names, current))
-
-
-def end_run() -> None:
-    """The patched module that began last has ended."""
-    _here.runs = _here.runs[:-1]
+def runs() -> tuple[Watched, ...]:
+    """What is watched in this thread: nothing, unless a patched module runs in it."""
+    return getattr(here, "runs", ())
 
 
 @functools.cache
@@ -98,7 +105,7 @@ def _is_free_of_values(func: Any) -> bool:
 
 
 def _checked(
-    runs: tuple[tuple[Mapping[int, str], Current], ...],
+    watched: tuple[Watched, ...],
     func: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -111,7 +118,7 @@ def _checked(
     used = [
         (x, names[id(x)], current)
         for x in tensor_leaves((args, kwargs))
-        for names, current in runs
+        for _, names, current in watched
         if id(x) in names
     ]
     before = []

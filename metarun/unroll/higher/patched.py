@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from metarun.unroll.higher.fast_weights import FastWeights
-from metarun.unroll.higher.guards import patched_call, without_cudnn
+from metarun.unroll.higher.guards import guarded_call, without_cudnn
+from metarun.unroll.higher.originals import Watched
 
 
 class PatchedModule(nn.Module):
@@ -21,18 +22,6 @@ class PatchedModule(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Nothing of what the user's class does here: keywords, a registry, a refusal."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        fast = self._metarun
-        if fast is None or fast.running:
-            return super().__call__(*args, **kwargs)
-        return _outermost(fast, super().__call__, args, kwargs)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        fast = self._metarun
-        if fast is None or fast.running:
-            return super().forward(*args, **kwargs)
-        return _outermost(fast, super().forward, args, kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         fast = self._metarun
@@ -134,37 +123,28 @@ class PatchedModule(nn.Module):
             fast.update(now)
 
 
-class _PatchedNorm(PatchedModule):
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+_SETTINGS = {"track_higher_grads", "fast_params"}
+
+
+def _with_fresh_statistics(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.training:
             # Updated in place, unseen by autograd, they would falsify the derivatives of what
             # was computed with them in evaluation mode.
             self._buffers.update(
                 {k: b if b is None else b.clone() for k, b in self._buffers.items()}
             )
-        return super().forward(*args, **kwargs)
+        return forward(self, *args, **kwargs)
+
+    return call
 
 
-class _PatchedRecurrent(PatchedModule):
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+def _without_cudnn(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         with without_cudnn():
-            return super().forward(*args, **kwargs)
+            return forward(self, *args, **kwargs)
 
-
-_SPECIAL = ((_NormBase, _PatchedNorm), (nn.RNNBase, _PatchedRecurrent))
-
-_SETTINGS = {"track_higher_grads", "fast_params"}
-
-
-def _outermost(
-    fast: FastWeights, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    params = kwargs.pop("params", None)
-    if params is not None:
-        fast.update(params)
-    elif not fast.history:
-        raise ValueError("this patched module has no fast weights: call it with params=")
-    return _guarded(fast, call, args, kwargs)
+    return call
 
 
 def _guarded(
@@ -172,29 +152,30 @@ def _guarded(
 ) -> Any:
     fast.check()
     names: Mapping[int, str] = fast.original_names
-    given = set(_tensors((*args, *kwargs.values())))
+    given = _tensors(args[1:]) | _tensors(kwargs.values())
     if not given.isdisjoint(names):  # what the caller hands in is meant
         names = {key: name for key, name in names.items() if key not in given}
     fast.running = True
     try:
-        with patched_call(fast.track, fast.watched, names, fast.current):
-            return call(*args, **kwargs)
+        watched = Watched(fast.watched, names, fast.current)
+        return guarded_call(call, args, kwargs, fast.track, watched)
     finally:
         fast.running = False
 
 
-def _tensors(values: Iterable[Any]) -> Iterable[int]:
+def _tensors(values: Iterable[Any]) -> set[int]:
     """The ids of the tensors among arguments, and of those of modules among them."""
+    found = set()
     for value in values:
         if isinstance(value, Tensor):
-            yield id(value)
+            found.add(id(value))
         elif isinstance(value, nn.Module):
-            yield from map(id, nn.Module.parameters(value))
-            yield from map(id, value.buffers())
+            found.update(map(id, (*nn.Module.parameters(value), *value.buffers())))
         elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            found |= _tensors(value)
         elif isinstance(value, dict):
-            yield from _tensors(value.values())
+            found |= _tensors(value.values())
+    return found
 
 
 @functools.lru_cache(maxsize=256)
@@ -208,10 +189,21 @@ def patched_class(kind: type, base: type[PatchedModule]) -> type:
     Raises:
         ValueError: Python does not let a class be derived from `kind`.
     """
-    special = [mixin for of, mixin in _SPECIAL if issubclass(kind, of)]
     name = ("InnerFunctional" if base is PatchedModule else "Functional") + kind.__name__
-    bases = (*([base] if base is not PatchedModule or not special else []), *special, kind)
-    namespace = {"__module__": kind.__module__, "__doc__": kind.__doc__, **_guarded_methods(kind)}
+    forward: Any = kind.forward
+    if issubclass(kind, _NormBase):
+        forward = _with_fresh_statistics(forward)
+    if issubclass(kind, nn.RNNBase):
+        forward = _without_cudnn(forward)
+    plain = kind.__call__ is nn.Module.__call__  # then `_call_impl` is what it leads to
+    namespace = {
+        "__module__": kind.__module__,
+        "__doc__": kind.__doc__,
+        "__call__": _patched_call(nn.Module._call_impl if plain else kind.__call__),
+        "forward": _patched_call(forward),
+        **_guarded_methods(kind),
+    }
+    bases = (base, kind)
     try:
         if type(kind) in (type, ABCMeta):
             return types.new_class(name, bases, exec_body=lambda body: body.update(namespace))
@@ -221,6 +213,22 @@ def patched_class(kind: type, base: type[PatchedModule]) -> type:
         raise ValueError(
             f"{kind.__name__} cannot be patched, since Python derives no class from it: {error}"
         ) from error
+
+
+def _patched_call(call: Callable[..., Any]) -> Callable[..., Any]:
+    # A closure and not `super()`, for speed: every module of a model goes through two of these.
+    def patched(self: PatchedModule, *args: Any, **kwargs: Any) -> Any:
+        fast = self._metarun
+        if fast is None or fast.running:
+            return call(self, *args, **kwargs)
+        params = kwargs.pop("params", None)
+        if params is not None:
+            fast.update(params)
+        elif not fast.history:
+            raise ValueError("this patched module has no fast weights: call it with params=")
+        return _guarded(fast, call, (self, *args), kwargs)
+
+    return patched
 
 
 def _guarded_methods(kind: type) -> dict[str, Any]:
@@ -242,6 +250,6 @@ def _guarded_method(method: Callable[..., Any]) -> Callable[..., Any]:
         fast = self._metarun
         if fast is None or fast.running or not fast.history:
             return method(self, *args, **kwargs)
-        return _guarded(fast, functools.partial(method, self), args, kwargs)
+        return _guarded(fast, method, (self, *args), kwargs)
 
     return call
