@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from metarun.unroll.higher.twins import Place
@@ -155,7 +156,12 @@ class FastWeights:
                         "would adapt. Change the model before it is patched (by innerloop_ctx or "
                         "monkeypatch), and build the optimizer from its parameters then"
                     )
-        _look(list(root.modules()))
+        _look(python_modules(root))
+
+
+def python_modules(root: nn.Module) -> list[nn.Module]:
+    """A module and its submodules but scripted ones, whose attributes are not Python's."""
+    return [part for part in root.modules() if not isinstance(part, torch.jit.ScriptModule)]
 
 
 def _look(modules: Sequence[nn.Module]) -> None:

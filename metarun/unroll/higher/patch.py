@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from metarun.unroll.higher.fast_weights import FastWeights
+from metarun.unroll.higher.fast_weights import FastWeights, python_modules
 from metarun.unroll.higher.patched import PatchedModule, patched_class
 from metarun.unroll.higher.twins import buffer_sync, copy_modules
 from metarun.unroll.higher.utils import copy_tensor
@@ -92,7 +92,7 @@ class _Root(PatchedModule):
 
         The tensors themselves are the same, so that derivatives reach what they came from.
         """
-        twins = copy_modules(list(self.modules()), (), type)
+        twins = copy_modules(python_modules(self), {}, type)
         fast = self._weights()
         places = [
             [(twins.memo[id(c)], key) for c, key in places if id(c) in twins.memo]
@@ -125,10 +125,7 @@ def make_functional(
     def twin_class(part: nn.Module) -> type:
         return patched_class(type(part), _Root if part is module else PatchedModule)
 
-    twins = copy_modules(modules, params.values(), twin_class)
-    for name, places in zip(params, twins.places, strict=True):
-        if not places:  # of a scripted module, which keeps them outside of Python
-            raise ValueError(f"the parameter {name} cannot be exchanged in this kind of module")
+    twins = copy_modules(modules, params, twin_class)
     FastWeights(twins.places, list(params), {**params, **buffers}).attach(twins.modules)
     if encapsulator is not None:
         encapsulator(twins.root, module)
@@ -144,8 +141,15 @@ def _walk(
     buffers: dict[str, Tensor] = {}
     seen: set[int] = set()
     for prefix, part in module.named_modules():
-        modules.append(part)
         found: Any
+        if isinstance(part, torch.jit.ScriptModule):
+            for name, _ in (*part.named_parameters(prefix), *part.named_buffers(prefix)):
+                raise ValueError(
+                    f"{name} cannot be exchanged in a scripted module: patch the module that "
+                    "torch.jit.script or torch.jit.trace was given"
+                )
+            continue  # a function, in effect, which the copy may share
+        modules.append(part)
         for into, held in ((params, part._parameters), (buffers, part._buffers)):
             for key, found in held.items():
                 if found is not None and id(found) not in seen:

@@ -33,6 +33,11 @@ class PatchedModule(nn.Module):
                 raise TypeError(f"the fast weight {name!r} must be a tensor, not {type(value)}")
             if not fast.history:
                 raise ValueError("this patched module has no fast weights to replace one of")
+            if own[name].requires_grad and not value.requires_grad:
+                raise ValueError(
+                    f"no step would adapt the fast weight {name!r} any more, since the new tensor "
+                    "does not require gradients: assign tensor.requires_grad_()"
+                )
             fast.update(
                 value if any(c is own and key == name for c, key in places) else current
                 for places, current in zip(fast.places, list(fast.history[-1]), strict=True)

@@ -3,7 +3,7 @@
 import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ class Twins(NamedTuple):
 
 
 def copy_modules(
-    modules: Sequence[nn.Module], tensors: Iterable[Tensor], kind: Callable[[nn.Module], type]
+    modules: Sequence[nn.Module], tensors: Mapping[str, Tensor], kind: Callable[[nn.Module], type]
 ) -> Twins:
     """Copy a module and its submodules, so that nothing of the copy leads back to the original.
 
@@ -50,7 +50,7 @@ def copy_modules(
 
     Args:
         modules: the module and all its submodules, each once.
-        tensors: the parameters. The copy keeps the same tensors, and their places are returned:
+        tensors: the parameters by name. The copy keeps the same tensors, and their places are returned:
             in a module's parameters, or in lists and dicts that a module keeps besides.
         kind: gives the class of the copy of a module.
 
@@ -69,8 +69,9 @@ def copy_modules(
 
 
 class _Copier:  # a class, since functions that call each other would be a cycle that holds memory
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self.index = {id(tensor): i for i, tensor in enumerate(tensors)}
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.names = list(tensors)
+        self.index = {id(tensor): i for i, tensor in enumerate(tensors.values())}
         self.places: list[list[Place]] = [[] for _ in self.index]
         self.memo: dict[int, Any] = {}
 
@@ -118,11 +119,13 @@ class _Copier:  # a class, since functions that call each other would be a cycle
                 copy[i] = self.copied(item)
             return copy
         if kind in (tuple, set, frozenset):
-            if any(id(item) in self.index for item in value):
-                raise ValueError(
-                    f"a module keeps parameters in a {kind.__name__}, where fast weights "
-                    "cannot take their place; keep them in a list or a ParameterList"
-                )
+            for item in value:
+                if id(item) in self.index:
+                    raise ValueError(
+                        f"a module keeps parameters in a {kind.__name__} (or in the defaults of a "
+                        f"function): {self.names[self.index[id(item)]]!r}, where no fast weight "
+                        "can take its place; keep them in a list or a ParameterList"
+                    )
             return kind(self.copied(item) for item in value)
         if kind is MethodType:
             return self.method(value)
