@@ -65,7 +65,7 @@ def innerloop_ctx(
     fmodel = monkeypatch(model, device, copy_initial_weights, track_higher_grads)
     diffopt = get_diff_optim(
         opt,
-        model.parameters(),
+        fmodel._weights().original_params(),
         fmodel=fmodel,
         device=device,
         override=override,

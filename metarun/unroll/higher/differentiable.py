@@ -60,16 +60,18 @@ class DifferentiableOptimizer(abc.ABC):
         self.state: list[defaultdict[int, Any]] = []
         self._indices: list[list[int]] = []
         for group in other.param_groups:
-            if any(id(p) not in index for p in group["params"]):
+            params = group["params"]
+            try:
+                self._indices.append([index[id(p)] for p in params])
+            except KeyError:
                 raise ValueError(
                     "the optimizer holds a parameter that is not one of the model's: build it "
                     "from parameters of the model that is given with it"
-                )
-            self._indices.append([index[id(p)] for p in group["params"]])
-            self.param_groups.append({**group, "params": [None] * len(group["params"])})
+                ) from None
+            self.param_groups.append({**group, "params": [None] * len(params)})
             state = {
                 i: map_leaves(copied, dict(other.state[p]))
-                for i, p in enumerate(group["params"])
+                for i, p in enumerate(params if other.state else ())
                 if p in other.state
             }
             self.state.append(defaultdict(dict, state))
@@ -125,21 +127,21 @@ class DifferentiableOptimizer(abc.ABC):
 
     def _stepped(self, params: list[Tensor], grads: Gradients, override: Override) -> list[Tensor]:
         values = values_by_group(override, self.param_groups)
-        settings = list(zip(self.param_groups, values, strict=True))
-        before = [{key: group[key] for key in new} for group, new in settings]
+        groups = list(zip(self.param_groups, values, self._indices, strict=True))
+        before = [{key: group[key] for key in new} for group, new, _ in groups]
         new_params = list(params)
         try:
-            for (group, new), indices in zip(settings, self._indices, strict=True):
+            for group, new, indices in groups:
                 group.update(new, params=[params[i] for i in indices])
             with nullcontext() if self._track_higher_grads else torch.no_grad():
                 self._update([[grads[i] for i in indices] for indices in self._indices])
-            for group, indices in zip(self.param_groups, self._indices, strict=True):
+            for group, _, indices in groups:
                 for i, p in zip(indices, group["params"], strict=True):
                     if not self._track_higher_grads:
                         p = p.detach().requires_grad_(params[i].requires_grad)
                     new_params[i] = p
         finally:
-            for group, old in zip(self.param_groups, before, strict=True):
+            for (group, _, _), old in zip(groups, before, strict=True):
                 # No group holds on to parameters, and with them to the graph of past steps.
                 group.update(old, params=[None] * len(group["params"]))
         return new_params

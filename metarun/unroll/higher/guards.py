@@ -1,36 +1,98 @@
 """What must hold while a patched module runs, so that it can be differentiated twice."""
 
+import functools
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metarun.unroll.higher import originals
 
 _lock = threading.Lock()
-_guarded = threading.local()
 _callers = 0
-_originals: dict[str, Any] = {}
+_second_order_callers = 0
+_checkpoints: dict[str, Any] = {}
+_attention: list[tuple[Callable[[bool], None], bool]] = []
+
+_Switch = tuple[Callable[[], bool], Callable[[bool], None]]
 
 
-@contextmanager
-def patched_call(second_order: bool) -> Iterator[None]:
-    """Surrounds the outermost call of a patched module.
+def guarded_call(
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    second_order: bool,
+    watched: originals.Watched,
+) -> Any:
+    """The outermost call of a patched module.
 
-    Refuses `torch.utils.checkpoint`, and, for derivatives of second order, keeps attention off
-    the fused kernels, which have none.
+    Refuses `torch.utils.checkpoint` and the use of the original's tensors, and, for derivatives
+    of second order, keeps attention off the fused kernels, which have none.
 
-    Raises:
-        RuntimeError: the module checkpoints activations.
+    Args:
+        call, args, kwargs: what is called, and with what.
+        second_order: whether there will be such derivatives.
+        watched: the original's tensors.
     """
-    with ExitStack() as stack:
-        stack.enter_context(_no_checkpoints())
+    before = originals.runs()
+    _begin(second_order, watched)
+    originals.here.runs = (*before, watched)
+    try:
+        return call(*args, **kwargs)
+    finally:
+        originals.here.runs = before
+        _end(second_order)
+
+
+def _begin(second_order: bool, watched: originals.Watched) -> None:
+    global _callers, _second_order_callers
+    with _lock:
+        if _callers == 0:
+            _refuse_checkpoints()
+        _callers += 1
+        originals.mark(watched.tensors)
         if second_order:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
+            if _second_order_callers == 0:
+                _only_math_attention()
+            _second_order_callers += 1
+
+
+def _end(second_order: bool) -> None:
+    """What the threads share ends with the last of them."""
+    global _callers, _second_order_callers
+    with _lock:
+        if second_order:
+            _second_order_callers -= 1
+            if _second_order_callers == 0:
+                for enable, enabled in _attention:
+                    enable(enabled)
+        _callers -= 1
+        if _callers == 0:
+            vars(torch.utils.checkpoint).update(_checkpoints)
+            originals.unmark()
+
+
+def _only_math_attention() -> None:
+    fused, math = _attention_kernels()
+    _attention[:] = [(enable, enabled()) for enabled, enable in (*fused, math)]
+    for _, enable in fused:
+        enable(False)
+    math[1](True)
+
+
+@functools.cache
+def _attention_kernels() -> tuple[list[_Switch], _Switch]:
+    """The fused kernels that there are, and the one that has a second derivative."""
+    of = torch.backends.cuda
+    fused: list[_Switch] = [(of.flash_sdp_enabled, of.enable_flash_sdp)]
+    if torch.cuda.is_available():
+        fused.append((of.mem_efficient_sdp_enabled, of.enable_mem_efficient_sdp))
+        fused.append((of.cudnn_sdp_enabled, of.enable_cudnn_sdp))
+    return fused, (of.math_sdp_enabled, of.enable_math_sdp)
 
 
 @contextmanager
@@ -44,36 +106,27 @@ def without_cudnn() -> Iterator[None]:
         torch.backends.cudnn.enabled = enabled
 
 
-@contextmanager
-def _no_checkpoints() -> Iterator[None]:
+def _refuse_checkpoints() -> None:
     # `checkpoint` is usually imported by name, so it is caught one level below: at what its
     # reentrant and its other variant look up in their own module. These two names are put
     # there while any thread runs a patched module, and refuse in such a thread only.
-    global _callers
     module = vars(torch.utils.checkpoint)
-    with _lock:
-        _callers += 1
-        if _callers == 1:
-            reentrant = module["CheckpointFunction"]
-            hook = module["_checkpoint_hook"]
-            _originals.update(CheckpointFunction=reentrant, _checkpoint_hook=hook)
-            module["CheckpointFunction"] = SimpleNamespace(apply=_refusing(reentrant.apply))
-            module["_checkpoint_hook"] = _refusing(hook)
-    before = getattr(_guarded, "depth", 0)
-    _guarded.depth = before + 1
-    try:
-        yield
-    finally:
-        _guarded.depth = before
-        with _lock:
-            _callers -= 1
-            if _callers == 0:
-                module.update(_originals)
+    reentrant = module["CheckpointFunction"]
+    hook = module["_checkpoint_hook"]
+    _checkpoints.update(CheckpointFunction=reentrant, _checkpoint_hook=hook)
+    module["CheckpointFunction"] = _refusing_function(reentrant)
+    module["_checkpoint_hook"] = _refusing(hook)
 
 
+@functools.cache
+def _refusing_function(original: Any) -> Any:
+    return SimpleNamespace(apply=_refusing(original.apply))
+
+
+@functools.cache
 def _refusing(original: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
-        if getattr(_guarded, "depth", 0) and torch.is_grad_enabled():
+        if originals.runs() and torch.is_grad_enabled():
             raise RuntimeError(
                 "a patched module called torch.utils.checkpoint: the activations would be "
                 "computed again with the fast weights of a later step, and the gradients be "

@@ -4,6 +4,7 @@ The update rules are those of `metarun.unroll.optim`. Each parameter has a state
 `torch.optim` leaves a parameter that has no gradient at some step, and its state, as they are.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from metarun.unroll.higher.settings import (
     apply_trainable_opt_params,
     get_trainable_opt_params,
 )
+from metarun.unroll.optim.base import InnerOptimizer, decayed_gradient, is_off, signed
 from metarun.unroll.optim.from_torch import continued_state, torch_state, translate
 
 __all__ = [
@@ -70,31 +72,69 @@ class _Translated(DifferentiableOptimizer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for group in self.param_groups:
-            translate(self.kind, group)
+        self._counterparts: dict[int, tuple[list[Any], InnerOptimizer]] = {}
+        for number in range(len(self.param_groups)):
+            self._translated(number)
 
     def _update(self, grouped_grads: list[list[Tensor | None]], **kwargs: Any) -> None:
-        for group, states, grads in zip(self.param_groups, self.state, grouped_grads, strict=True):
-            optimizer = translate(self.kind, group)
-            for i, grad in enumerate(grads):
-                if grad is None:
-                    continue
-                params = {"": group["params"][i]}
-                state = states[i]
-                if isinstance(state, dict):  # torch's, which is empty before the first step
-                    fresh = optimizer.init(params)[""]
-                    state = continued_state(self.kind, state, fresh) if state else fresh
-                moved, new = optimizer.update({"": grad}, {"": state}, params, optimizer.hyper)
-                group["params"][i], states[i] = moved[""], new[""]
+        for number, (group, grads) in enumerate(
+            zip(self.param_groups, grouped_grads, strict=True)
+        ):
+            self._update_group(group, self.state[number], grads, self._translated(number))
+
+    def _update_group(
+        self,
+        group: dict[str, Any],
+        states: dict[int, Any],
+        grads: list[Tensor | None],
+        optimizer: InnerOptimizer,
+    ) -> None:
+        for i, grad in enumerate(grads):
+            if grad is None:
+                continue
+            params = {"": group["params"][i]}
+            state = states[i]
+            if isinstance(state, dict):  # torch's, which is empty before the first step
+                fresh = optimizer.init(params)[""]
+                state = continued_state(self.kind, state, fresh) if state else fresh
+            moved, new = optimizer.update({"": grad}, {"": state}, params, optimizer.hyper)
+            group["params"][i], states[i] = moved[""], new[""]
+
+    def _translated(self, number: int) -> InnerOptimizer:
+        """The counterpart with a group's present settings, made anew only where they changed."""
+        group = self.param_groups[number]
+        values = [value for key, value in group.items() if key != "params"]
+        known = self._counterparts.get(number)
+        if known is None or not all(map(operator.is_, values, known[0])):
+            known = self._counterparts[number] = (values, translate(self.kind, group))
+        return known[1]
 
     def _torch_state(self, state: Any) -> dict[str, Any]:
         return dict(state) if isinstance(state, dict) else torch_state(self.kind, state)
 
 
 class DifferentiableSGD(_Translated):
-    """Differentiable `torch.optim.SGD`."""
+    """Differentiable `torch.optim.SGD`. It has no state while it has no momentum, as in torch."""
 
     kind = torch.optim.SGD
+
+    def _update_group(
+        self,
+        group: dict[str, Any],
+        states: dict[int, Any],
+        grads: list[Tensor | None],
+        optimizer: InnerOptimizer,
+    ) -> None:
+        if not is_off(group["momentum"]):
+            return super()._update_group(group, states, grads, optimizer)
+        lr, decay = optimizer.hyper["lr"], optimizer.hyper["weight_decay"]
+        plain = is_off(decay) and not group["maximize"]
+        params = group["params"]
+        for i, grad in enumerate(grads):
+            if grad is not None:
+                if not plain:
+                    grad = decayed_gradient(signed(grad, group["maximize"]), params[i], decay)
+                params[i] = params[i] - lr * grad
 
 
 class DifferentiableAdam(_Translated):

@@ -85,10 +85,11 @@ def _is_numeric(x: Any) -> bool:
 def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -> None:
     """Write learned settings back into an optimizer's parameter groups.
 
-    Settings that were numbers become floats again, tensors are changed in place.
+    Each setting keeps its type: numbers become numbers again, tuples stay tuples, tensors are
+    changed in place. An int that was learned to be no whole number becomes a float.
 
     Raises:
-        ValueError: as `values_by_group`; or a value of another structure than the setting.
+        ValueError: as `values_by_group`; or a value of another kind or structure than the setting.
     """
     for group, values in zip(
         opt.param_groups, values_by_group(override, opt.param_groups), strict=True
@@ -102,8 +103,16 @@ def _applied(key: str, value: Any, setting: Any) -> Any:
         if len(value) == len(setting):
             return type(setting)(_applied(key, v, s) for v, s in zip(value, setting, strict=True))
     elif isinstance(setting, Tensor):
-        with torch.no_grad():
-            return setting.copy_(torch.as_tensor(value))
-    elif _is_numeric(setting) and not isinstance(value, list | tuple):
-        return float(value.detach() if isinstance(value, Tensor) else value)
+        if setting.is_floating_point() and _is_number(value):
+            with torch.no_grad():
+                return setting.copy_(torch.as_tensor(value))
+    elif _is_numeric(setting) and _is_number(value):
+        number = float(value.detach() if isinstance(value, Tensor) else value)
+        return int(number) if isinstance(setting, int) and number.is_integer() else number
+    elif type(value) is type(setting):  # a switch, such as `nesterov`, or None
+        return value
     raise ValueError(f"cannot apply {value!r} to the setting {key}={setting!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return _is_numeric(value) or (isinstance(value, Tensor) and value.numel() == 1)

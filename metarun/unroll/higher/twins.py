@@ -1,9 +1,10 @@
 """Copying a tree of modules so that its parameters can be exchanged from outside."""
 
 import functools
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from types import MethodType
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,33 +15,42 @@ from metarun.unroll.higher.utils import copy_tensor
 Place = tuple[Any, Any]
 """A dict or list and the key in it."""
 
+_CONSTANTS = {type(None), bool, int, float, str, type, torch.dtype, torch.device, torch.Size}
+"""Classes of values that lead nowhere: most attributes of most modules."""
+
+_CONTAINERS = {dict, OrderedDict, list, set}
+
 
 class Twins(NamedTuple):
     """A copied tree of modules.
 
     Attributes:
         root: the copy.
+        modules: the copies of the module and of all submodules, each once.
         memo: what became of each module, buffer and container, by the original's id.
         places: for each of the tensors asked for, where the copy holds it.
     """
 
     root: Any
+    modules: list[Any]
     memo: dict[int, Any]
     places: list[list[Place]]
 
 
 def copy_modules(
-    root: nn.Module, tensors: Iterable[Tensor], kind: Callable[[nn.Module], type]
+    modules: Sequence[nn.Module], tensors: Mapping[str, Tensor], kind: Callable[[nn.Module], type]
 ) -> Twins:
-    """Copy a module and its submodules; nothing of the copy leads back to the original.
+    """Copy a module and its submodules, so that nothing of the copy leads back to the original.
 
-    Buffers are cloned. Hooks and other attributes are the original's own objects, except that
-    lists and dicts are copied, and that modules, buffers and methods bound to modules are those
-    of the copy, also where they stand in lists, dicts, tuples, sets or `functools.partial`.
+    Buffers are cloned. Lists and dicts are copied. Modules, buffers and methods bound to modules
+    are those of the copy, also where they stand in lists, dicts, tuples, sets, weak references,
+    `functools.partial`, or in the closure or the defaults of a function. A function that leads
+    to a module is copied for that. Hooks are such functions. All other attributes are the
+    original's own objects.
 
     Args:
-        root: the module.
-        tensors: the parameters. The copy keeps the same tensors, and their places are returned:
+        modules: the module and all its submodules, each once.
+        tensors: the parameters by name. The copy keeps the same tensors, and their places are returned:
             in a module's parameters, or in lists and dicts that a module keeps besides.
         kind: gives the class of the copy of a module.
 
@@ -48,20 +58,24 @@ def copy_modules(
         ValueError: a parameter in a tuple or set, where it cannot be exchanged.
     """
     copier = _Copier(tensors)
-    for module in root.modules():
-        copier.add(module, kind(module))
-    for module in root.modules():
-        copier.fill(copier.memo[id(vars(module))], vars(module).items())
-    return Twins(copier.memo[id(root)], copier.memo, copier.places)
+    copies = [copier.add(module, kind(module)) for module in modules]
+    for module in modules:
+        copier.fill(copier.memo[id(vars(module))], vars(module))
+        for slot in _slots(type(module)):
+            if hasattr(module, slot):
+                twin = copier.memo[id(module)]
+                object.__setattr__(twin, slot, copier.copied(getattr(module, slot)))
+    return Twins(copies[0], copies, copier.memo, copier.places)
 
 
 class _Copier:  # a class, since functions that call each other would be a cycle that holds memory
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self.index = {id(tensor): i for i, tensor in enumerate(tensors)}
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.names = list(tensors)
+        self.index = {id(tensor): i for i, tensor in enumerate(tensors.values())}
         self.places: list[list[Place]] = [[] for _ in self.index]
         self.memo: dict[int, Any] = {}
 
-    def add(self, module: nn.Module, kind: type) -> None:
+    def add(self, module: nn.Module, kind: type) -> Any:
         """An empty copy of the module, and copies of its buffers."""
         twin: Any = object.__new__(kind)
         self.memo[id(module)] = twin
@@ -69,38 +83,140 @@ class _Copier:  # a class, since functions that call each other would be a cycle
         for buffer in module._buffers.values():
             if buffer is not None and id(buffer) not in self.memo:
                 self.memo[id(buffer)] = buffer.detach().clone()
+        return twin
 
-    def fill(self, copy: Any, items: Iterable[tuple[Any, Any]]) -> Any:
-        for key, value in items:
+    def fill(self, copy: dict[Any, Any], given: dict[Any, Any]) -> dict[Any, Any]:
+        """Put copies of a dict's values into another dict."""
+        memo = self.memo
+        for key, value in given.items():
+            kind = type(value)
+            if kind in _CONSTANTS:
+                copy[key] = value
+                continue
+            if kind in _CONTAINERS and not value:  # most of a module's hooks, quickly
+                if id(value) not in memo:
+                    memo[id(value)] = kind()
+                copy[key] = memo[id(value)]
+                continue
             if id(value) in self.index:
                 self.places[self.index[id(value)]].append((copy, key))
             copy[key] = self.copied(value)
         return copy
 
     def copied(self, value: Any) -> Any:
+        """What the copy has in place of a value."""
         if id(value) in self.memo:
             return self.memo[id(value)]
         kind = type(value)
         if kind in (dict, OrderedDict):
             self.memo[id(value)] = kind()
-            return self.fill(self.memo[id(value)], value.items())
+            return self.fill(self.memo[id(value)], value)
         if kind is list:
-            self.memo[id(value)] = [None] * len(value)
-            return self.fill(self.memo[id(value)], enumerate(value))
+            copy = self.memo[id(value)] = list(value)
+            for i, item in enumerate(value):
+                if id(item) in self.index:
+                    self.places[self.index[id(item)]].append((copy, i))
+                copy[i] = self.copied(item)
+            return copy
         if kind in (tuple, set, frozenset):
-            if any(id(item) in self.index for item in value):
-                raise ValueError(
-                    f"a module keeps parameters in a {kind.__name__}, where fast weights "
-                    "cannot take their place; keep them in a list or a ParameterList"
-                )
+            for item in value:
+                if id(item) in self.index:
+                    raise ValueError(
+                        f"a module keeps parameters in a {kind.__name__} (or in the defaults of a "
+                        f"function): {self.names[self.index[id(item)]]!r}, where no fast weight "
+                        "can take its place; keep them in a list or a ParameterList"
+                    )
             return kind(self.copied(item) for item in value)
         if kind is MethodType:
-            return MethodType(value.__func__, self.copied(value.__self__))
+            return self.method(value)
         if kind is functools.partial:
-            arguments = [self.copied(a) for a in value.args]
-            keywords = {key: self.copied(a) for key, a in value.keywords.items()}
-            return functools.partial(self.copied(value.func), *arguments, **keywords)
+            partial = functools.partial(self.copied(value.func), *self.copied(value.args))
+            self.fill(partial.keywords, value.keywords)
+            return partial
+        if kind is weakref.ref:
+            return weakref.ref(self.copied(value())) if self.leads(value) else value
+        if kind is FunctionType:
+            return self.function(value) if self.leads(value) else value
         return value
+
+    def method(self, given: MethodType) -> MethodType:
+        """The same method of what became of the object."""
+        function, owner = given.__func__, given.__self__
+        twin = self.copied(owner)
+        if twin is not owner and getattr(type(owner), function.__name__, None) is function:
+            return MethodType(getattr(type(twin), function.__name__), twin)
+        return MethodType(self.copied(function), twin)
+
+    def function(self, given: FunctionType) -> FunctionType:
+        """A function with the same code on what became of what it closes over."""
+        cells = tuple(map(self.cell, given.__closure__ or ()))
+        copy = FunctionType(given.__code__, given.__globals__, given.__name__, None, cells)
+        self.memo[id(given)] = copy  # by now, since a function may close over itself
+        for cell, copied in zip(given.__closure__ or (), cells, strict=True):
+            if copied is not cell and not _is_filled(copied):
+                copied.cell_contents = self.copied(cell.cell_contents)
+        copy.__defaults__ = self.copied(given.__defaults__)
+        copy.__kwdefaults__ = self.copied(given.__kwdefaults__)
+        copy.__qualname__, copy.__doc__ = given.__qualname__, given.__doc__
+        copy.__module__, copy.__annotations__ = given.__module__, given.__annotations__
+        vars(copy).update({key: self.copied(value) for key, value in vars(given).items()})
+        return copy
+
+    def cell(self, given: CellType) -> CellType:
+        """An empty cell where the contents will be others; one for all functions that share it."""
+        if id(given) not in self.memo and self.leads(given):
+            self.memo[id(given)] = CellType()
+        return self.memo.get(id(given), given)  # type: ignore[no-any-return]
+
+    def leads(self, value: Any, seen: set[int] | None = None) -> bool:
+        """Whether a value leads to a module, buffer or parameter of the original."""
+        seen = set() if seen is None else seen
+        if type(value) in _CONSTANTS or id(value) in seen:
+            return False
+        if id(value) in self.memo or id(value) in self.index:
+            return True
+        seen.add(id(value))
+        return any(self.leads(item, seen) for item in _behind(value))
+
+
+def _behind(value: Any) -> Iterable[Any]:
+    """The values that a value of one of the copied kinds leads to."""
+    kind = type(value)
+    if kind in (dict, OrderedDict):
+        return value.values()  # type: ignore[no-any-return]
+    if kind in (list, tuple, set, frozenset):
+        return value  # type: ignore[no-any-return]
+    if kind is MethodType:
+        return (value.__func__, value.__self__)
+    if kind is functools.partial:
+        return (value.func, value.args, value.keywords)
+    if kind is weakref.ref:
+        return (value(),)
+    if kind is CellType:
+        return (value.cell_contents,) if _is_filled(value) else ()
+    if kind is FunctionType:
+        return (*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
+    return ()
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+@functools.cache
+def _slots(kind: type) -> tuple[str, ...]:
+    """The attributes of a class that are not in its instances' `__dict__`."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        given = vars(base).get("__slots__", ())
+        for name in (given,) if isinstance(given, str) else given:
+            private = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{base.__name__.lstrip('_')}{name}" if private else name)
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
 def buffer_sync(

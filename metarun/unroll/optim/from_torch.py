@@ -1,7 +1,8 @@
 """A `torch.optim` optimizer, or one of its param groups, as a differentiable inner optimizer."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -99,10 +100,15 @@ def translate(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> In
             options[key] = value
     if kind is torch.optim.AdamW and options.pop("decoupled_weight_decay", True) is not True:
         raise ValueError("decoupled_weight_decay=False: AdamW without it is Adam")
-    unknown = set(options) - set(inspect.signature(factory).parameters)
+    unknown = set(options) - _parameters_of(factory)
     if unknown:
         raise ValueError(f"{kind.__name__} has no option {', '.join(sorted(unknown))}")
     return factory(**{key: _scalar(value) for key, value in options.items()})
+
+
+@cache
+def _parameters_of(factory: Callable[..., InnerOptimizer]) -> frozenset[str]:
+    return frozenset(inspect.signature(factory).parameters)
 
 
 def from_torch(
