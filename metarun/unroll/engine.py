@@ -18,6 +18,7 @@ from metarun.unroll.gradients import (
     Evolution,
     GradientMode,
     Implicit,
+    Parsed,
     Truncated,
     parse_gradient,
 )
@@ -26,6 +27,7 @@ from metarun.unroll.inner import ContextLoss, Remember, dependent, inner_gradien
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
 from metarun.unroll.recompute import Pullback, by_reverse, distinct, recomputed, tensor_leaves
 from metarun.unroll.recorded_loss import RecordedLoss
+from metarun.unroll.surroundings import Place, tracked, tracking
 
 LossFn = Callable[..., Tensor] | BlockLoss | RecordedLoss
 
@@ -117,11 +119,17 @@ def unroll(
     path = _Path(loss_at, optimizer, context, hyper_at, observe)
     if not isinstance(mode, Implicit) and not torch.is_grad_enabled():
         mode = "reverse"  # there is nothing to remember, and nothing to recompute
+    places: list[Place] = []
     if mode == "mixed" or isinstance(mode, Checkpoint | Implicit | Evolution):
         for step in sorted({0, steps - 1}) if steps else ():
             given = (params, state, context, hyper_at(step))
-            check_closure(partial(_evaluated, path, step), given)
+            with explained():
+                places += check_closure(partial(_evaluated, path, step), given, _own(loss_fn))
+    with tracking(places):
+        return _unrolled(path, params, state, steps, mode)
 
+
+def _unrolled(path: "_Path", params: Params, state: State, steps: int, mode: Parsed) -> Unrolled:
     if isinstance(mode, Truncated):
         return _truncated(path, params, state, steps, mode.last)
     if isinstance(mode, Implicit):
@@ -130,7 +138,7 @@ def unroll(
         return _in_blocks(path, params, state, [range(steps)], by_evolution(mode, draw_seed()))
     if isinstance(mode, Checkpoint):
         size = mode.size(steps)
-        if size > 1 or isinstance(optimizer, LossOptimizer):
+        if size > 1 or isinstance(path.optimizer, LossOptimizer):
             blocks = [range(a, min(a + size, steps)) for a in range(0, steps, size)]
             return _in_blocks(path, params, state, blocks, by_reverse)
         return path.walk(params, state, range(steps), "checkpoint")
@@ -171,7 +179,7 @@ class _Path(NamedTuple):
         with explained():
             if remember == "mixed" and isinstance(loss, BlockLoss):
                 grads, value = blockwise_gradient(loss, params, self.context)
-            elif remember == "checkpoint" and isinstance(loss, RecordedLoss):
+            elif remember == "checkpoint" and isinstance(loss, RecordedLoss) and not tracked():
                 grads, value = loss.gradient(params, self.context)
             else:
                 grads, value = inner_gradient(loss, params, self.context, remember)
@@ -217,12 +225,18 @@ def _losses(loss_fn: LossFn, has_context: bool) -> Callable[[int], ContextLoss]:
     return loss_at
 
 
-def _evaluated(path: _Path, step: int, given: Any) -> None:
+def _evaluated(path: _Path, step: int, given: Any) -> Any:
     """What a step computes apart from derivatives, for `check_closure`."""
     params, state, context, hyper = given
-    path.loss_at(step)(params, context)
+    value = path.loss_at(step)(params, context)
     if isinstance(path.optimizer, InnerOptimizer):
-        path.optimizer.update(params, state, params, hyper)  # any gradient will do
+        return value, path.optimizer.update(params, state, params, hyper)  # any gradient will do
+    return value
+
+
+def _own(loss_fn: LossFn) -> Any:
+    """A loss without what this package puts around it."""
+    return loss_fn.loss if isinstance(loss_fn, RecordedLoss) else loss_fn
 
 
 def _check_hyper(hyper: Hyper, optimizer: InnerOptimizer | LossOptimizer) -> None:
