@@ -114,7 +114,7 @@ def check_closure(fn: Callable[[Any], Any], inputs: Any, loss: Any) -> list[Plac
             _refuse_writes(written, changed)
             if changed:
                 _check_kept(lambda: _with_graph(fn, plain, given), changed, random_state)
-            elif (layout := _layout(plain[0])) not in (met := _met_with(loss)):
+            elif (layout := layout_of(plain[0])) not in (met := met_with(loss)):
                 if not _close(value, evaluate()[0]):
                     raise UnsuitableModel(_OTHER_VALUE)
                 met.add(layout)
@@ -233,8 +233,8 @@ def _with_graph(fn: Callable[[Any], Any], plain: Any, given: list[Tensor]) -> An
 _met: "WeakKeyDictionary[Any, set[Any]]" = WeakKeyDictionary()
 
 
-def _met_with(loss: Any) -> set[Any]:
-    """The layouts of parameters with which a loss has been evaluated twice."""
+def met_with(loss: Any) -> set[Any]:
+    """The layouts of parameters with which a loss has been tried out; a set to add to."""
     while hasattr(loss, "func"):  # functools.partial
         loss = loss.func
     loss = getattr(loss, "__func__", loss)
@@ -244,7 +244,8 @@ def _met_with(loss: Any) -> set[Any]:
         return set()
 
 
-def _layout(params: dict[str, Tensor]) -> tuple[Any, ...]:
+def layout_of(params: dict[str, Tensor]) -> tuple[Any, ...]:
+    """The names and shapes of parameters."""
     return tuple((name, p.shape) for name, p in params.items())
 
 

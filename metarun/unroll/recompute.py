@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, maybe_current_level
 from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
+from metarun.unroll.advice import explained
 from metarun.unroll.surroundings import put_back, tracked, tracking, values_of
 
 Flat = Callable[..., tuple[Tensor, ...]]
@@ -41,7 +42,7 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         saved: Sequence[Tensor] = ctx.saved_tensors
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        with ctx.plan.surroundings.restored():
+        with ctx.plan.surroundings.restored(), explained():
             found = ctx.plan.pullback(ctx.plan.fn, saved, cotangents, wanted)
         grads: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 1)
         for i, grad in zip(wanted, found, strict=True):
