@@ -4,16 +4,53 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_LOOP = "use a loop over tasks (batching='loop'; engine.batching=loop of a command)"
+_FIRST_ORDER = (
+    "use another operation, or first order: gradient='first_order' of the unroll, algo.order=1 of "
+    "a command, step(…, grad_callback=lambda grads: [g.detach() for g in grads]) of metarun.higher"
+)
+
+_INSTEAD = {
+    "embedding_bag": "nn.Embedding with a sum, mean or maximum over the bag",
+    "ctc_loss": "",
+    "hardsigmoid": "(x / 6 + 0.5).clamp(0, 1)",
+    "multi_margin_loss": "(margin - x.gather(1, y[:, None]) + x).clamp(min=0) without column y",
+    "multilabel_margin_loss": "F.multilabel_soft_margin_loss",
+    "segment_reduce": "index_add",
+    "geqrf": "torch.linalg.qr",
+    "linalg_ldl_factor_ex": "torch.linalg.cholesky or torch.linalg.eigh",
+}
+"""Operations without a second (or any) derivative -> what computes the same and has it."""
+
 _ADVICE = {
+    r"aten::embedding_renorm_": (
+        "an embedding with max_norm changes its weights in its forward pass: build it without, "
+        "and normalise what it gives"
+    ),
     r"would mutate a captured Tensor|vmap: .*in-place": (
         "the model changes a tensor in place in its forward pass, most likely the running "
         "statistics of a batch normalisation, which the tasks of a batch would share: use "
         "track_running_stats=False (or metarun.backbones.norm.BatchNorm), or call model.eval()"
     ),
+    r"vmap: (inplace arithmetic|aten::\w+_\()": (
+        "the model writes values of one task into a tensor that all tasks share, such as "
+        "h = torch.zeros(…); h[:] = x: make it from x (x.new_zeros(…), torch.stack, torch.cat), or "
+        + _LOOP
+    ),
     r"vmap: It looks like you're .*calling \.item\(\)": (
-        "the loss turns a tensor into a Python number (.item(), float(), `if` on a tensor), "
-        "which is not possible when tasks are mapped by vmap: use torch.where, or a loop over "
-        "tasks (batching='loop'; engine.batching=loop of a command)"
+        "the loss turns a tensor into a Python number (.item(), float(), `if` on a tensor, or an "
+        "operation that does so, such as F.one_hot), which is not possible when tasks are mapped "
+        "by vmap: use torch.where (F.one_hot with num_classes: (y[..., None] == "
+        "torch.arange(classes)).to(x)), or " + _LOOP
+    ),
+    r"dynamic shape|differently shaped Tensor": (
+        "the size of what the loss computes depends on the values of a tensor (a boolean mask as "
+        "index, nonzero, unique), which is not possible when tasks are mapped by vmap: use "
+        "torch.where or multiply by the mask, or " + _LOOP
+    ),
+    r"different inplace randomness on an unbatched tensor": (
+        "the loss fills a tensor that all tasks share with random numbers: make it from one of the "
+        "task's own (torch.rand_like(x), x.new_empty(…)), or " + _LOOP
     ),
     r"access data pointer": (
         "the loss hands a tensor to numpy or to Python (.numpy(), .tolist()), which torch.func "
@@ -23,9 +60,19 @@ _ADVICE = {
         "the loss draws random numbers under torch.func.vmap: give vmap "
         "randomness='different', as metarun.unroll.map_tasks does"
     ),
-    r"Batching rule not implemented|doesn't match the broadcast shape": (
+    r"[Ss]parse": (
+        "the loss has sparse gradients or matrices, which cannot be mapped over tasks by vmap or "
+        "differentiated in mixed mode: build nn.Embedding and nn.EmbeddingBag with sparse=False, "
+        "and use dense matrices (x.to_dense())"
+    ),
+    r"argument #\d+ 'workspace'": (
+        "torch's LSTM for float32 on a CPU cannot be differentiated in this mode or mapped over "
+        "tasks: set torch.backends.mkldnn.enabled = False before the unroll, or use float64 "
+        "(engine.precision=float64 of a command) or gradient='reverse' in a loop over tasks"
+    ),
+    r"Batching rule not implemented|doesn't match the broadcast shape|we do not yet support": (
         "an operation of the model cannot be mapped over tasks by vmap (recurrent layers cannot, "
-        "but for LSTMs): use a loop over tasks (batching='loop'; engine.batching=loop of a command)"
+        "but for LSTMs in float32): " + _LOOP
     ),
     r"saved tensor hooks|must override the setup_context staticmethod": (
         "torch.func cannot differentiate the model: it checkpoints its own activations, "
@@ -33,7 +80,29 @@ _ADVICE = {
         "formula without setup_context. Switch the first two off and use gradient='checkpoint' "
         "of the unroll instead (engine.gradient=checkpoint of a command)"
     ),
+    r"Tensor\.(requires_grad_|retain_grad)\(\)": (
+        "the loss calls requires_grad_(), retain_grad() or backward() on a tensor of its own: take "
+        "derivatives within it by torch.func.grad, or run the model by metarun.higher"
+    ),
+    r"data pointer of Tensor that doesn't have storage": (
+        "the loss leaves torch: it reads a tensor's numbers (.numpy(), .tolist(), packed "
+        "sequences). Compute with tensors (a mask in place of a packed sequence), or run the model "
+        "by metarun.higher"
+    ),
+    r"NestedTensor": (
+        "the loss uses nested tensors, which torch.func cannot differentiate: pad them "
+        "(torch.nn.utils.rnn.pad_sequence) and use a mask"
+    ),
+    r"once_differentiable": (
+        "an operation of the model can be differentiated once only (samples of a Dirichlet or Beta "
+        "distribution can, for one): " + _FIRST_ORDER
+    ),
+    r"modified by an inplace operation": (
+        "the model writes on a tensor that its derivative still needs: clone it before, or use an "
+        "operation that is not in place"
+    ),
 }
+"""Patterns in torch's words -> ours. The first that matches counts."""
 
 
 _REASONS = {
@@ -86,9 +155,29 @@ def explained() -> Iterator[None]:
             f"the model has no {missing.group(1)}: params must be named as in "
             "model.named_parameters(), of the model that the loss calls"
         ) from error
-    except RuntimeError as error:
-        for pattern, advice in _ADVICE.items():
-            if re.search(pattern, str(error)):
-                reason = str(error).splitlines()[0]
-                raise UnsuitableModel(f"{advice}\n(torch: {reason})") from error
+    except UnsuitableModel:
         raise
+    except RuntimeError as error:  # NotImplementedError is one
+        if advice := _advice(str(error)):
+            reason = str(error).splitlines()[0]
+            raise UnsuitableModel(f"{advice}\n(torch: {reason})") from error
+        raise
+
+
+def _advice(text: str) -> str | None:
+    missing = re.search(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented", text)
+    if missing:
+        return _without_derivative(missing.group(1))
+    return next((advice for pattern, advice in _ADVICE.items() if re.search(pattern, text)), None)
+
+
+def _without_derivative(name: str) -> str:
+    operation = re.sub(r"(_backward|_grad)+$", "", name).lstrip("_")
+    instead = _INSTEAD.get(operation)
+    instead = f" (such as {instead})" if instead else ""
+    if name.lstrip("_") == operation:
+        return f"torch has no derivative of {operation}: use another operation{instead}"
+    return (
+        f"torch has no second derivative of {operation}, which this gradient mode needs: "
+        + _FIRST_ORDER.replace("another operation", f"another operation{instead}")
+    )

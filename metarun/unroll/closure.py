@@ -1,7 +1,10 @@
-"""Finding tensors that a recomputed function closes over, whose gradients would be lost."""
+"""Finding what a recomputed function closes over: tensors whose gradients would be lost, state."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -10,7 +13,9 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from metarun.unroll.advice import UnsuitableModel
 from metarun.unroll.recompute import RandomState, tensor_leaves
+from metarun.unroll.surroundings import Observer, Place, put_back
 
 
 class ClosureError(ValueError):
@@ -26,48 +31,232 @@ class _Watch(TorchFunctionMode):
     own have deeper levels.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int, given: list[Tensor]) -> None:
         super().__init__()
-        self.depth = _functorch.maybe_current_level() or 0
-        self.made: dict[int, Tensor] = {}  # alive, so that no other tensor takes its identity
+        self.depth = depth
+        # Alive, so that no other tensor takes the identity of one of them.
+        self.made: dict[int, Tensor] = {id(x): x for x in given}
+        self.versions: dict[int, tuple[Tensor, int]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        outputs = func(*args, **(kwargs or {}))
+        outside = [x for x in tensor_leaves((args, kwargs or {})) if id(x) not in self.made]
+        for x in outside:
+            if id(x) not in self.versions and not x.is_inference():
+                self.versions[id(x)] = x, x._version
+        try:
+            outputs = func(*args, **(kwargs or {}))
+        except Exception:
+            self._check(outside)  # the better reason, where there is one
+            raise
         made = tensor_leaves(outputs)
         if made:  # not where only a shape, say, was asked for
-            for leaf in tensor_leaves((args, kwargs or {})):
-                if id(leaf) not in self.made:
-                    self._check(leaf, detaches=func is Tensor.detach)
-        self.made |= {id(leaf): leaf for leaf in made}
+            self._check(outside, detaches=func is Tensor.detach)
+        self.made |= {id(x): x for x in made if id(x) not in self.versions}
         return outputs
 
-    def _check(self, x: Tensor, detaches: bool) -> None:
-        wrapped = _functorch.is_functorch_wrapped_tensor(x)
-        if wrapped and not 1 <= _functorch.maybe_get_level(x) <= self.depth:
-            return  # of a transform inside, under way or just over
-        if wrapped or (x.requires_grad and not torch.is_grad_enabled() and not detaches):
-            raise ClosureError(
-                f"the inner loop uses a tensor of shape {_shape(x)} that requires gradients or "
-                "is mapped over tasks, but is neither in params nor in context, so this gradient "
-                "mode would lose its gradient: give it as unroll(…, context=…) in a pytree of "
-                "dicts, lists and tuples, or detach it if it is a constant"
-            )
+    def _check(self, outside: list[Tensor], detaches: bool = False) -> None:
+        for x in outside:
+            wrapped = _functorch.is_functorch_wrapped_tensor(x)
+            if wrapped and not 1 <= _functorch.maybe_get_level(x) <= self.depth:
+                continue  # of a transform inside, under way or just over
+            if wrapped or (x.requires_grad and not torch.is_grad_enabled() and not detaches):
+                raise _closure_error(x)
+
+    def written(self) -> list[Tensor]:
+        """Tensors from outside that were changed in place."""
+        return [x for x, version in self.versions.values() if x._version != version]
 
 
-def check_closure(fn: Callable[[Any], Any], inputs: Any) -> None:
+def _closure_error(x: Tensor) -> ClosureError:
+    return ClosureError(
+        f"the inner loop uses a tensor of shape {_shape(x)} that requires gradients or is mapped "
+        "over tasks, but is neither in params nor in context, so this gradient mode would lose "
+        "its gradient: give it as unroll(…, context=…) in a pytree of dicts, lists and tuples, or "
+        "detach it if it is a constant"
+    )
+
+
+def check_closure(fn: Callable[[Any], Any], inputs: Any, loss: Any) -> list[Place]:
     """Evaluate `fn(inputs)` once, without a graph and on plain tensors.
+
+    Losses are evaluated twice the first time that they are seen with such parameters, and a few
+    times where they change something. What they change is put back.
+
+    Args:
+        fn: gives the value of the loss, and what else depends on the inputs.
+        inputs: a pytree that begins with the parameters, by name.
+        loss: the user's function within `fn`.
+
+    Returns:
+        The places that an evaluation changes, for `tracking`.
 
     Raises:
         ClosureError: it uses a tensor from outside that requires gradients or that belongs to
             a surrounding `torch.func.vmap` or `grad`.
+        UnsuitableModel: a second evaluation would not be like the first.
     """
+    depth = _functorch.maybe_current_level() or 0
     with temporarily_clear_interpreter_stack(), torch.no_grad():
         plain = pytree.tree_map(lambda x: _plain(x) if isinstance(x, Tensor) else x, inputs)
-        random_state = RandomState(tensor_leaves(plain))
-    with torch.no_grad(), random_state.restored(), _Watch():
-        fn(plain)
+        given = tensor_leaves(plain)
+        random_state = RandomState(given)
+        with _levels(depth):
+
+            def evaluate() -> Any:
+                with random_state.restored(), _Watch(depth, given) as watch, Observer(loss) as seen:
+                    value = _evaluated(fn, plain, given)
+                put_back(seen.changed)
+                return value, seen.changed, watch.written()
+
+            value, changed, written = evaluate()
+            _refuse_writes(written, changed)
+            if changed:
+                _check_kept(lambda: _with_graph(fn, plain, given), changed, random_state)
+            elif (layout := layout_of(plain[0])) not in (met := met_with(loss)):
+                if not _close(value, evaluate()[0]):
+                    raise UnsuitableModel(_OTHER_VALUE)
+                met.add(layout)
+    return [place for place, _ in changed]
+
+
+_REMEDY = (
+    "this gradient mode evaluates the loss more often than once a step, and would not compute "
+    "what gradient='reverse' does. Choose that (engine.gradient=reverse of a command), or keep "
+    "the loss from changing anything: "
+)
+_OTHER_VALUE = (
+    "a second evaluation of the inner loss with the same parameters gives another value, and "
+    + _REMEDY
+    + "let it depend on its arguments and on torch's random numbers alone"
+)
+
+
+def _refuse_writes(written: list[Tensor], changed: list[tuple[Place, Any]]) -> None:
+    """Refuse what was written in place and cannot be put back."""
+    kept = {place.key[1] for place, _ in changed if place.key[0] == "contents"}
+    for x in written:
+        if id(x) not in kept:
+            raise UnsuitableModel(
+                f"the inner loss writes on a tensor of shape {_shape(x)} that it was not given; "
+                + _REMEDY
+                + "give it a clone, or make that tensor a buffer of the module"
+            )
+
+
+def _check_kept(
+    with_graph: Callable[[], Any], changed: list[tuple[Place, Any]], random_state: RandomState
+) -> None:
+    """Refuse what is kept of one evaluation, with its graph, for the next one.
+
+    In "reverse" the derivative flows through it, where each step is recomputed by itself it ends
+    there. What is kept but never read is harmless, such as the activations for a plot.
+    """
+    with random_state.restored():
+        value = with_graph()
+    left = [(place, place.read()) for place, _ in changed]
+    put_back(changed)
+    for place, kept in left:
+        if not any(x.requires_grad for x in tensor_leaves(kept)):
+            continue
+        with random_state.restored():
+            place.write(pytree.tree_map(lambda x: x.detach(), kept))
+            first = with_graph()
+        put_back(changed)
+        with random_state.restored():
+            place.write(pytree.tree_map(lambda x: 1 + 2 * x.detach(), kept))
+            second = with_graph()
+        put_back(changed)
+        if not (_close(first, second) and _close(first, value)):
+            raise UnsuitableModel(
+                f"the inner loss keeps {place.name} for its next evaluation, with its graph, and "
+                + _REMEDY
+                + "detach what it keeps"
+            )
+
+
+@contextmanager
+def _levels(depth: int) -> Iterator[None]:
+    """As many levels of torch.func as surround the unroll, without a task in them.
+
+    A tensor that belongs to one of those can be told by its level from what transforms within
+    the loss make. Operations on plain tensors pass through these levels unchanged, random ones
+    as well.
+    """
+    for _ in range(depth):
+        _functorch._vmap_increment_nesting(1, "same")
+    try:
+        yield
+    finally:
+        for _ in range(depth):
+            _functorch._vmap_decrement_nesting()
+
+
+def _evaluated(fn: Callable[[Any], Any], plain: Any, given: list[Tensor]) -> Any:
+    try:
+        return fn(plain)
+    except RuntimeError as error:
+        if not re.search(_WANTS_A_GRAPH, str(error)):
+            raise
+    # The loss takes derivatives itself.
+    with torch.enable_grad():
+        return _with_graph(fn, plain, given)
+
+
+_WANTS_A_GRAPH = (
+    "does not require grad|retain_grad on Tensor that has|register a hook on a tensor that doesn't"
+)
+
+
+def _with_graph(fn: Callable[[Any], Any], plain: Any, given: list[Tensor]) -> Any:
+    """`fn(plain)` with a graph, which may end in what was given alone."""
+    leaves = [x.detach().requires_grad_(x.is_floating_point() or x.is_complex()) for x in given]
+    order = iter(leaves)
+    fresh = pytree.tree_map(lambda x: next(order) if isinstance(x, Tensor) else x, plain)
+    with torch.enable_grad():
+        outputs = fn(fresh)
+    known = {id(x) for x in leaves}
+    todo = [x.grad_fn for x in tensor_leaves(outputs)]
+    seen = set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+            variable = getattr(node, "variable", None)
+            if variable is not None and id(variable) not in known:
+                raise _closure_error(variable)
+    return pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, outputs)
+
+
+_met: "WeakKeyDictionary[Any, set[Any]]" = WeakKeyDictionary()
+
+
+def met_with(loss: Any) -> set[Any]:
+    """The layouts of parameters with which a loss has been tried out; a set to add to."""
+    while hasattr(loss, "func"):  # functools.partial
+        loss = loss.func
+    loss = getattr(loss, "__func__", loss)
+    try:  # a function that is defined again and again has the same code
+        return _met.setdefault(getattr(loss, "__code__", loss), set())
+    except TypeError:  # it has no weak references, or no hash
+        return set()
+
+
+def layout_of(params: dict[str, Tensor]) -> tuple[Any, ...]:
+    """The names and shapes of parameters."""
+    return tuple((name, p.shape) for name, p in params.items())
+
+
+def _close(a: Any, b: Any) -> bool:
+    """Equal but for what operations in another order would do, as those of a GPU."""
+    pairs = zip(tensor_leaves(a), tensor_leaves(b), strict=True)
+    return all(
+        torch.allclose(x, y, rtol=torch.finfo(x.dtype).eps ** 0.5, atol=0, equal_nan=True)
+        for x, y in pairs
+        if x.is_floating_point() or x.is_complex()
+    )
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -18,14 +18,24 @@ from metarun.unroll.gradients import (
     Evolution,
     GradientMode,
     Implicit,
+    Parsed,
     Truncated,
     parse_gradient,
 )
 from metarun.unroll.implicit import attach_implicit
 from metarun.unroll.inner import ContextLoss, Remember, dependent, inner_gradient, one_number
+from metarun.unroll.inputs import (
+    check_gradients_possible,
+    check_optimizer,
+    checked_hyper,
+    checked_params,
+    checked_steps,
+)
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
+from metarun.unroll.proof import check_differentiable
 from metarun.unroll.recompute import Pullback, by_reverse, distinct, recomputed, tensor_leaves
 from metarun.unroll.recorded_loss import RecordedLoss
+from metarun.unroll.surroundings import Place, tracked, tracking
 
 LossFn = Callable[..., Tensor] | BlockLoss | RecordedLoss
 
@@ -99,14 +109,15 @@ def unroll(
         observe: called on the fast weights at the start and after each step.
 
     Raises:
-        ValueError: an unknown gradient mode, a negative number of steps, names in `hyper` that
+        ValueError: an argument of another kind, an unknown gradient mode, names in `hyper` that
             are not the optimizer's, a loss that is no scalar, does not depend on the parameters,
             or closes over tensors whose gradient would be lost; hyperparameters that need a
             gradient under "implicit"; `observe` where a mode does not visit each step.
     """
     mode = parse_gradient(gradient)
-    if steps < 0:
-        raise ValueError(f"the number of inner steps must be 0 or more, not {steps}")
+    check_gradients_possible()
+    check_optimizer(optimizer)
+    steps, params = checked_steps(steps), checked_params(params)
     if not params:
         raise ValueError("there are no parameters to adapt: params is empty")
     loss_at = _losses(loss_fn, has_context=context is not None)
@@ -114,14 +125,20 @@ def unroll(
         state = optimizer.init(params)
     constant_hyper = optimizer.hyper if hyper is None else hyper
     hyper_at = constant_hyper if callable(constant_hyper) else lambda _: constant_hyper
-    path = _Path(loss_at, optimizer, context, hyper_at, observe)
+    path = _Path(loss_at, optimizer, context, hyper_at, observe, _own(loss_fn))
     if steps == 0 or (not isinstance(mode, Implicit) and not torch.is_grad_enabled()):
         mode = "reverse"  # there is nothing to remember, and nothing to recompute
+    places: list[Place] = []
     if mode == "mixed" or isinstance(mode, Checkpoint | Implicit | Evolution):
         for step in sorted({0, steps - 1}) if steps else ():
             given = (params, state, context, hyper_at(step))
-            check_closure(partial(_evaluated, path, step), given)
+            with explained():
+                places += check_closure(partial(_evaluated, path, step), given, path.loss_fn)
+    with tracking(places):
+        return _unrolled(path, params, state, steps, mode)
 
+
+def _unrolled(path: "_Path", params: Params, state: State, steps: int, mode: Parsed) -> Unrolled:
     if isinstance(mode, Truncated):
         return _truncated(path, params, state, steps, mode.last)
     if isinstance(mode, Implicit):
@@ -130,7 +147,7 @@ def unroll(
         return _in_blocks(path, params, state, [range(steps)], by_evolution(mode, draw_seed()))
     if isinstance(mode, Checkpoint):
         size = mode.size(steps)
-        if size > 1 or isinstance(optimizer, LossOptimizer):
+        if size > 1 or isinstance(path.optimizer, LossOptimizer):
             blocks = [range(a, min(a + size, steps)) for a in range(0, steps, size)]
             return _in_blocks(path, params, state, blocks, by_reverse)
         return path.walk(params, state, range(steps), "checkpoint")
@@ -145,13 +162,18 @@ class _Path(NamedTuple):
     context: Any
     hyper_at: Callable[[int], Hyper]
     observe: Callable[[Params], Any] | None
+    loss_fn: Any  # what the user wrote of the loss
 
     def walk(self, params: Params, state: State, steps: range, remember: Remember) -> Unrolled:
         """The steps with these numbers."""
         losses: list[Tensor] = []
         observed = [] if self.observe is None else [self.observe(params)]
         for step in steps:
+            before = params, state
             params, state, loss = self.take(params, state, step, remember)
+            if remember == "reverse" and not losses and torch.is_grad_enabled():
+                inputs = (*before, self.context, self.hyper_at(step))
+                check_differentiable(params, inputs, self.loss_fn, params)
             losses.append(loss)
             if self.observe is not None:
                 observed.append(self.observe(params))
@@ -171,7 +193,7 @@ class _Path(NamedTuple):
         with explained():
             if remember == "mixed" and isinstance(loss, BlockLoss):
                 grads, value = blockwise_gradient(loss, params, self.context)
-            elif remember == "checkpoint" and isinstance(loss, RecordedLoss):
+            elif remember == "checkpoint" and isinstance(loss, RecordedLoss) and not tracked():
                 grads, value = loss.gradient(params, self.context)
             else:
                 grads, value = inner_gradient(loss, params, self.context, remember)
@@ -217,16 +239,22 @@ def _losses(loss_fn: LossFn, has_context: bool) -> Callable[[int], ContextLoss]:
     return loss_at
 
 
-def _evaluated(path: _Path, step: int, given: Any) -> None:
+def _evaluated(path: _Path, step: int, given: Any) -> Any:
     """What a step computes apart from derivatives, for `check_closure`."""
     params, state, context, hyper = given
-    path.loss_at(step)(params, context)
+    value = path.loss_at(step)(params, context)
     if isinstance(path.optimizer, InnerOptimizer):
-        path.optimizer.update(params, state, params, hyper)  # any gradient will do
+        return value, path.optimizer.update(params, state, params, hyper)  # any gradient will do
+    return value
+
+
+def _own(loss_fn: LossFn) -> Any:
+    """A loss without what this package puts around it."""
+    return loss_fn.loss if isinstance(loss_fn, RecordedLoss) else loss_fn
 
 
 def _check_hyper(hyper: Hyper, optimizer: InnerOptimizer | LossOptimizer) -> None:
-    if set(hyper) != set(optimizer.hyper):
+    if set(checked_hyper(hyper)) != set(optimizer.hyper):
         wrong = ", ".join(sorted(set(hyper) ^ set(optimizer.hyper)))
         raise ValueError(
             f"hyper must have the names {', '.join(optimizer.hyper)}, neither more nor less: "

@@ -76,10 +76,18 @@ def one_number(loss_fn: Callable[..., Any], *args: Any) -> Tensor:
 
 def scalar(value: Any) -> Tensor:
     """The value of a loss, which must be one number."""
+    if value is None:
+        raise ValueError("the inner loss must be a scalar tensor, not None: does it `return` one?")
     if not isinstance(value, Tensor) or value.dim() != 0:
         seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"the inner loss must be a scalar tensor, not {seen}: take its mean or sum"
+            f"the inner loss must be a scalar tensor, not {seen}: take its mean or sum, and return "
+            "nothing else"
+        )
+    if not value.is_floating_point():
+        raise ValueError(
+            f"the inner loss must be a real number, not of the type {value.dtype}, which has no "
+            "gradient: compute it in floating point (of a complex one, .abs() or .real)"
         )
     return value
 

@@ -9,6 +9,9 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, maybe_current_level
 from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
+from metarun.unroll.advice import explained
+from metarun.unroll.surroundings import put_back, tracked, tracking, values_of
+
 Flat = Callable[..., tuple[Tensor, ...]]
 Pullback = Callable[[Flat, Sequence[Tensor], Sequence[Tensor], Sequence[int]], Sequence[Tensor]]
 """`pullback(fn, inputs, cotangents, wanted)`: the gradients of the inputs with the numbers in
@@ -39,7 +42,7 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         saved: Sequence[Tensor] = ctx.saved_tensors
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        with ctx.plan.surroundings.restored():
+        with ctx.plan.surroundings.restored(), explained():
             found = ctx.plan.pullback(ctx.plan.fn, saved, cotangents, wanted)
         grads: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 1)
         for i, grad in zip(wanted, found, strict=True):
@@ -178,12 +181,16 @@ class Surroundings:
 
 
 class RandomState:
-    """The random state of the CPU and of the CUDA devices that tensors are on."""
+    """The random state of the CPU and of the CUDA devices that tensors are on.
+
+    With it go the places that the loss changes (see `metarun.unroll.surroundings`).
+    """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
         self.cpu = torch.get_rng_state()
         self.cuda = [torch.cuda.get_rng_state(device) for device in self.devices]
+        self.kept = values_of(tracked())
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
@@ -205,4 +212,14 @@ class RandomState:
         """This state inside the block, what it was before after it."""
         with torch.random.fork_rng(self.devices):
             self.restore()
-            yield
+            if not self.kept:
+                yield
+                return
+            places = [place for place, _ in self.kept]
+            before = values_of(places)
+            put_back(self.kept)
+            try:
+                with tracking(places):
+                    yield
+            finally:
+                put_back(before)

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
+from metarun.unroll.advice import explained
+from metarun.unroll.inputs import check_tasks, checked_params
 from metarun.unroll.recorded import Record, unrecorded
 
 Batching = Literal["vmap", "loop"]
@@ -42,7 +44,7 @@ def map_tasks(
         The pytree that `fn` returns, with a first dimension of tasks.
 
     Raises:
-        ValueError: an unknown batching, or a chunk below 1.
+        ValueError: an unknown batching, a chunk below 1, or tasks that are not as above.
     """
     return task_mapping(fn, batching, chunk)(meta, tasks)
 
@@ -69,6 +71,7 @@ def task_mapping(
     run = record(partial(_run, fn, batching))
 
     def mapping(meta: Meta, tasks: Any) -> Any:
+        check_tasks(tasks)
         parts = list(_each(run, meta, list(_chunks(tasks, batching, chunk)), threads))
         return pytree.tree_map(lambda *leaves: torch.cat(leaves), *parts)
 
@@ -123,7 +126,8 @@ def mean_gradient(
         ValueError: as `map_tasks`.
     """
     _check(batching, chunk)
-    of_chunk = partial(_gradient_of_one if batching == "loop" else _gradients_of_many, task_loss)
+    checked = _checked(task_loss)
+    of_chunk = partial(_gradient_of_one if batching == "loop" else _gradients_of_many, checked)
 
     def of_all(meta: Meta, tasks: Any) -> Any:
         grads, extra = of_chunk(meta, tasks)
@@ -132,19 +136,45 @@ def mean_gradient(
     run_chunk, run_all = record(of_chunk), record(of_all)
 
     def gradient(meta: Meta, tasks: Any) -> Any:
-        if _count(tasks) <= _chunk_size(tasks, batching, chunk):
+        count, meta = check_tasks(tasks), checked_params(meta, "meta")
+        if count <= _chunk_size(tasks, batching, chunk):
             return run_all(meta, tasks)
         totals: Meta | None = None
         extras = []
         parts = list(_chunks(tasks, batching, chunk))
         for grads, extra in _each(run_chunk, meta, parts, threads):
-            share = _divided(grads, _count(tasks))
+            share = _divided(grads, count)
             totals = share if totals is None else {k: totals[k] + share[k] for k in share}
             extras.append(extra)
         assert totals is not None
         return summary(totals, pytree.tree_map(lambda *own: torch.cat(own), *extras))
 
     return gradient
+
+
+def _checked(task_loss: TaskLoss) -> TaskLoss:
+    """The loss of a task, which must return what it should."""
+
+    def checked(meta: Meta, task: Any) -> tuple[Tensor, Any]:
+        returned = task_loss(meta, task)
+        if not (isinstance(returned, tuple) and len(returned) == 2):
+            raise ValueError(
+                "the loss of a task must return a loss and a pytree of tensors to be stacked, "
+                f"`return loss, extra`, not {type(returned).__name__}"
+            )
+        loss, extra = returned
+        if not isinstance(loss, Tensor) or loss.dim():
+            seen = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"the loss of a task must be a scalar tensor, not {seen}")
+        for leaf in pytree.tree_leaves(extra):
+            if not isinstance(leaf, Tensor):
+                raise ValueError(
+                    "what the loss of a task returns beside the loss must be tensors, and holds a "
+                    f"{type(leaf).__name__}: torch.tensor(…) makes one of a number"
+                )
+        return loss, extra
+
+    return checked
 
 
 def _each(run: Callable[..., Any], meta: Meta, parts: list[Any], threads: int) -> Iterator[Any]:
@@ -184,7 +214,8 @@ def _divided(grads: Meta, count: int) -> dict[str, Tensor]:
 def _gradient_of_one(task_loss: TaskLoss, meta: Meta, part: Any) -> tuple[Meta, Any]:
     leaves = {name: value.detach().requires_grad_() for name, value in meta.items()}
     losses, extra = _run(task_loss, "loop", leaves, part)
-    grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+    with explained():
+        grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, grads, strict=True)), pytree.tree_map(torch.Tensor.detach, extra)
 
 
@@ -202,7 +233,8 @@ def _run(fn: Callable[[Meta, Any], Any], batching: Batching, meta: Meta, part: A
     # loss is computed by it, too.
     with sdpa_kernel(SDPBackend.MATH):
         if batching == "vmap":
-            return torch.func.vmap(fn, in_dims=(None, 0), randomness="different")(meta, part)
+            with explained():
+                return torch.func.vmap(fn, in_dims=(None, 0), randomness="different")(meta, part)
         single = fn(meta, pytree.tree_map(lambda x: x[0], part))
     return pytree.tree_map(lambda x: x[None], single)
 

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarun.unroll.advice import explained
 from metarun.unroll.higher.settings import Override, values_by_group
 from metarun.unroll.higher.utils import copy_tensor, map_leaves
+from metarun.unroll.proof import try_once
 
 Gradients = Sequence[Tensor | None]
 GradCallback = Callable[[list[Tensor | None]], Gradients]
@@ -82,6 +84,7 @@ class DifferentiableOptimizer(abc.ABC):
         self._fmodel = fmodel
         self._grad_callback = grad_callback
         self._track_higher_grads = track_higher_grads
+        self._tried = False  # whether its steps can be differentiated
 
     def step(
         self,
@@ -121,6 +124,9 @@ class DifferentiableOptimizer(abc.ABC):
             grads = changed
 
         new_params = self._stepped(params, grads, override or {})
+        if not self._tried and self._track_higher_grads and torch.is_grad_enabled():
+            self._tried = True
+            try_once(loss, new_params, params)
         if self._fmodel is not None:
             self._fmodel.update_params(new_params)
         return new_params
@@ -183,7 +189,8 @@ def _gradients(loss: Tensor, params: list[Tensor], create_graph: bool) -> list[T
     targets = [p for p in params if p.requires_grad]
     found: Iterable[Tensor | None] = [None for _ in targets]
     if loss.requires_grad and targets:
-        found = torch.autograd.grad(loss, targets, create_graph=create_graph, allow_unused=True)
+        with explained():
+            found = torch.autograd.grad(loss, targets, create_graph=create_graph, allow_unused=True)
     given = iter(found)
     grads = [next(given) if p.requires_grad else None for p in params]
     if all(g is None for g in grads):

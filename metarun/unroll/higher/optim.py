@@ -77,9 +77,7 @@ class _Translated(DifferentiableOptimizer):
             self._translated(number)
 
     def _update(self, grouped_grads: list[list[Tensor | None]], **kwargs: Any) -> None:
-        for number, (group, grads) in enumerate(
-            zip(self.param_groups, grouped_grads, strict=True)
-        ):
+        for number, (group, grads) in enumerate(zip(self.param_groups, grouped_grads, strict=True)):
             self._update_group(group, self.state[number], grads, self._translated(number))
 
     def _update_group(

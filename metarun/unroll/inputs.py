@@ -1,0 +1,159 @@
+"""Wrong kinds of arguments, refused in one sentence that says what to type."""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree  # what torch.func itself maps over
+
+from metarun.unroll.optim.base import InnerOptimizer, LossOptimizer, Params
+
+_BY_NAME = "give a dict from names to tensors, such as dict(model.named_parameters())"
+
+
+def checked_params(params: Any, what: str = "params") -> Params:
+    """Parameters as a dict.
+
+    Args:
+        params: a dict from names to floating-point tensors, or another mapping of that kind
+            (`nn.ParameterDict`).
+        what: the argument's name, for messages.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(params, Mapping | nn.ParameterDict):
+        raise ValueError(f"{what} is {_kind(params)}: {_BY_NAME}")
+    for name, value in params.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{what} has the name {name!r}, which is no string: {_BY_NAME}")
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{what}[{name!r}] is {_kind(value)}, not a tensor: {_BY_NAME}")
+        if not (value.is_floating_point() or value.is_complex()):
+            raise ValueError(
+                f"{what}[{name!r}] is of the type {value.dtype}, which has no gradient: leave out "
+                "buffers and integers (dict(model.named_parameters()) has neither; "
+                "model.state_dict() may have both)"
+            )
+    return dict(params.items())
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse what is no inner optimizer.
+
+    Raises:
+        ValueError: it says what to use in its place.
+    """
+    if isinstance(optimizer, InnerOptimizer | LossOptimizer):
+        return
+    if isinstance(optimizer, torch.optim.Optimizer):
+        advice = "from_torch(optimizer, model), which gives an optimizer and its state, goes on "
+        advice += "from where it stands"
+    elif isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+        advice = f"use metarun.unroll's own: {optimizer.__name__.lower()}(lr=0.1), say"
+    elif callable(optimizer):
+        advice = f"call it first: {getattr(optimizer, '__name__', 'optimizer')}(…)"
+    elif isinstance(getattr(optimizer, "optimizer", None), InnerOptimizer | LossOptimizer):
+        advice = "use its attribute `optimizer` (and unroll(…, state=…) for its state)"
+    else:
+        advice = "use one of metarun.unroll: sgd(lr=0.1), adam(lr=0.01), newton() …"
+    raise ValueError(f"optimizer is {_kind(optimizer)}, not an inner optimizer: {advice}")
+
+
+def checked_steps(steps: Any) -> int:
+    """The number of inner steps.
+
+    Raises:
+        ValueError: it is no whole number, or below 0.
+    """
+    try:
+        count = None if isinstance(steps, bool) else operator.index(steps)
+    except (TypeError, RuntimeError):  # a float; a tensor of several numbers or of each task
+        count = None
+    if count is None:
+        raise ValueError(f"steps is {_kind(steps)}: give the number of inner steps, an int")
+    if count < 0:
+        raise ValueError(f"the number of inner steps must be 0 or more, not {count}")
+    return count
+
+
+def check_gradients_possible() -> None:
+    """Refuse to differentiate where torch keeps nothing for it.
+
+    Raises:
+        ValueError: within `torch.inference_mode()`.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "an unroll takes gradients, which torch.inference_mode() rules out: use "
+            "torch.no_grad() in its place"
+        )
+
+
+def checked_hyper(hyper: Any) -> Mapping[str, Any]:
+    """Hyperparameters by name.
+
+    Raises:
+        ValueError: they are no mapping.
+    """
+    if not isinstance(hyper, Mapping):
+        raise ValueError(
+            f"hyper is {_kind(hyper)}: give a dict of all hyperparameters, such as "
+            "{**optimizer.hyper, 'lr': 0.1}, or a function from the step to one"
+        )
+    return hyper
+
+
+def check_tasks(tasks: Any) -> int:
+    """The number of tasks in a batch.
+
+    Raises:
+        ValueError: it is no pytree of tensors with as many tasks in each, or has none.
+    """
+    leaves = pytree.tree_leaves(tasks)
+    if leaves and not isinstance(tasks, list) and all(isinstance(x, Tensor) for x in leaves):
+        sizes = {x.shape[:1] for x in leaves}
+        if len(sizes) == 1 and any(size := next(iter(sizes))):
+            return size[0]
+    stacked = "a pytree of tensors whose first dimension is that of the tasks"
+    if isinstance(tasks, list) and tasks and not isinstance(tasks[0], Tensor):
+        structures = {str(pytree.tree_structure(task)) for task in tasks}
+        if len(structures) == 1 and not pytree.tree_structure(tasks[0]).is_leaf():
+            raise ValueError(
+                f"tasks is a list of {len(tasks)} tasks: give {stacked}, such as "
+                "torch.utils._pytree.tree_map(lambda *x: torch.stack(x), *tasks). (Where a list "
+                "is meant as the parts of a task, make it a tuple.)"
+            )
+    paths = pytree.tree_flatten_with_path(tasks)[0]
+    counts: dict[str, int] = {}
+    for path, leaf in paths:
+        name = f"tasks{pytree.keystr(path)}"
+        if not hasattr(leaf, "shape"):
+            raise ValueError(f"{name} is {_kind(leaf)}: tasks must be {stacked}")
+        if not len(leaf.shape):
+            raise ValueError(f"{name} has no dimension: tasks must be {stacked}")
+        counts[name] = leaf.shape[0]
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} in {name}" for name, count in counts.items())
+        raise ValueError(f"each tensor must have as many tasks, and there are {listed}")
+    if not counts or not next(iter(counts.values())):
+        raise ValueError(f"there are no tasks: give {stacked}, one or more")
+    return next(iter(counts.values()))
+
+
+def _kind(value: Any) -> str:
+    """What something is, in a sentence."""
+    if isinstance(value, torch.optim.Optimizer):
+        return f"a torch optimizer ({type(value).__name__})"
+    if isinstance(value, nn.Module):
+        return f"a module ({type(value).__name__})"
+    if isinstance(value, type):
+        return f"a class ({value.__name__})"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
+    if isinstance(value, str | int | float) or value is None:
+        return repr(value)
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
