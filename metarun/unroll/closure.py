@@ -30,11 +30,13 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.depth = _functorch.maybe_current_level() or 0
         self.made: dict[int, Tensor] = {}  # alive, so that no other tensor takes its identity
+        self.called: list[Any] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         outputs = func(*args, **(kwargs or {}))
+        self.called.append(func)
         made = tensor_leaves(outputs)
         if made:  # not where only a shape, say, was asked for
             for leaf in tensor_leaves((args, kwargs or {})):
@@ -56,18 +58,27 @@ class _Watch(TorchFunctionMode):
             )
 
 
-def check_closure(fn: Callable[[Any], Any], inputs: Any) -> None:
+def check_closure(fn: Callable[[Any], Any], inputs: Any) -> list[Any]:
     """Evaluate `fn(inputs)` once, without a graph and on plain tensors.
+
+    Returns:
+        The functions of torch that it called, in their order.
 
     Raises:
         ClosureError: it uses a tensor from outside that requires gradients or that belongs to
             a surrounding `torch.func.vmap` or `grad`.
     """
     with temporarily_clear_interpreter_stack(), torch.no_grad():
-        plain = pytree.tree_map(lambda x: _plain(x) if isinstance(x, Tensor) else x, inputs)
+        plain = plain_values(inputs)
         random_state = RandomState(tensor_leaves(plain))
-    with torch.no_grad(), random_state.restored(), _Watch():
+    with torch.no_grad(), random_state.restored(), _Watch() as watch:
         fn(plain)
+    return watch.called
+
+
+def plain_values(tree: Any) -> Any:
+    """A pytree with copies of its tensors' values; to be called outside of all transforms."""
+    return pytree.tree_map(lambda x: _plain(x) if isinstance(x, Tensor) else x, tree)
 
 
 def _plain(x: Tensor) -> Tensor:

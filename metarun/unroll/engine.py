@@ -18,14 +18,17 @@ from metarun.unroll.gradients import (
     Evolution,
     GradientMode,
     Implicit,
+    Parsed,
     Truncated,
     parse_gradient,
 )
 from metarun.unroll.implicit import attach_implicit
 from metarun.unroll.inner import ContextLoss, Remember, dependent, inner_gradient, one_number
+from metarun.unroll.mixed_check import checked_mixed
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
 from metarun.unroll.recompute import Pullback, by_reverse, distinct, recomputed, tensor_leaves
 from metarun.unroll.recorded_loss import RecordedLoss
+from metarun.unroll.right_derivatives import right_to_order, within_another
 
 LossFn = Callable[..., Tensor] | BlockLoss | RecordedLoss
 
@@ -109,18 +112,21 @@ def unroll(
         raise ValueError(f"the number of inner steps must be 0 or more, not {steps}")
     if not params:
         raise ValueError("there are no parameters to adapt: params is empty")
-    loss_at = _losses(loss_fn, has_context=context is not None)
+    order = _order(mode, optimizer)
+    loss_at = _losses(loss_fn, context is not None, order)
     if state is None:
         state = optimizer.init(params)
     constant_hyper = optimizer.hyper if hyper is None else hyper
     hyper_at = constant_hyper if callable(constant_hyper) else lambda _: constant_hyper
-    path = _Path(loss_at, optimizer, context, hyper_at, observe)
+    path = _Path(loss_at, optimizer, context, hyper_at, observe, order)
     if not isinstance(mode, Implicit) and not torch.is_grad_enabled():
         mode = "reverse"  # there is nothing to remember, and nothing to recompute
     if mode == "mixed" or isinstance(mode, Checkpoint | Implicit | Evolution):
         for step in sorted({0, steps - 1}) if steps else ():
             given = (params, state, context, hyper_at(step))
-            check_closure(partial(_evaluated, path, step), given)
+            called = check_closure(partial(_evaluated, path, step), given)
+            if mode == "mixed" and isinstance(optimizer, InnerOptimizer):
+                mode = checked_mixed(loss_fn, path.loss_at(step), params, context, called)
 
     if isinstance(mode, Truncated):
         return _truncated(path, params, state, steps, mode.last)
@@ -145,6 +151,7 @@ class _Path(NamedTuple):
     context: Any
     hyper_at: Callable[[int], Hyper]
     observe: Callable[[Params], Any] | None
+    order: int  # of the inner loss's derivatives that are taken
 
     def walk(self, params: Params, state: State, steps: range, remember: Remember) -> Unrolled:
         """The steps with these numbers."""
@@ -195,7 +202,7 @@ class _Path(NamedTuple):
             )
         with explained():
             derivatives = derivatives_of(
-                lambda p: dependent(loss)(p, self.context),
+                right_to_order(self.order, lambda p: dependent(loss)(p, self.context)),
                 params,
                 constant=remember == "first_order",
             )
@@ -203,14 +210,24 @@ class _Path(NamedTuple):
         return params, state, derivatives.loss
 
 
-def _losses(loss_fn: LossFn, has_context: bool) -> Callable[[int], ContextLoss]:
+def _order(mode: Parsed, optimizer: InnerOptimizer | LossOptimizer) -> int:
+    """How often the inner loss is differentiated, the outer derivative included."""
+    own = 2 if isinstance(optimizer, LossOptimizer) else 1
+    if mode == "first_order" or not (torch.is_grad_enabled() or isinstance(mode, Implicit)):
+        return own
+    # Within the loss of another unroll, that one's derivative is to come as well.
+    return own + 1 + within_another()
+
+
+def _losses(loss_fn: LossFn, has_context: bool, order: int) -> Callable[[int], ContextLoss]:
     """The loss of each step as a function of params and context that must give a scalar."""
     if isinstance(loss_fn, BlockLoss | RecordedLoss):
         return lambda _: loss_fn
+    right_fn = right_to_order(order, loss_fn)
 
     def loss_at(step: int) -> ContextLoss:
         def loss(params: Params, context: Any) -> Tensor:
-            return one_number(loss_fn, params, step, *((context,) if has_context else ()))
+            return one_number(right_fn, params, step, *((context,) if has_context else ()))
 
         return loss
 

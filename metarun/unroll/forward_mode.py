@@ -10,12 +10,40 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 
-class _StopWithoutGrad(TorchFunctionMode):
-    # torch's tangents pass through `torch.no_grad()`; a reverse-mode graph ends there, and the
-    # two must have the same derivative.
+NEEDS_GRAPH: frozenset[str] = frozenset()
+WRONG_FORWARD: frozenset[str] = frozenset({"cholesky_inverse"})
+
+
+class WrongForwardMode(RuntimeError):
+    """An operation whose forward-mode derivative is wrong; the message is its name."""
+
+
+class ForwardRules(TorchFunctionMode):
+    """A context for the functions that a forward-mode derivative is taken of.
+
+    torch's tangents pass through `torch.no_grad()`; a reverse-mode graph ends there, and the
+    two must have the same derivative: here they stop as well.
+
+    Attributes:
+        needs_graph: whether an operation was met whose backward pass has a tangent only where a
+            graph of it is made.
+
+    Raises:
+        WrongForwardMode: inside the block, from an operation that torch has a wrong rule for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.needs_graph = False
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in NEEDS_GRAPH:
+            self.needs_graph = True
+        elif name in WRONG_FORWARD and torch.is_grad_enabled():
+            raise WrongForwardMode(name)
         outputs = func(*args, **(kwargs or {}))
         return outputs if torch.is_grad_enabled() else detached(outputs)
 
@@ -33,7 +61,7 @@ def jvp(fn: Callable[..., Any], at: tuple[Any, ...], along: tuple[Any, ...]) -> 
     """
     if not torch.is_grad_enabled():
         at, along = detached(at), detached(along)  # enabled below, yet nothing to record
-    with torch.enable_grad(), _StopWithoutGrad():
+    with torch.enable_grad(), ForwardRules():
         value, tangent = torch.func.jvp(fn, at, along)[:2]
     return value, tangent
 
@@ -55,17 +83,20 @@ def dual_gradient(
         along: tangents of the first ones.
         wanted: numbers of the arguments that gradients are taken with respect to.
     """
-    with torch.enable_grad(), forward_ad.dual_level(), _StopWithoutGrad():
+    with torch.enable_grad(), forward_ad.dual_level(), ForwardRules() as rules:
         values = [x.detach() for x in at]
         for i in wanted:
             values[i].requires_grad_()
         for i, tangent in enumerate(along):
             values[i] = forward_ad.make_dual(values[i], tangent)  # type: ignore[no-untyped-call]
         targets = [values[i] for i in wanted]
-        found = torch.autograd.grad(scalar(*values), targets, materialize_grads=True)
+        value = scalar(*values)
+        found = torch.autograd.grad(
+            value, targets, create_graph=rules.needs_graph, materialize_grads=True
+        )
         pairs = [forward_ad.unpack_dual(grad) for grad in found]  # type: ignore[no-untyped-call]
-        tangents = [torch.zeros_like(p) if t is None else t for p, t in pairs]
-        return [p for p, _ in pairs], tangents
+        tangents = [torch.zeros_like(p) if t is None else t.detach() for p, t in pairs]
+        return [p.detach() for p, _ in pairs], tangents
 
 
 def detached(tree: Any) -> Any:

@@ -10,6 +10,8 @@ import torch
 import torch.utils.checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metarun.unroll.right_derivatives import RightDerivatives
+
 _lock = threading.Lock()
 _guarded = threading.local()
 _callers = 0
@@ -21,7 +23,7 @@ def patched_call(second_order: bool) -> Iterator[None]:
     """Surrounds the outermost call of a patched module.
 
     Refuses `torch.utils.checkpoint`, and, for derivatives of second order, keeps attention off
-    the fused kernels, which have none.
+    the fused kernels, which have none, and replaces what torch differentiates wrongly.
 
     Raises:
         RuntimeError: the module checkpoints activations.
@@ -30,6 +32,7 @@ def patched_call(second_order: bool) -> Iterator[None]:
         stack.enter_context(_no_checkpoints())
         if second_order:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(RightDerivatives(2))
         yield
 
 
