@@ -65,6 +65,7 @@ from metarun.unroll.recorded import (
     unrecorded,
 )
 from metarun.unroll.recorded_loss import RecordedLoss
+from metarun.unroll.right_derivatives import RightDerivatives
 from metarun.unroll.schedules import (
     Schedule,
     constant,
@@ -113,6 +114,7 @@ __all__ = [
     "Recorded",
     "RecordedLoss",
     "RecordingError",
+    "RightDerivatives",
     "Schedule",
     "Solver",
     "State",

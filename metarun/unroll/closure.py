@@ -73,7 +73,8 @@ def check_closure(fn: Callable[[Any], Any], inputs: Any) -> list[Any]:
         random_state = RandomState(tensor_leaves(plain))
     with torch.no_grad(), random_state.restored(), _Watch() as watch:
         fn(plain)
-    return watch.called
+    called: list[Any] = watch.called
+    return called
 
 
 def plain_values(tree: Any) -> Any:

@@ -9,9 +9,21 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+# By the names of torch's functions and methods, as scripts/op_zoo found them.
+NEEDS_GRAPH = frozenset(
+    [
+        *["cumprod", "cumprod_", "prod", "det", "logdet", "slogdet", "solve"],
+        *["linalg_det", "linalg_slogdet", "linalg_solve", "linalg_solve_ex", "linalg_tensorsolve"],
+    ]
+)
+"""Operations whose backward pass, where no graph of it is made, reuses what their forward pass
+computed on the side: an LU decomposition, say, which has no tangent."""
 
-NEEDS_GRAPH: frozenset[str] = frozenset()
-WRONG_FORWARD: frozenset[str] = frozenset({"cholesky_inverse"})
+WRONG_FORWARD = frozenset({"cholesky_inverse", "triangular_solve"})
+"""Operations whose tangents are wrong."""
+
+WRONG_PRODUCTS = frozenset({"scatter_reduce", "scatter_reduce_", "index_reduce", "index_reduce_"})
+"""Operations whose tangents are wrong where they multiply."""
 
 
 class WrongForwardMode(RuntimeError):
@@ -42,10 +54,17 @@ class ForwardRules(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in NEEDS_GRAPH:
             self.needs_graph = True
-        elif name in WRONG_FORWARD and torch.is_grad_enabled():
+        elif torch.is_grad_enabled() and (
+            name in WRONG_FORWARD
+            or (name in WRONG_PRODUCTS and _has_word("prod", *args, *(kwargs or {}).values()))
+        ):
             raise WrongForwardMode(name)
         outputs = func(*args, **(kwargs or {}))
         return outputs if torch.is_grad_enabled() else detached(outputs)
+
+
+def _has_word(word: str, *values: Any) -> bool:
+    return any(isinstance(value, str) and value == word for value in values)
 
 
 def jvp(fn: Callable[..., Any], at: tuple[Any, ...], along: tuple[Any, ...]) -> tuple[Any, Any]:

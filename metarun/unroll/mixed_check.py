@@ -57,8 +57,8 @@ def checked_mixed(
     if _agreed[key]:
         return "mixed"
     warnings.warn(
-        "gradient='mixed' falls back to 'checkpoint': forward mode and reverse mode differ for this "
-        "inner loss. Something in it has a wrong rule for one of them, such as a custom "
+        "gradient='mixed' falls back to 'checkpoint': forward mode and reverse mode differ for "
+        "this inner loss. Something in it has a wrong rule for one of them, such as a custom "
         "autograd.Function or a hook that changes gradients. The result is that of reverse mode; "
         "correct the rule or choose gradient='checkpoint'",
         stacklevel=3,

@@ -12,7 +12,7 @@ normalisations take their saved statistics for constants from the third derivati
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,6 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from metarun.unroll.written_norms import (
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+)
 
 Table = dict[Any, Callable[..., Any]]
 P = ParamSpec("P")
@@ -48,12 +56,12 @@ class RightDerivatives(TorchFunctionMode):
 
     def __enter__(self) -> "RightDerivatives":
         _entered.depth = getattr(_entered, "depth", 0) + 1
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *failure: Any) -> None:
         _entered.depth -= 1
-        super().__exit__(*failure)
+        super().__exit__(*failure)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -90,12 +98,12 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
         g: the length, which broadcasts against v.
         dim: the dimension that is left; −1 takes the norm of the whole.
     """
-    return v * (g / torch.norm_except_dim(v, 2, dim))
+    return weight_norm_interface(v, g, dim)[0]
 
 
 def weight_norm_interface(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     """`torch._weight_norm_interface`: `weight_norm` and the norm."""
-    norm = torch.norm_except_dim(v, 2, dim)
+    norm: Tensor = torch.norm_except_dim(v, 2, dim)
     return v * (g / norm), norm
 
 
@@ -115,11 +123,14 @@ def det(A: Tensor) -> Tensor:
         A: (..., n, n).
     """
     rows = A.shape[-1]
+    determinant: Tensor
     if rows < 2 or not A.is_floating_point():
-        return torch.linalg.det(A)
+        determinant = torch.linalg.det(A)
+        return determinant
     if rows > MOST_ROWS:
         sign, logarithm = torch.linalg.slogdet(A)
-        return sign * logarithm.exp()
+        determinant = sign * logarithm.exp()
+        return determinant
     with torch.no_grad():
         # By Hadamard's inequality a determinant is no larger than the product of its rows' lengths.
         bound = torch.linalg.vector_norm(A, dim=-1).log().sum(-1)
@@ -145,10 +156,14 @@ def _polynomial(A: Tensor) -> Tensor:
 
 
 def embedding(
-    input: Tensor, weight: Tensor, padding_idx: Any = None, max_norm: Any = None, *rest: Any,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *rest: Any,
     **options: Any,
 ) -> Tensor:
-    """`F.embedding`, which must not change its weight.
+    """`F.embedding` without `max_norm`.
 
     Raises:
         ValueError: `max_norm` is given.
@@ -158,10 +173,14 @@ def embedding(
 
 
 def embedding_bag(
-    input: Tensor, weight: Tensor, offsets: Any = None, max_norm: Any = None, *rest: Any,
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    *rest: Any,
     **options: Any,
 ) -> Tensor:
-    """`F.embedding_bag`, which must not change its weight.
+    """`F.embedding_bag` without `max_norm`.
 
     Raises:
         ValueError: `max_norm` is given.
@@ -170,103 +189,66 @@ def embedding_bag(
     return F.embedding_bag(input, weight, offsets, None, *rest, **options)
 
 
-def _refuse_max_norm(max_norm: Any) -> None:
+def _refuse_max_norm(max_norm: float | None) -> None:
     if max_norm is not None:
         raise ValueError(
-            "an embedding with max_norm changes its weight in place, outside of all derivatives: "
-            "build it without max_norm, and shorten the rows in the loss (torch.renorm) if need be"
+            "an embedding with max_norm changes its weight in place, and no derivative sees that: "
+            "build it without max_norm, and shorten its rows in the loss by torch.renorm"
         )
 
 
-def layer_norm(
-    x: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *_: Any,
-) -> Tensor:
-    """`torch.layer_norm`."""
-    dims = list(range(-len(tuple(normalized_shape)), 0))
-    return _affine(_standardised(x, dims, eps), weight, bias)
+def _max_unpool(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A `F.max_unpool…d` for windows that do not overlap.
+
+    Raises, when it is called:
+        ValueError: they do. Two maxima may then be the same element, of whose two values one
+            counts; torch's gradient takes both.
+    """
+
+    def unpool(
+        x: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, *rest: Any, **options: Any
+    ) -> Tensor:
+        if stride is not None and stride != []:
+            kernels, strides = (_as_tuple(size) for size in (kernel_size, stride))
+            if any(step < kernel for step in strides for kernel in kernels):
+                raise ValueError(
+                    f"max_unpool with windows that overlap (kernel_size={kernel_size}, "
+                    f"stride={stride}) has wrong gradients in torch: choose a stride that is not "
+                    "below the kernel's size, or scatter_add the values"
+                )
+        return original(x, indices, kernel_size, stride, *rest, **options)
+
+    return unpool
 
 
-def group_norm(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *_: Any,
-) -> Tensor:
-    """`torch.group_norm` of (examples, channels, …)."""
-    groups = x.reshape(x.shape[0], num_groups, -1)
-    return _by_channel(_standardised(groups, [-1], eps).reshape(x.shape), weight, bias)
+def _as_tuple(size: Any) -> tuple[int, ...]:
+    return (size,) if isinstance(size, int) else tuple(size)
 
 
-def batch_norm(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """`F.batch_norm` of (examples, channels, …)."""
-    if not training:
-        assert running_mean is not None and running_var is not None
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        x = (x - running_mean.view(shape)) * (running_var.view(shape) + eps).rsqrt()
-        return _by_channel(x, weight, bias)
-    if running_mean is not None:
-        F.batch_norm(x.detach(), running_mean, running_var, None, None, True, momentum, eps)
-    dims = [0, *range(2, x.dim())]
-    return _by_channel(_standardised(x, dims, eps), weight, bias)
+def _refused(name: str, instead: str) -> Callable[..., Any]:
+    """An operation that has no right derivatives, with what to use in its place."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            f"torch's derivatives of {name}, as it is called here, are wrong at the order that is "
+            f"needed: use {instead}"
+        )
+
+    return refuse
 
 
-def instance_norm(
-    x: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """`F.instance_norm` of (examples, channels, …)."""
-    if not use_input_stats:
-        return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
-    if running_mean is not None:
-        F.instance_norm(x.detach(), running_mean, running_var, None, None, True, momentum, eps)
-    return _by_channel(_standardised(x, list(range(2, x.dim())), eps), weight, bias)
-
-
-def rms_norm(
-    x: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
-    """`torch.rms_norm`."""
-    dims = list(range(-len(tuple(normalized_shape)), 0))
-    least = torch.finfo(x.dtype).eps if eps is None else eps
-    x = x * (x.square().mean(dims, keepdim=True) + least).rsqrt()
-    return x if weight is None else x * weight
-
-
-def _standardised(x: Tensor, dims: list[int], eps: float) -> Tensor:
-    centred = x - x.mean(dims, keepdim=True)
-    return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
-
-
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
-
-
-def _by_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    return _affine(x, *(p if p is None else p.view(shape) for p in (weight, bias)))
+def _kernels() -> Iterator[tuple[str, Any]]:
+    """torch's own kernels of normalisations, by the name of the function that uses them."""
+    kernels = {
+        "layer_norm": ["native_layer_norm"],
+        "group_norm": ["native_group_norm"],
+        "batch_norm": ["native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"],
+    }
+    for name, its in kernels.items():
+        for kernel in its:
+            for where in (torch, torch.ops.aten):
+                if hasattr(where, kernel):
+                    yield name, getattr(where, kernel)
 
 
 _SECOND: Table = {
@@ -277,6 +259,10 @@ _SECOND: Table = {
     Tensor.det: det,
     F.embedding: embedding,
     F.embedding_bag: embedding_bag,
+    F.max_unpool1d: _max_unpool(F.max_unpool1d),
+    F.max_unpool2d: _max_unpool(F.max_unpool2d),
+    F.max_unpool3d: _max_unpool(F.max_unpool3d),
+    torch.as_strided_scatter: _refused("as_strided_scatter", "slice_scatter or torch.where"),
 }
 _THIRD: Table = _SECOND | {
     F.layer_norm: layer_norm,
@@ -287,4 +273,7 @@ _THIRD: Table = _SECOND | {
     F.instance_norm: instance_norm,
     F.rms_norm: rms_norm,
     torch.rms_norm: rms_norm,
+    **{fn: _refused(name, f"torch.nn.functional.{name}") for name, fn in _kernels()},
+    torch.batch_norm: _refused("torch.batch_norm", "torch.nn.functional.batch_norm"),
+    torch.instance_norm: _refused("torch.instance_norm", "torch.nn.functional.instance_norm"),
 }

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from op_zoo.measure import Case, Params
 
 LARGEST = 450  # elements of all parameters of a case
-SAMPLES = 3
+SAMPLES = 2
 
 
 @cache

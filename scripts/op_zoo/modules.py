@@ -70,10 +70,30 @@ def _gram(w: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     name: getattr(nn, name)
-    for name in (
-        "ReLU ReLU6 ELU SELU CELU GELU SiLU Mish Tanh Sigmoid Softplus Softsign Hardtanh Hardswish "
-        "Hardsigmoid Hardshrink Softshrink Tanhshrink LogSigmoid LeakyReLU PReLU RReLU"
-    ).split()
+    for name in [
+        "ReLU",
+        "ReLU6",
+        "ELU",
+        "SELU",
+        "CELU",
+        "GELU",
+        "SiLU",
+        "Mish",
+        "Tanh",
+        "Sigmoid",
+        "Softplus",
+        "Softsign",
+        "Hardtanh",
+        "Hardswish",
+        "Hardsigmoid",
+        "Hardshrink",
+        "Softshrink",
+        "Tanhshrink",
+        "LogSigmoid",
+        "LeakyReLU",
+        "PReLU",
+        "RReLU",
+    ]
 } | {
     "GELU (tanh)": lambda: nn.GELU("tanh"),
     "Threshold": lambda: nn.Threshold(0.1, 0.2),

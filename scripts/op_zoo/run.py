@@ -12,39 +12,30 @@ from typing import Any
 
 import torch
 
+from op_zoo import database, modules, report
+from op_zoo.measure import measured
+
 REPO = Path(__file__).resolve().parents[2]
 LIMIT = 120.0  # seconds for an operation
 
 
 def results_of(name: str) -> list[dict[str, Any]]:
     """All verdicts about an operation: one dict for each sample and way."""
-    from op_zoo import database, modules
-    from op_zoo.measure import WAYS, Case, measured
-    import os
-    if os.environ.get('ZWAYS'): WAYS=os.environ['ZWAYS'].split(';'); database.SAMPLES=int(os.environ['ZS'])
-
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
-    cases: list[Case] | Iterator[Case]
     try:
-        if name in modules.zoo():
-            cases = [_in_double(modules.zoo()[name]())]
-        else:
-            cases = list(database.cases(name))
+        zoo = modules.zoo()
+        cases = [zoo[name]()] if name in zoo else list(database.cases(name))
     except Exception as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         return [{"name": name, "way": "all", "verdict": "skipped", "remark": text}]
     found = [
         {"name": name, "sample": i, "way": way, "verdict": verdict, "remark": remark}
         for i, case in enumerate(cases)
-        for way, verdict, remark in measured(case, WAYS)
+        for way, verdict, remark in measured(case)
     ]
     nothing = {"name": name, "way": "all", "verdict": "skipped", "remark": "no small real sample"}
     return found or [nothing]
-
-
-def _in_double(case: Any) -> Any:
-    return case
 
 
 def _work(pipe: Connection) -> None:
@@ -115,8 +106,6 @@ def _received(worker: _Worker) -> list[dict[str, Any]] | None:
 
 def main(parser: argparse.ArgumentParser) -> None:
     """Measure, and write the tables."""
-    from op_zoo import database, modules, report
-
     parser.add_argument("--only", help="names that contain this")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=REPO / "outputs" / "op_zoo.jsonl")
