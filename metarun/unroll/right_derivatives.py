@@ -103,7 +103,11 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 def weight_norm_interface(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     """`torch._weight_norm_interface`: `weight_norm` and the norm."""
-    norm: Tensor = torch.norm_except_dim(v, 2, dim)
+    if dim == -1:
+        norm: Tensor = torch.linalg.vector_norm(v)
+    else:
+        over = [d for d in range(v.dim()) if d != dim]
+        norm = torch.linalg.vector_norm(v, dim=over, keepdim=True)
     return v * (g / norm), norm
 
 

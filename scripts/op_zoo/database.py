@@ -60,6 +60,6 @@ def _case(op: Any, sample: Any) -> Case | None:
             values[i] = params[f"input{i}"]
         given, args, kwargs = pytree.tree_unflatten(values, structure)
         call = op.gradcheck_wrapper
-        return sample.output_process_fn_grad(call(op, given, *args, **kwargs))
+        return sample.output_process_fn_grad(call(op.op, given, *args, **kwargs))
 
     return Case(fn, {f"input{i}": leaf.detach().clone() for i, leaf in moving.items()})

@@ -19,7 +19,7 @@ Params = dict[str, Tensor]
 STEPS, NEWTON_STEPS = 2, 3
 TASKS = 2
 LENGTHS = (0.1, 0.01)  # of a step, in lengths of the parameters; the first where they are smooth
-LARGEST_NEWTON = 20  # elements of the last dimension, each of which costs a Hessian product
+LARGEST_NEWTON = 8  # elements of the last dimension, each of which costs a Hessian product
 WAYS = [
     *(f"{mode}, {batching}" for mode in ("reverse", "checkpoint", "mixed") for batching in
       ("loop", "vmap")),

@@ -378,7 +378,9 @@ LOSSES: dict[str, Make] = {
         lambda z: torch.cholesky_inverse(torch.linalg.cholesky(_gram(z))) @ torch.ones(5)
     ),
     "multivariate normal": _loss(
-        lambda z: torch.distributions.MultivariateNormal(z[0], _gram(z.T)).log_prob(z)
+        lambda z: torch.distributions.MultivariateNormal(
+            z[0], _gram(z.T), validate_args=False
+        ).log_prob(z)
     ),
     "lowrank normal": _loss(
         lambda z: torch.distributions.LowRankMultivariateNormal(
