@@ -65,6 +65,7 @@ from metarun.unroll.recorded import (
     unrecorded,
 )
 from metarun.unroll.recorded_loss import RecordedLoss
+from metarun.unroll.right_derivatives import RightDerivatives
 from metarun.unroll.schedules import (
     Schedule,
     constant,
@@ -115,6 +116,7 @@ __all__ = [
     "Recorded",
     "RecordedLoss",
     "RecordingError",
+    "RightDerivatives",
     "Schedule",
     "Solver",
     "State",

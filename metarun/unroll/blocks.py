@@ -17,6 +17,7 @@ from metarun.unroll.forward_mode import jvp
 from metarun.unroll.inner import or_by_reverse, scalar
 from metarun.unroll.optim.base import Params
 from metarun.unroll.recompute import Pullback, RandomState, flattened, of_wanted, recomputed
+from metarun.unroll.right_derivatives import RightDerivatives, right_to_order
 
 Vector = Sequence[Tensor]
 
@@ -31,7 +32,8 @@ class _Block(NamedTuple):
 
     def __call__(self, own: Params, x: Tensor) -> Tensor:
         others = {n: p.detach() for n, p in self.module.named_parameters() if n not in own}
-        with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no 2nd derivative
+        # The other attention kernels have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH), RightDerivatives(2):
             outputs: Tensor = torch.func.functional_call(self.module, {**others, **own}, (x,))
         return outputs
 
@@ -62,8 +64,8 @@ class BlockLoss:
             _Block(block, {own: name_of[id(p)] for own, p in block.named_parameters()})
             for block in model
         ]
-        self.inputs = inputs
-        self.loss = loss
+        self.inputs = right_to_order(2, inputs)
+        self.loss = right_to_order(2, loss)
 
     def __call__(self, params: Params, context: Any) -> Tensor:
         """The loss as one function, the same for each step.
@@ -89,7 +91,7 @@ class BlockLoss:
 
 def blockwise_gradient(loss: BlockLoss, params: Params, context: Any) -> tuple[Params, Tensor]:
     """`inner_gradient` in mixed mode, a block at a time."""
-    pullback = by_blocks(loss, params, context)
+    pullback = or_by_reverse(by_blocks(loss, params, context))
     found: tuple[Params, Tensor] = recomputed(
         lambda given: block_gradient(loss, *given), (params, context), pullback
     )
@@ -118,7 +120,7 @@ def block_gradient(loss: BlockLoss, params: Params, context: Any) -> tuple[Param
 def by_blocks(loss: BlockLoss, params: Params, context: Any) -> Pullback:
     """The pullback of `block_gradient`: forward over reverse, a block at a time.
 
-    Like `by_forward_over_reverse`, but with the dual numbers (value, tangent along the cotangent
+    Like `forward_over_reverse`, but with the dual numbers (value, tangent along the cotangent
     u) carried by hand: through the blocks without a graph, then back through the loss and the
     blocks, each evaluated again for its own backward pass.
     """
@@ -174,7 +176,7 @@ def by_blocks(loss: BlockLoss, params: Params, context: Any) -> Pullback:
         of_context = dict(zip(chosen, through_loss, strict=True))
         return [grads[names[i]] if i < len(names) else of_context[i - len(names)] for i in wanted]
 
-    return or_by_reverse(pullback)
+    return lambda _, *given: pullback(*given)
 
 
 def _floating(block: _Block, own: Params, x: Tensor) -> tuple[Any, ...]:

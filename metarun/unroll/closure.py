@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,6 +22,18 @@ class ClosureError(ValueError):
     """The inner loop depends on a tensor that it was not given."""
 
 
+class Seen(NamedTuple):
+    """What one evaluation was seen to do.
+
+    Attributes:
+        places: what it changes, for `tracking`.
+        called: the functions of torch that it called, in their order.
+    """
+
+    places: list[Place]
+    called: list[Any]
+
+
 class _Watch(TorchFunctionMode):
     """Refuses tensors from outside that need gradients or belong to a surrounding transform.
 
@@ -37,6 +49,7 @@ class _Watch(TorchFunctionMode):
         # Alive, so that no other tensor takes the identity of one of them.
         self.made: dict[int, Tensor] = {id(x): x for x in given}
         self.versions: dict[int, tuple[Tensor, int]] = {}
+        self.called: list[Any] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -50,6 +63,7 @@ class _Watch(TorchFunctionMode):
         except Exception:
             self._check(outside)  # the better reason, where there is one
             raise
+        self.called.append(func)
         made = tensor_leaves(outputs)
         if made:  # not where only a shape, say, was asked for
             self._check(outside, detaches=func is Tensor.detach)
@@ -78,7 +92,7 @@ def _closure_error(x: Tensor) -> ClosureError:
     )
 
 
-def check_closure(fn: Callable[[Any], Any], inputs: Any, loss: Any) -> list[Place]:
+def check_closure(fn: Callable[[Any], Any], inputs: Any, loss: Any) -> Seen:
     """Evaluate `fn(inputs)` once, without a graph and on plain tensors.
 
     Losses are evaluated twice the first time that they are seen with such parameters, and a few
@@ -90,7 +104,7 @@ def check_closure(fn: Callable[[Any], Any], inputs: Any, loss: Any) -> list[Plac
         loss: the user's function within `fn`.
 
     Returns:
-        The places that an evaluation changes, for `tracking`.
+        What was seen of the first evaluation.
 
     Raises:
         ClosureError: it uses a tensor from outside that requires gradients or that belongs to
@@ -99,7 +113,7 @@ def check_closure(fn: Callable[[Any], Any], inputs: Any, loss: Any) -> list[Plac
     """
     depth = _functorch.maybe_current_level() or 0
     with temporarily_clear_interpreter_stack(), torch.no_grad():
-        plain = pytree.tree_map(lambda x: _plain(x) if isinstance(x, Tensor) else x, inputs)
+        plain = plain_values(inputs)
         given = tensor_leaves(plain)
         random_state = RandomState(given)
         with _levels(depth):
@@ -108,17 +122,17 @@ def check_closure(fn: Callable[[Any], Any], inputs: Any, loss: Any) -> list[Plac
                 with random_state.restored(), _Watch(depth, given) as watch, Observer(loss) as seen:
                     value = _evaluated(fn, plain, given)
                 put_back(seen.changed)
-                return value, seen.changed, watch.written()
+                return value, seen.changed, watch
 
-            value, changed, written = evaluate()
-            _refuse_writes(written, changed)
+            value, changed, watch = evaluate()
+            _refuse_writes(watch.written(), changed)
             if changed:
                 _check_kept(lambda: _with_graph(fn, plain, given), changed, random_state)
             elif (layout := layout_of(plain[0])) not in (met := met_with(loss)):
                 if not _close(value, evaluate()[0]):
                     raise UnsuitableModel(_OTHER_VALUE)
                 met.add(layout)
-    return [place for place, _ in changed]
+    return Seen([place for place, _ in changed], watch.called)
 
 
 _REMEDY = (
@@ -257,6 +271,11 @@ def _close(a: Any, b: Any) -> bool:
         for x, y in pairs
         if x.is_floating_point() or x.is_complex()
     )
+
+
+def plain_values(tree: Any) -> Any:
+    """A pytree with copies of its tensors' values; to be called outside of all transforms."""
+    return pytree.tree_map(lambda x: _plain(x) if isinstance(x, Tensor) else x, tree)
 
 
 def _plain(x: Tensor) -> Tensor:

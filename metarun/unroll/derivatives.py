@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarun.unroll.graph_check import refuse_wrong_derivatives
 from metarun.unroll.optim.base import Derivatives, Params
 
 
@@ -38,7 +39,8 @@ def derivatives_of_value(loss: Tensor, params: Params) -> Derivatives:
 
     Raises:
         ValueError: the loss is not a scalar, or does not depend on one of `params`, or one of them
-            requires no gradient.
+            requires no gradient; or torch's derivatives of it would be wrong, here for those of
+            the gradient, and from Hessians for those of Hessians.
     """
     return _OfValue(loss, params)
 
@@ -91,6 +93,7 @@ class _OfValue:
             raise ValueError(f"{', '.join(constants)}: must require gradients")
         gradients: tuple[Tensor | None, ...] = (None,) * len(params)
         if loss.requires_grad:
+            refuse_wrong_derivatives(loss, params.values(), order=2)
             leaves = tuple(params.values())
             gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
         unused = [n for n, g in zip(params, gradients, strict=True) if g is None]
@@ -102,12 +105,14 @@ class _OfValue:
         return self._gradient
 
     def hessian(self, name: str) -> Tensor:
+        refuse_wrong_derivatives(self.loss, self._params.values(), order=3)
         p = self._params[name]
         directions = _basis_of_last_dimension(p)
         rows = [self._product([name], [v])[0] for v in directions]
         return torch.stack(rows).reshape(-1, *_at_least_1d(p).shape).movedim(0, -2)
 
     def joint_hessian(self, names: Sequence[str]) -> Tensor:
+        refuse_wrong_derivatives(self.loss, self._params.values(), order=3)
         directions = _joint_basis([self._params[name] for name in names])
         products = [self._product(names, vs) for vs in zip(*directions, strict=True)]
         return torch.stack([torch.cat([row.flatten() for row in rows]) for rows in products])

@@ -31,10 +31,12 @@ from metarun.unroll.inputs import (
     checked_params,
     checked_steps,
 )
+from metarun.unroll.mixed_check import checked_mixed
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
 from metarun.unroll.proof import check_differentiable
 from metarun.unroll.recompute import Pullback, by_reverse, distinct, recomputed, tensor_leaves
 from metarun.unroll.recorded_loss import RecordedLoss
+from metarun.unroll.right_derivatives import right_to_order, within_another
 from metarun.unroll.surroundings import Place, tracked, tracking
 
 LossFn = Callable[..., Tensor] | BlockLoss | RecordedLoss
@@ -120,12 +122,13 @@ def unroll(
     steps, params = checked_steps(steps), checked_params(params)
     if not params:
         raise ValueError("there are no parameters to adapt: params is empty")
-    loss_at = _losses(loss_fn, has_context=context is not None)
+    order = _order(mode, optimizer)
+    loss_at = _losses(loss_fn, context is not None, order)
     if state is None:
         state = optimizer.init(params)
     constant_hyper = optimizer.hyper if hyper is None else hyper
     hyper_at = constant_hyper if callable(constant_hyper) else lambda _: constant_hyper
-    path = _Path(loss_at, optimizer, context, hyper_at, observe, _own(loss_fn))
+    path = _Path(loss_at, optimizer, context, hyper_at, observe, _own(loss_fn), order)
     if steps == 0 or (not isinstance(mode, Implicit) and not torch.is_grad_enabled()):
         mode = "reverse"  # there is nothing to remember, and nothing to recompute
     places: list[Place] = []
@@ -133,7 +136,11 @@ def unroll(
         for step in sorted({0, steps - 1}) if steps else ():
             given = (params, state, context, hyper_at(step))
             with explained():
-                places += check_closure(partial(_evaluated, path, step), given, path.loss_fn)
+                seen = check_closure(partial(_evaluated, path, step), given, path.loss_fn)
+            places += seen.places
+            if mode == "mixed" and isinstance(optimizer, InnerOptimizer):
+                with tracking(places):
+                    mode = checked_mixed(loss_fn, path.loss_at(step), params, context, seen.called)
     with tracking(places):
         return _unrolled(path, params, state, steps, mode)
 
@@ -163,6 +170,7 @@ class _Path(NamedTuple):
     hyper_at: Callable[[int], Hyper]
     observe: Callable[[Params], Any] | None
     loss_fn: Any  # what the user wrote of the loss
+    order: int  # of the inner loss's derivatives that are taken
 
     def walk(self, params: Params, state: State, steps: range, remember: Remember) -> Unrolled:
         """The steps with these numbers."""
@@ -217,7 +225,7 @@ class _Path(NamedTuple):
             )
         with explained():
             derivatives = derivatives_of(
-                lambda p: dependent(loss)(p, self.context),
+                right_to_order(self.order, lambda p: dependent(loss)(p, self.context)),
                 params,
                 constant=remember == "first_order",
             )
@@ -225,14 +233,24 @@ class _Path(NamedTuple):
         return params, state, derivatives.loss
 
 
-def _losses(loss_fn: LossFn, has_context: bool) -> Callable[[int], ContextLoss]:
+def _order(mode: Parsed, optimizer: InnerOptimizer | LossOptimizer) -> int:
+    """How often the inner loss is differentiated, the outer derivative included."""
+    own = 2 if isinstance(optimizer, LossOptimizer) else 1
+    if mode == "first_order" or not (torch.is_grad_enabled() or isinstance(mode, Implicit)):
+        return own
+    # Within the loss of another unroll, that one's derivative is to come as well.
+    return own + 1 + within_another()
+
+
+def _losses(loss_fn: LossFn, has_context: bool, order: int) -> Callable[[int], ContextLoss]:
     """The loss of each step as a function of params and context that must give a scalar."""
     if isinstance(loss_fn, BlockLoss | RecordedLoss):
         return lambda _: loss_fn
+    right_fn = right_to_order(order, loss_fn)
 
     def loss_at(step: int) -> ContextLoss:
         def loss(params: Params, context: Any) -> Tensor:
-            return one_number(loss_fn, params, step, *((context,) if has_context else ()))
+            return one_number(right_fn, params, step, *((context,) if has_context else ()))
 
         return loss
 

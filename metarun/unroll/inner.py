@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metarun.unroll.forward_mode import detached, dual_gradient, jvp
+from metarun.unroll.forward_mode import (
+    ForwardRules,
+    WrongForwardMode,
+    detached,
+    dual_gradient,
+    jvp,
+)
 from metarun.unroll.optim.base import Params
 from metarun.unroll.recompute import (
     Flat,
@@ -53,7 +59,7 @@ def inner_gradient(
         return constants
     pullback: Pullback = by_reverse
     if remember == "mixed":
-        pullback = by_forward_over_reverse(loss, (params, context))
+        pullback = or_by_reverse(forward_over_reverse(loss, (params, context)))
     found: tuple[Params, Tensor] = recomputed(
         lambda given: loss_gradient(loss, *given), (params, context), pullback
     )
@@ -107,7 +113,7 @@ def dependent(loss: ContextLoss) -> ContextLoss:
     return checked
 
 
-def by_forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pullback:
+def forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pullback:
     """The pullback of `inner_gradient` by one forward-mode derivative.
 
     The gradient g of a scalar has a symmetric Jacobian. So for a cotangent u on g, both H·u and
@@ -130,9 +136,11 @@ def by_forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pul
         def wanted_gradient(*moved: Tensor) -> tuple[Tensor, ...]:
             every = [*moved, *inputs[len(along) :]]
             of_targets = of_wanted(flat_loss, every, wanted)
-            value, pull = torch.func.vjp(of_targets, *(every[i] for i in wanted))[:2]
-            # Tangents need no graph of this gradient; only a third derivative does.
-            grads: tuple[Tensor, ...] = pull(torch.ones_like(value), create_graph=recording)
+            with ForwardRules() as rules:
+                value, pull = torch.func.vjp(of_targets, *(every[i] for i in wanted))[:2]
+            # Most tangents need no graph of this gradient; a third derivative does.
+            graph = recording or rules.needs_graph
+            grads: tuple[Tensor, ...] = pull(torch.ones_like(value), create_graph=graph)
             return grads
 
         recording = torch.is_grad_enabled()
@@ -142,10 +150,10 @@ def by_forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pul
             grads, products = jvp(wanted_gradient, params, tuple(along))
         return [product + of_value * grad for product, grad in zip(products, grads, strict=True)]
 
-    return or_by_reverse(pullback)
+    return lambda _, *given: pullback(*given)
 
 
-def or_by_reverse(pullback: Callable[..., Sequence[Tensor]]) -> Pullback:
+def or_by_reverse(pullback: Pullback) -> Pullback:
     """A forward-mode pullback that falls back, loudly, where torch has no forward mode."""
     _load_forward_rules()
 
@@ -154,7 +162,7 @@ def or_by_reverse(pullback: Callable[..., Sequence[Tensor]]) -> Pullback:
     ) -> Sequence[Tensor]:
         random_state = RandomState(inputs)
         try:
-            return pullback(inputs, cotangents, wanted)
+            return pullback(fn, inputs, cotangents, wanted)
         except RuntimeError as error:  # NotImplementedError is one
             _warn_without_forward_mode(error)
         with random_state.restored():
@@ -166,8 +174,11 @@ def or_by_reverse(pullback: Callable[..., Sequence[Tensor]]) -> Pullback:
 def _warn_without_forward_mode(error: RuntimeError) -> None:
     """Say which operation has no forward mode; raise `error` again if it is another one."""
     text = str(error)
+    reason = "torch has no forward mode for"
     missing = re.search(r"forward AD with (\S+) that does not support it", text)
-    if missing:
+    if isinstance(error, WrongForwardMode):
+        reason, operation = "torch's forward mode is wrong for", text
+    elif missing:
         operation = missing.group(1)
     elif "must implement the jvp function" in text:
         operation = "a custom autograd.Function"
@@ -178,7 +189,7 @@ def _warn_without_forward_mode(error: RuntimeError) -> None:
     else:
         raise error
     warnings.warn(
-        f"gradient='mixed' falls back to 'checkpoint': torch has no forward mode for {operation}. "
+        f"gradient='mixed' falls back to 'checkpoint': {reason} {operation}. "
         "The result is exact all the same; replace the operation (a mean squared error by "
         "(x - y).pow(2).mean(), say) or choose gradient='checkpoint'",
         stacklevel=2,

@@ -46,7 +46,9 @@ class MultiOptimizer:
 
         Raises:
             ValueError: a loss that is not a scalar or does not depend on one of `params`, other
-                parameters than before, or whatever the optimizer refuses.
+                parameters than before, a loss whose derivatives torch would get wrong (compute
+                it within `RightDerivatives()` of this package then), or whatever the optimizer
+                refuses.
         """
         params = dict(params)
         derivatives = derivatives_of_value(loss, params)

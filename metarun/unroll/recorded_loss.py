@@ -20,6 +20,7 @@ from metarun.unroll.recompute import (
     tensor_leaves,
 )
 from metarun.unroll.recorded import Record
+from metarun.unroll.right_derivatives import right_to_order
 
 
 class RecordedLoss:
@@ -36,7 +37,7 @@ class RecordedLoss:
     """
 
     def __init__(self, loss: ContextLoss, record: Record) -> None:
-        self.loss, self.record = loss, record
+        self.loss, self.record = right_to_order(2, loss), record
         self._gradient = record(partial(loss_gradient, self))
         self._pullbacks: dict[tuple[int, ...], Callable[..., Sequence[Tensor]]] = {}
 

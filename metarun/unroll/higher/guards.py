@@ -11,6 +11,7 @@ import torch
 import torch.utils.checkpoint
 
 from metarun.unroll.higher import originals
+from metarun.unroll.right_derivatives import RightDerivatives
 
 _lock = threading.Lock()
 _callers = 0
@@ -31,7 +32,8 @@ def guarded_call(
     """The outermost call of a patched module.
 
     Refuses `torch.utils.checkpoint` and the use of the original's tensors, and, for derivatives
-    of second order, keeps attention off the fused kernels, which have none.
+    of second order, keeps attention off the fused kernels, which have none, and replaces what
+    torch differentiates wrongly.
 
     Args:
         call, args, kwargs: what is called, and with what.
@@ -42,6 +44,9 @@ def guarded_call(
     _begin(second_order, watched)
     originals.here.runs = (*before, watched)
     try:
+        if second_order:
+            with RightDerivatives(2):
+                return call(*args, **kwargs)
         return call(*args, **kwargs)
     finally:
         originals.here.runs = before

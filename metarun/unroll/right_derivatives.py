@@ -1,0 +1,283 @@
+"""Operations whose derivatives torch gets wrong, written out in operations that it gets right.
+
+Each replacement has the value of the operation that it stands for, up to rounding. Found by
+`scripts/op_zoo`, whose table is docs/operations.md.
+
+**Second derivatives.** torch's fused kernel of weight normalisation is differentiated wrongly
+when its own derivative is. The second derivative of a determinant goes through a singular value
+decomposition, whose derivative is infinite where two singular values are equal.
+
+**Third derivatives**, which an optimizer needs that takes the Hessian of its loss. The fused
+normalisations take their saved statistics for constants from the third derivative on.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from metarun.unroll.written_norms import (
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+)
+
+Table = dict[Any, Callable[..., Any]]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_entered = threading.local()
+
+
+class RightDerivatives(TorchFunctionMode):
+    """A context in which a loss gets its derivatives right where torch alone would not.
+
+    `unroll` evaluates inner losses in it, and a patched module of `metarun.unroll.higher` runs
+    in it. Who computes a loss by himself, for `metarun.unroll.multi`, say, enters it by himself:
+
+        with RightDerivatives():
+            loss = model_loss(params)
+
+    Args:
+        order: up to which derivative, 2 or 3. Written-out normalisations take longer than
+            torch's own, so they are used from the third on only.
+    """
+
+    def __init__(self, order: int = 3) -> None:
+        super().__init__()
+        self.table = _SECOND if order == 2 else _THIRD
+
+    def __enter__(self) -> "RightDerivatives":
+        _entered.depth = getattr(_entered, "depth", 0) + 1
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        _entered.depth -= 1
+        super().__exit__(*failure)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        replacement = self.table.get(func)
+        if replacement is not None:
+            func = replacement
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+
+def right_to_order(order: int, fn: Callable[P, R]) -> Callable[P, R]:
+    """The function, evaluated so that its derivatives up to this order are right."""
+    if order < 2:
+        return fn
+
+    @wraps(fn)
+    def evaluated(*args: P.args, **kwargs: P.kwargs) -> R:
+        with RightDerivatives(order):
+            return fn(*args, **kwargs)
+
+    return evaluated
+
+
+def within_another() -> bool:
+    """Whether a loss is being evaluated by this thread, whose derivatives are to come."""
+    return getattr(_entered, "depth", 0) > 0
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """`torch._weight_norm`: v · g / ‖v‖, with the norm over all dimensions but `dim`.
+
+    Args:
+        v: the direction.
+        g: the length, which broadcasts against v.
+        dim: the dimension that is left; −1 takes the norm of the whole.
+    """
+    return weight_norm_interface(v, g, dim)[0]
+
+
+def weight_norm_interface(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """`torch._weight_norm_interface`: `weight_norm` and the norm."""
+    if dim == -1:
+        norm: Tensor = torch.linalg.vector_norm(v)
+    else:
+        over = [d for d in range(v.dim()) if d != dim]
+        norm = torch.linalg.vector_norm(v, dim=over, keepdim=True)
+    return v * (g / norm), norm
+
+
+MOST_ROWS = 16
+"""Of matrices whose determinant has right derivatives where it is zero."""
+
+
+def det(A: Tensor) -> Tensor:
+    """`torch.linalg.det`, with right derivatives of every order.
+
+    By the logarithm of the determinant, whose derivatives are those of a linear system; where the
+    matrix is singular up to rounding, as a polynomial of its elements. That takes as many matrix
+    products as there are rows, so larger matrices than `MOST_ROWS` do without: their derivatives
+    are NaN where they are singular.
+
+    Args:
+        A: (..., n, n).
+    """
+    rows = A.shape[-1]
+    determinant: Tensor
+    if rows < 2 or not A.is_floating_point():
+        determinant = torch.linalg.det(A)
+        return determinant
+    if rows > MOST_ROWS:
+        sign, logarithm = torch.linalg.slogdet(A)
+        determinant = sign * logarithm.exp()
+        return determinant
+    with torch.no_grad():
+        # By Hadamard's inequality a determinant is no larger than the product of its rows' lengths.
+        bound = torch.linalg.vector_norm(A, dim=-1).log().sum(-1)
+        rounding = 10 * rows * torch.finfo(A.dtype).eps
+        regular = torch.linalg.slogdet(A).logabsdet > bound + torch.tensor(rounding).log()
+    eye = torch.eye(rows, dtype=A.dtype, device=A.device)
+    # Replaced before anything is computed of them: a NaN that is masked afterwards returns in the
+    # derivative.
+    sign, logarithm = torch.linalg.slogdet(torch.where(regular[..., None, None], A, eye))
+    singular = _polynomial(torch.where(regular[..., None, None], eye, A))
+    return torch.where(regular, sign * logarithm.exp(), singular)
+
+
+def _polynomial(A: Tensor) -> Tensor:
+    """The determinant without a division (Bird 2011, "A simple division-free algorithm")."""
+    rows = A.shape[-1]
+    X = A
+    for _ in range(rows - 1):
+        diagonal = X.diagonal(dim1=-2, dim2=-1)
+        below = diagonal.flip(-1).cumsum(-1).flip(-1) - diagonal  # the sum of those further down
+        X = (X.triu(1) - torch.diag_embed(below)) @ A
+    return X[..., 0, 0] if rows % 2 else -X[..., 0, 0]
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *rest: Any,
+    **options: Any,
+) -> Tensor:
+    """`F.embedding` without `max_norm`.
+
+    Raises:
+        ValueError: `max_norm` is given.
+    """
+    _refuse_max_norm(max_norm)
+    return F.embedding(input, weight, padding_idx, None, *rest, **options)
+
+
+def embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    *rest: Any,
+    **options: Any,
+) -> Tensor:
+    """`F.embedding_bag` without `max_norm`.
+
+    Raises:
+        ValueError: `max_norm` is given.
+    """
+    _refuse_max_norm(max_norm)
+    return F.embedding_bag(input, weight, offsets, None, *rest, **options)
+
+
+def _refuse_max_norm(max_norm: float | None) -> None:
+    if max_norm is not None:
+        raise ValueError(
+            "an embedding with max_norm changes its weight in place, and no derivative sees that: "
+            "build it without max_norm, and shorten its rows in the loss by torch.renorm"
+        )
+
+
+def _max_unpool(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A `F.max_unpool…d` for windows that do not overlap.
+
+    Raises, when it is called:
+        ValueError: they do. Two maxima may then be the same element, of whose two values one
+            counts; torch's gradient takes both.
+    """
+
+    def unpool(
+        x: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, *rest: Any, **options: Any
+    ) -> Tensor:
+        if stride is not None and stride != []:
+            kernels, strides = (_as_tuple(size) for size in (kernel_size, stride))
+            if any(step < kernel for step in strides for kernel in kernels):
+                raise ValueError(
+                    f"max_unpool with windows that overlap (kernel_size={kernel_size}, "
+                    f"stride={stride}) has wrong gradients in torch: choose a stride that is not "
+                    "below the kernel's size, or scatter_add the values"
+                )
+        return original(x, indices, kernel_size, stride, *rest, **options)
+
+    return unpool
+
+
+def _as_tuple(size: Any) -> tuple[int, ...]:
+    return (size,) if isinstance(size, int) else tuple(size)
+
+
+def _refused(name: str, instead: str) -> Callable[..., Any]:
+    """An operation that has no right derivatives, with what to use in its place."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            f"torch's derivatives of {name}, as it is called here, are wrong at the order that is "
+            f"needed: use {instead}"
+        )
+
+    return refuse
+
+
+def _kernels() -> Iterator[tuple[str, Any]]:
+    """torch's own kernels of normalisations, by the name of the function that uses them."""
+    kernels = {
+        "layer_norm": ["native_layer_norm"],
+        "group_norm": ["native_group_norm"],
+        "batch_norm": ["native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"],
+    }
+    for name, its in kernels.items():
+        for kernel in its:
+            for where in (torch, torch.ops.aten):
+                if hasattr(where, kernel):
+                    yield name, getattr(where, kernel)
+
+
+_SECOND: Table = {
+    torch._weight_norm: weight_norm,
+    torch._weight_norm_interface: weight_norm_interface,
+    torch.det: det,
+    torch.linalg.det: det,
+    Tensor.det: det,
+    F.embedding: embedding,
+    F.embedding_bag: embedding_bag,
+    F.max_unpool1d: _max_unpool(F.max_unpool1d),
+    F.max_unpool2d: _max_unpool(F.max_unpool2d),
+    F.max_unpool3d: _max_unpool(F.max_unpool3d),
+    torch.as_strided_scatter: _refused("as_strided_scatter", "slice_scatter or torch.where"),
+}
+_THIRD: Table = _SECOND | {
+    F.layer_norm: layer_norm,
+    torch.layer_norm: layer_norm,
+    F.group_norm: group_norm,
+    torch.group_norm: group_norm,
+    F.batch_norm: batch_norm,
+    F.instance_norm: instance_norm,
+    F.rms_norm: rms_norm,
+    torch.rms_norm: rms_norm,
+    **{fn: _refused(name, f"torch.nn.functional.{name}") for name, fn in _kernels()},
+    torch.batch_norm: _refused("torch.batch_norm", "torch.nn.functional.batch_norm"),
+    torch.instance_norm: _refused("torch.instance_norm", "torch.nn.functional.instance_norm"),
+}
