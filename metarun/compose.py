@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import shlex
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
@@ -142,15 +141,6 @@ def was_composing(error: BaseException) -> bool:
     """Whether an error arose while Hydra put a config together: nothing of ours was running."""
     composing = Hydra.compose_config.__code__
     return any(frame.f_code is composing for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def as_argument(key: str, value: object) -> str:
-    """`key=value` as one types it in a shell, quoted for Hydra and for the shell."""
-    text = str(value)
-    if not re.fullmatch(r"[\w./:@%+-]+", text):
-        escaped = text.replace("'", "\\'")
-        text = f"'{escaped}'"
-    return shlex.quote(f"{key}={text}")
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:

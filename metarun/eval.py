@@ -40,7 +40,7 @@ def run(config: EvalConfig, directory: Path) -> float:
 
     collect_from_here()
     ranks = join()
-    directory, content, path = ranks.of_first(directory), {}, Path(config.ckpt).expanduser()
+    directory, content, path = ranks.of_first(directory), {}, Path(config.ckpt)
     stored = directory / "result.json"
     agree = ranks.largest if ranks.count > 1 else None
     with Interruption(agree) as stop:

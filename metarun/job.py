@@ -18,9 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metarun import __version__
-from metarun.compose import as_argument, first_line, to_config
+from metarun.compose import first_line, to_config
 from metarun.errors import MetarunError
 from metarun.interrupts import Interrupted, Preempted
+from metarun.typed import as_argument
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def describe(error: BaseException) -> str:
 
 def to_go_on(key: str, directory: Path) -> str:
     """Says what to type: what was typed, with the directory of the run or of the sweep."""
-    given = [a for a in sys.argv[1:] if not a.startswith(f"{key}=")]
+    given = [a for a in sys.argv[1:] if a.partition("=")[0].lstrip("+") != key]
     return f"to go on: {sys.argv[0]} {shlex.join(given)} {as_argument(key, directory)}"
 
 

@@ -27,6 +27,7 @@ from metarun.errors import ConfigError, RunError
 from metarun.files import write_json, write_text
 from metarun.interrupts import terminable
 from metarun.job import RECORD, Outcome, code_state, describe, to_go_on
+from metarun.typed import quoted, without_interpolations
 
 log = logging.getLogger(__name__)
 
@@ -162,8 +163,9 @@ class Sweep:
         if not waiting:
             return
         batch = [
-            [*job.overrides, f"hydra.sweep.subdir={_quoted(job.directory, self.directory)}"]
+            [*job.overrides, f"hydra.sweep.subdir={quoted(without_interpolations(name))}"]
             for job in waiting
+            for name in [str(job.directory.relative_to(self.directory))]
         ]
         self._launched = True
         try:
@@ -305,8 +307,3 @@ def _outcome(returned: Any) -> Outcome:
     if isinstance(value, Outcome):
         return value
     return Outcome("failed", error=describe(value))
-
-
-def _quoted(directory: Path, sweep: Path) -> str:
-    escaped = str(directory.relative_to(sweep)).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.compose import as_argument
 from metarun.config import NEUTRAL_KEYS, TrainConfig, flat
 from metarun.errors import ConfigError
 from metarun.job import job
+from metarun.typed import as_argument
 
 if TYPE_CHECKING:
     from metarun.ranks import Ranks  # imports torch

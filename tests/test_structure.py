@@ -16,7 +16,7 @@ from tests.conftest import REPO
 PACKAGE = REPO / "metarun"
 LAYERS = [
     {"errors", "layout", "lifetime", "memory"},
-    {"files", "checks", "interrupts", "checkpoint_fields"},
+    {"files", "checks", "interrupts", "checkpoint_fields", "typed"},
     {"inner_torch_schemas", "untrusted", "ranks"},
     {"inner_schemas"},
     {"schemas"},
