@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from metarun.config import EvalConfig, EvalData, TrainConfig
 from metarun.errors import ConfigError
 from metarun.job import RECORD, job
+from metarun.longer import planned_for
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def run(config: EvalConfig, directory: Path) -> float:
         content = ranks.of_first(content)
         with ranks.together():
             train_config = changed(from_plain(content["config"]), config)
-            setup = build(train_config, device, ranks)
+            setup = build(train_config, device, ranks, planned_for(content))
             meta = restore_meta(setup, content)
         log.info("%s, after meta-step %d", path, content["step"])
         with stop.deferred():

@@ -1,7 +1,7 @@
 """From a config to live objects; training and evaluation share this."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -38,15 +38,24 @@ class Setup:
     algorithm: Algorithm
     objective: Objective
     plan: Plan
+    planned_for: int  # meta-steps that the plan was made for: those the run began with
     gradient: Gradient
     trace: Traces
     batch_norm: str  # which statistics batch normalisation uses, for the result line
 
 
-def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Setup:
+def build(
+    config: TrainConfig,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    planned_for: int | None = None,
+) -> Setup:
     """Load the data, make the network and the algorithm.
 
     The initial weights are drawn on the CPU from the seed, so they do not depend on the device.
+
+    Args:
+        planned_for: meta-steps that the run began with, if it has become longer since.
 
     Raises:
         ConfigError: the parts of the config do not fit together.
@@ -57,7 +66,9 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
     _check_size(config, source)
     torch.manual_seed(config.seed)
     model = build_model(config, source).to(device)
-    computed = with_gradient(config, model, device)
+    planned_for = config.trainer.steps if planned_for is None else planned_for
+    begun = replace(config, trainer=replace(config.trainer, steps=planned_for))
+    computed = with_gradient(begun, model, device)
     plan = make_plan(computed, model, device)
     algorithm = build_algorithm(computed, model, source, recording(plan.step, "inner steps"))
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
@@ -70,6 +81,7 @@ def build(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> Se
         algorithm,
         OBJECTIVES[source.kind],
         plan,
+        planned_for,
         gradient_program(algorithm, plan),
         trace_program(algorithm, plan),
         batch_norm,

@@ -150,7 +150,7 @@ class Sweep:
         waiting = list({job.directory: job for job in jobs if job.outcome is None}.values())
         self.directory.mkdir(parents=True, exist_ok=True)
         for job in waiting:
-            if job.config is not None:
+            if job.config is not None and not _has_started(job):
                 # The run refuses another config than this, and that is the check that its
                 # machine composes what was launched here.
                 try:
@@ -281,12 +281,17 @@ def _recalled(job: Job) -> Outcome | None:
     from metarun import results, rundir  # here, because they import torch
 
     assert job.config is not None
-    if not any((job.directory / name).exists() for name in TRACES):
+    if not _has_started(job):
         return None  # never started, whatever an earlier launch has put there
     result = rundir.finished_result(job.directory, job.config)
     if result is None or not results.is_whole(result):  # the run will test again
         return None
     return Outcome("recalled", float(result["best"]["score"]))
+
+
+def _has_started(job: Job) -> bool:
+    """Whether there is a run already, which has its config; it may become longer."""
+    return any((job.directory / name).exists() for name in TRACES)
 
 
 def _left_behind(job: Job, reason: str) -> Outcome:

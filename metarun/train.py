@@ -11,10 +11,12 @@ from omegaconf import DictConfig
 from metarun.config import NEUTRAL_KEYS, TrainConfig, flat
 from metarun.errors import ConfigError
 from metarun.job import job
+from metarun.longer import STEPS, check_length, planned_for
 from metarun.typed import as_argument
 
 if TYPE_CHECKING:
     from metarun.ranks import Ranks  # imports torch
+    from metarun.setup import Setup
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
                 if content is not None:
                     _check_resumed(content["config"], plain, folder)
         content = ranks.of_first(content)
+        if content is not None and planned_for(content) != config.trainer.steps:
+            setup = _planned_as_begun(setup, planned_for(content))
         if content is None:
             state = training_state.fresh(setup)
         else:
@@ -122,6 +126,22 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
             raise
 
 
+def _planned_as_begun(setup: "Setup", steps: int) -> "Setup":
+    """The setup of a run that has become longer, computed as when it began."""
+    from metarun.setup import build
+
+    with setup.ranks.together():
+        begun = build(setup.config, setup.device, setup.ranks, steps)
+    if begun.plan != setup.plan:
+        log.info(
+            "computed as the run of %d meta-steps that it began as; one of %d from the start "
+            "would be computed otherwise (engine.compile), and may round otherwise",
+            steps,
+            setup.config.trainer.steps,
+        )
+    return begun
+
+
 def _tell_of_other_inner_steps(config: TrainConfig) -> None:
     """Who raises the inner steps may forget that those of evaluation are set apart."""
     own = getattr(config.algo, "inner_steps", 0)
@@ -149,9 +169,10 @@ def _check_same(config: dict[str, Any], first: dict[str, Any]) -> None:
 def _check_resumed(stored: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
     """Refuse a checkpoint of another config: config.yaml is not the only file that can be lost."""
     there, here = flat(stored), flat(config)
-    for key in sorted(there.keys() | here.keys()):
+    for key in sorted((there.keys() | here.keys()) - {STEPS}):
         if there.get(key) != here.get(key) and key not in NEUTRAL_KEYS:
             raise ConfigError(
                 f"the checkpoints in {folder} are of another config ({key}: {there.get(key)} "
                 f"there, {here.get(key)} here): choose another hydra.run.dir"
             )
+    check_length(there, here, folder)
