@@ -8,6 +8,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import sys
 import traceback
 
@@ -94,9 +95,11 @@ def _run(command: str, arguments: list[str]) -> None:
 
 
 def _run_job(command: str, arguments: list[str]) -> None:
+    import yaml
     from hydra._internal.utils import get_args_parser
 
     from metarun import compose, job, launchers
+    from metarun.own_yaml import unreadable
     from metarun.typed import with_paths
 
     try:
@@ -125,6 +128,8 @@ def _run_job(command: str, arguments: list[str]) -> None:
     if options.package is not None and not options.cfg:  # it would swallow the setting behind it
         raise ConfigError("-p, --package goes with --cfg job: it prints one part of the config")
     overrides = options.overrides
+    compose.refuse_signs(command, overrides)
+    job.refuse_chdir(any(re.match(r"\+*hydra\.job\.chdir=(?i:true)$", o) for o in overrides))
     launchers.check_installed(overrides)
     try:
         if "--help" in arguments or "-h" in arguments:
@@ -137,6 +142,8 @@ def _run_job(command: str, arguments: list[str]) -> None:
         job.raise_failure()
     except compose.COMPOSITION_ERRORS as error:
         raise compose.explain(error, command, overrides) from error
+    except yaml.MarkedYAMLError as error:
+        raise unreadable(error) from error
     except Exception as error:  # Hydra leaves some mistakes to whatever they provoke in there
         if not compose.was_composing(error):
             raise

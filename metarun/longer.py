@@ -32,7 +32,9 @@ def check_length(there: Mapping[str, Any], here: Mapping[str, Any], place: Path)
     before, now = there.get(STEPS), here.get(STEPS)
     if before == now:
         return
-    if type(before) is not int or type(now) is not int or now < before:
+    if type(before) is not int or type(now) is not int:
+        raise ConfigError(f"{place} holds a run of another config ({STEPS}: {before} there)")
+    if now < before:
         raise ConfigError(
             f"{STEPS}={now}: {place} holds a run of {before} meta-steps, which may become longer "
             f"but not shorter: nothing was changed; give {STEPS}={before} or more, or choose "

@@ -128,6 +128,14 @@ class Sweep:
             )
         return other
 
+    def check(self, overrides: Sequence[str]) -> None:
+        """Compose the config of a run that is not planned yet.
+
+        Raises:
+            Hydra's errors of composition: there is no such run.
+        """
+        self._loader.load_sweep_config(self._config, list(overrides))
+
     def refuse_if_nothing_can_start(self) -> None:
         """End with one message if every command is wrong.
 

@@ -39,6 +39,8 @@ def _with_path(argument: str, multirun: bool) -> str:
         return argument
     if not text.strip("'\" "):  # it would mean the current folder
         raise ConfigError(f"{name}= is empty: name a folder, . for the current one")
+    if name in FOLDERS and "\\${" in text:
+        raise ConfigError(f"{argument}: a folder with ${{ in its name cannot be used for this")
     several = multirun and name not in FOLDERS
     override = _read(argument)
     if override is None:

@@ -17,7 +17,7 @@ PACKAGE = REPO / "metarun"
 LAYERS = [
     {"errors", "layout", "lifetime", "memory"},
     {"files", "checks", "interrupts", "checkpoint_fields", "typed"},
-    {"inner_torch_schemas", "untrusted", "ranks", "longer"},
+    {"inner_torch_schemas", "untrusted", "ranks", "longer", "own_yaml"},
     {"inner_schemas"},
     {"schemas"},
     {"config", "data", "backbones", "unroll", "checkpoint", "metrics", "launchers"},
