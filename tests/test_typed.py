@@ -48,9 +48,9 @@ def test_a_path_is_read_as_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert read(f"{key}=a/~/b=c") == "a/~/b=c"
         assert read(f"{key}=./~x") == "./~x"
         for typed in NASTY:
-            if not typed.startswith(("~", "'", '"', " ")) and not typed.endswith(" "):
-                if typed not in ("null", "{a:1}") and not {",", "$", "\\", "("} & set(typed):
-                    assert read(f"{key}={typed}") == typed
+            hydras = typed in ("null", "{a:1}") or {",", "$", "\\", "("} & set(typed)
+            if not hydras and typed.strip("'\" ") == typed and not typed.startswith("~"):
+                assert read(f"{key}={typed}") == typed
     for key in ("hydra.run.dir", "hydra.sweep.dir"):
         for typed in ("a,b", "choice(a,b)", "a(b),c"):
             assert read(f"{key}={typed}", multirun=True) == typed
@@ -58,7 +58,8 @@ def test_a_path_is_read_as_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert with_paths(["seed=0,1", "x=~y", "ckpt=a"], False) == ["seed=0,1", "x=~y", "ckpt=a"]
     several = with_paths(["ckpt=~/a,b(c)"], multirun=True)[0]
     parsed = OverridesParser.create().parse_override(several)
-    assert list(parsed.sweep_iterator()) == ["/home/me/a", "b(c)"] or parsed.is_sweep_override()
+    paths = [value_of(f"ckpt={path}") for path in parsed.sweep_string_iterator()]
+    assert paths == ["/home/me/a", "b(c)"]
     (tmp_path / "a,b").mkdir()
     assert read("ckpt=a,b") == "a,b", "it is there, so it is meant"
     with pytest.raises(ConfigError, match=r"x=~no_such_user/a: there is no user 'no_such_user'"):
@@ -66,7 +67,7 @@ def test_a_path_is_read_as_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_what_is_printed_next_works_when_it_is_pasted(metarun: Metarun, tmp_path: Path) -> None:
-    names = ("a=b (c)#d", "größe, 'x' & \"y\"", "~", "-v")
+    names = ("a=b (c)#d, größe 'x' & \"y\"", "~")
     short = ("trainer.steps=1", "trainer.eval_episodes=2", "trainer.test_episodes=2")
     for name in names:
         metarun("train", *SHORT, *short, f"hydra.run.dir=./{name}")
@@ -90,13 +91,13 @@ def test_what_is_printed_next_works_when_it_is_pasted(metarun: Metarun, tmp_path
 
 FILES = {
     "typo": ("# @package _global_\ntrainer:\n  meta_batch: 3\n  stepz: 3\n",
-             "typo.yaml, line 4: there is no setting 'trainer.stepz' (did you mean trainer.steps?)"),
+             "typo.yaml, line 4: there is no setting 'trainer.stepz' (did you mean trainer.steps"),
     "top": ("# @package _global_\nlr: 3\n", "top.yaml, line 2: there is no setting 'lr' (did you"),
     "tab": ("# @package _global_\ntrainer:\n\tsteps: 3\n",
-            "tab.yaml, line 3: found character '\\t' that cannot start any token; YAML is indented"),
+            "tab.yaml, line 3: found character '\\t' that cannot start any token; YAML is"),
     "brace": ("# @package _global_\ntrainer: {steps: 3\n", "brace.yaml, line 3: expected ',' or"),
     "twice": ("# @package _global_\nseed: 1\nseed: 2\n", "twice.yaml, line 3: found duplicate key"),
-    "bare": ("trainer: {steps: 3}\n", "bare.yaml lacks its first line: write '# @package _global_'"),
+    "bare": ("trainer: {steps: 3}\n", "bare.yaml lacks its first line: write '# @package"),
     "package": ("# @package _globl_\nseed: 3\n", "package.yaml: there is no group '_globl_' for"),
     "kind": ("# @package _global_\ntrainer:\n  steps: many\n",
              "kind.yaml, line 3: trainer.steps: value 'many' of type 'str' could not"),
@@ -130,7 +131,7 @@ def test_a_mistake_in_a_file_of_ones_own_is_named_with_file_line_and_key(
     (own / "mine.yaml").write_text("defaults: [maml, _self_]\ninner_steps: 3\n")
     done = metarun("train", "--config-dir", "own", "--cfg", "job", "algo=mine")
     assert "inner_steps: 3" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+    assert list(tmp_path.glob("outputs/*/*")) == []
 
 
 def test_a_search_that_some_option_cannot_take_part_in_is_refused_before_any_trial(
