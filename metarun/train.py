@@ -67,6 +67,7 @@ def run(config: TrainConfig, directory: Path) -> float:
 
 def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, Any]:
     from metarun import checkpoint, metrics, results, rundir, training_state
+    from metarun.inert import refuse_way, without_effect
     from metarun.interrupts import Interrupted, Interruption
     from metarun.lifetime import collect_from_here
     from metarun.loggers import Logged, open_loggers
@@ -85,6 +86,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         ranks = ranks.on(device)
         with ranks.together():
             setup = build(config, device, ranks)
+            refuse_way(config, setup.source.kind)
             if ranks.first:
                 held.enter_context(rundir.opened(directory, plain, str(device), ranks.count))
                 logged = metrics.read_metrics(directory / "metrics.jsonl")
@@ -108,6 +110,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         tasks = f"tasks by {plan.batching}{several}"
         log.info("run directory %s, device %s%s, %s", directory, device, each, tasks)
         _tell_of_other_inner_steps(config)
+        if unused := without_effect(config, setup.source.kind, setup.source.outputs):
+            log.warning("without effect: %s", "; ".join(unused))
         described = Logged(directory, flat(plain), setup.objective.score_name)
         try:
             with Tracker(

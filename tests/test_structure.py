@@ -22,7 +22,7 @@ LAYERS = [
     {"schemas"},
     {"config", "data", "backbones", "unroll", "checkpoint", "metrics", "launchers"},
     {"algos", "compose", "rundir", "loggers", "higher", "inner_builders", "plan"},
-    {"evaluation", "components", "programs", "tracking", "reporting", "help", "job"},
+    {"evaluation", "components", "programs", "tracking", "reporting", "help", "job", "inert"},
     {"setup", "completion"},
     {"training_state"},
     {"results"},
