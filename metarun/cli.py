@@ -8,6 +8,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import sys
 import traceback
 
@@ -23,7 +24,7 @@ COMMANDS = {
     "completion": "print what makes bash, zsh or fish complete commands",
 }
 
-PATHS = ("ckpt", "hydra.run.dir", "hydra.sweep.dir")
+MULTIRUN = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 
 USAGE = """\
 metarun {version}: few-shot meta-learning experiments
@@ -95,9 +96,12 @@ def _run(command: str, arguments: list[str]) -> None:
 
 
 def _run_job(command: str, arguments: list[str]) -> None:
+    import yaml
     from hydra._internal.utils import get_args_parser
 
     from metarun import compose, job, launchers
+    from metarun.own_yaml import unreadable
+    from metarun.typed import with_paths
 
     try:
         os.getcwd()
@@ -109,7 +113,7 @@ def _run_job(command: str, arguments: list[str]) -> None:
     arguments = _with_ranks(command, arguments)
     arguments = _with_plugins(arguments)
     _check_options(command, arguments)
-    arguments = _options_first(arguments)
+    arguments = with_paths(_options_first(arguments), bool(MULTIRUN & set(arguments)))
     # Without these Hydra prints its own errors and exits with 1 whatever the cause, and
     # CUDA's matrix products are not reproducible. Both are read later than here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -125,7 +129,8 @@ def _run_job(command: str, arguments: list[str]) -> None:
     if options.package is not None and not options.cfg:  # it would swallow the setting behind it
         raise ConfigError("-p, --package goes with --cfg job: it prints one part of the config")
     overrides = options.overrides
-    _refuse_empty_paths(overrides)
+    compose.refuse_signs(command, overrides)
+    job.refuse_chdir(any(re.match(r"\+*hydra\.job\.chdir=(?i:true)$", o) for o in overrides))
     launchers.check_installed(overrides)
     try:
         if "--help" in arguments or "-h" in arguments:
@@ -138,6 +143,8 @@ def _run_job(command: str, arguments: list[str]) -> None:
         job.raise_failure()
     except compose.COMPOSITION_ERRORS as error:
         raise compose.explain(error, command, overrides) from error
+    except yaml.MarkedYAMLError as error:
+        raise unreadable(error) from error
     except Exception as error:  # Hydra leaves some mistakes to whatever they provoke in there
         if not compose.was_composing(error):
             raise
@@ -157,7 +164,7 @@ def _with_ranks(command: str, arguments: list[str]) -> list[str]:
     processes = ranks.join()
     if command not in ("train", "eval"):
         raise ConfigError(f"metarun {command} is one process: start it without torchrun")
-    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
+    if MULTIRUN & set(arguments):
         raise ConfigError(
             "torchrun starts one run: in a sweep let the launcher start several processes a run "
             "(hydra/launcher=submitit_slurm hydra.launcher.tasks_per_node=…)"
@@ -227,14 +234,6 @@ def _options_first(arguments: list[str]) -> list[str]:
         elif action is not None and action.nargs is None and rest:
             options.append(rest.pop(0))
     return [*options, *settings]
-
-
-def _refuse_empty_paths(overrides: list[str]) -> None:
-    """An empty path would mean the current folder."""
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if key.lstrip("+") in PATHS and equals and not value.strip("'\" "):
-            raise ConfigError(f"{key}= is empty: name a folder, . for the current one")
 
 
 def _unknown_command(command: str) -> str:

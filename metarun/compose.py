@@ -6,12 +6,15 @@ import shlex
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -21,8 +24,9 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from metarun import own_yaml, typed
 from metarun.checks import check_types
-from metarun.config import PLUGIN_OPTIONS, SCHEMAS, EvalConfig, TrainConfig
+from metarun.config import PLUGIN_OPTIONS, SCHEMAS, EvalConfig, TrainConfig, flat
 from metarun.errors import ConfigError
 from metarun.launchers import register as register_launchers
 
@@ -101,10 +105,7 @@ def _refuse_extra_keys(cfg: DictConfig, config: Any, prefix: str = "") -> None:
 def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError:
     """Hydra's complaint about a command line as one clear message with a suggestion."""
     if isinstance(error, OverrideParseException):
-        return ConfigError(
-            f"cannot read the argument {error.override!r}: expected key=value "
-            "(quote values that contain spaces, '=' or ',': 'key=\"a=b\"')"
-        )
+        return _unreadable_argument(error.override)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         choices = ", ".join(sorted(error.options))
@@ -113,6 +114,10 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
             f"{group}={option}: there is no such option{hint}; choose from {choices}"
         )
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
+    if (path := own_yaml.file_of(error)) is not None:
+        return _wrong_file(path, str(error), command)
+    if signed := re.match(r"Could not append to config\. .*'(.*)'", first_line(error)):
+        return ConfigError(f"{signed[1]} is a setting already: write {signed[1]}=… without the '+'")
     key = getattr(cause, "full_key", None)
     if not key or not isinstance(key, str):  # a position in a list has a number for its key
         key = _quoted_key(str(error)) or _merged_key(str(error))
@@ -133,24 +138,97 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
             f"{several[1]} has several values: add -m for a run of each, or write key=[a,b] if it "
             "is one list"
         )
-    if twice := re.match(r"Multiple values for ([\w/]+)\.", text):
-        return ConfigError(f"{twice[1]} is given twice: write {twice[1]}=… once, without a '+'")
+    if twice := re.match(
+        r"(?:Multiple values for |_schema/|force-add .* '\+\+)([\w/]+)(?:[@=].*|\.$|\.)", text
+    ):
+        return ConfigError(
+            f"{twice[1]} is given twice: write {twice[1]}=… once, without a '+', and in a file of "
+            f"your own 'override /{twice[1]}: …'"
+        )
+    if key and "value ''" in text.lower():
+        return ConfigError(f"{key}= is empty: give a value")
+    missing = re.match(r"Interpolation key '(.*)' not found", text)
+    if missing:
+        return _nothing_to_put_in(missing[1], error)
     return ConfigError(f"{key}: {text[:1].lower()}{text[1:]}" if key else text)
+
+
+def refuse_signs(command: str, overrides: Sequence[str]) -> None:
+    """Refuse `~key`, after which Hydra would go on without a setting or a component.
+
+    Raises:
+        ConfigError: says what to type instead.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        name = _key_of(override)
+        if key.startswith("~") and name.partition(".")[0] not in ("hydra", "experiment", "_tuned"):
+            if name not in _known_keys(command, []):
+                continue  # Hydra says so
+            choices = "|".join(SCHEMAS[name]) if name in SCHEMAS else "…"
+            raise ConfigError(
+                f"{override}: {name} cannot be taken away: leave the argument out for the default, "
+                f"or write {name}={choices}"
+            )
+        if name in SCHEMAS and value in ("null", "None"):
+            raise ConfigError(f"{override}: choose {name}={'|'.join(SCHEMAS[name])}")
+
+
+def _unreadable_argument(argument: str) -> ConfigError:
+    key, equals, value = argument.partition("=")
+    hint = ""
+    if equals and key.strip():
+        exact = shlex.quote(f"{key}={typed.quoted(value)}")
+        hint = f"; as text this very value is typed {exact}"
+        if re.search(r"[,(]", value):
+            hint = f", with -m also key=a,b,c or key=range(0,3){hint}"
+    return ConfigError(f"cannot read the argument {argument!r}: expected key=value{hint}")
+
+
+def _nothing_to_put_in(name: str, error: BaseException) -> ConfigError:
+    """The error for `${name}` that refers to no setting."""
+    group = name.removesuffix(".name")
+    if group != name and group in SCHEMAS:
+        return ConfigError(
+            f"the file of this {group}=… does not say which {group} it is: begin it with "
+            f"'defaults: [{next(iter(SCHEMAS[group]))}, _self_]', or another one of "
+            f"{', '.join(SCHEMAS[group])}"
+        )
+    found = set()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for config in frame.f_locals.values():
+            if isinstance(config, DictConfig) and config._get_parent() is None:
+                plain: Any = OmegaConf.to_container(config, resolve=False)
+                values = flat(plain)
+                found |= {str(k) for k, v in values.items() if f"${{{name}" in str(v)}
+    where = " and ".join(sorted(found - {"hydra.overrides.task", "hydra.overrides.hydra"}))
+    return ConfigError(f"{where or 'a value'} refers to ${{{name}}}, and there is no such setting")
+
+
+def _wrong_file(path: Path, text: str, command: str) -> ConfigError:
+    """What is wrong in a YAML file: `In '…': SomeError raised while composing config: …`."""
+    reason = [line for line in text.splitlines() if line.strip()][1:]
+    keys = [line.partition(":")[2].strip() for line in reason if "full_key:" in line]
+    key = keys[0] if keys else ""
+    if wrong := own_yaml.wrong_package(path, key):
+        return wrong
+    where = own_yaml.place(path, key) if key else str(path)
+    if re.match(r"Key '.*' not in ", reason[0]):
+        hint = suggest_key(key, [k for k in _known_keys(command, []) if k != key])
+        return ConfigError(f"{where}: there is no setting {key!r}{hint}")
+    if "Merge error" in reason[0] or "Cannot merge" in reason[0]:
+        where = own_yaml.no_group(path, [*SCHEMAS, "task", "trainer", "engine"])
+        return ConfigError(
+            f"{where}: expected groups of settings, as in 'trainer: {{steps: 100}}', not a value "
+            "or a list in the place of one"
+        )
+    return ConfigError(f"{where}: {key}: {reason[0][:1].lower()}{reason[0][1:]}")
 
 
 def was_composing(error: BaseException) -> bool:
     """Whether an error arose while Hydra put a config together: nothing of ours was running."""
     composing = Hydra.compose_config.__code__
     return any(frame.f_code is composing for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def as_argument(key: str, value: object) -> str:
-    """`key=value` as one types it in a shell, quoted for Hydra and for the shell."""
-    text = str(value)
-    if not re.fullmatch(r"[\w./:@%+-]+", text):
-        escaped = text.replace("'", "\\'")
-        text = f"'{escaped}'"
-    return shlex.quote(f"{key}={text}")
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
@@ -194,14 +272,30 @@ def _key_of(override: str) -> str:
 
 
 def _choices_without(key: str, command: str, overrides: list[str]) -> list[str]:
-    """Of the options that a sweep takes of the key's group, those that lack it; if some have it."""
-    group = key.partition(".")[0]
-    values = [o.partition("=")[2] for o in overrides if _key_of(o) == group]
-    choices = [f"{group}={option.strip()}" for option in values[-1].split(",")] if values else []
-    if len(choices) < 2:
+    """Of the options that a sweep takes of a group, those that lack a key; if some have it."""
+    groups = {_key_of(o): o for o in overrides if "." not in _key_of(o).partition("=")[0]}
+    swept = {group: found for group, o in groups.items() if (found := _options(group, o))}
+    fixed = [o for group, o in groups.items() if group not in swept and group in SCHEMAS]
+    for group, options in swept.items():
+        choices = [f"{group}={option}" for option in options]
+        lacking = [c for c in choices if key not in _known_keys(command, [*fixed, c])]
+        if 0 < len(lacking) < len(choices):
+            return lacking
+    return []
+
+
+def _options(group: str, override: str) -> list[str]:
+    """The options of a group that an override sweeps over; none if it does not."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
         return []
-    lacking = [choice for choice in choices if key not in _known_keys(command, [choice])]
-    return lacking if len(lacking) < len(choices) else []
+    if not parsed.is_sweep_override() or not (group in SCHEMAS or group == "experiment"):
+        return []
+    value = parsed.value()
+    if isinstance(value, Glob):
+        return value.filter(list(SCHEMAS.get(group, ())))
+    return list(parsed.sweep_string_iterator()) if isinstance(value, ChoiceSweep) else []
 
 
 def _known_keys(command: str, overrides: list[str]) -> list[str]:

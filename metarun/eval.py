@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from metarun.config import PLUGIN_OPTIONS, EvalConfig, EvalData, TrainConfig
 from metarun.errors import ConfigError
 from metarun.job import RECORD, job
+from metarun.longer import planned_for
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def run(config: EvalConfig, directory: Path) -> float:
 
     collect_from_here()
     ranks = join()
-    directory, content, path = ranks.of_first(directory), {}, Path(config.ckpt).expanduser()
+    directory, content, path = ranks.of_first(directory), {}, Path(config.ckpt)
     stored = directory / "result.json"
     agree = ranks.largest if ranks.count > 1 else None
     with Interruption(agree) as stop:
@@ -62,7 +63,9 @@ def run(config: EvalConfig, directory: Path) -> float:
         with ranks.together():
             trained = from_plain(content["config"])
             train_config = changed(trained, config)
-            setup = build(train_config, device, ranks, trained_with=trained.seed)
+            setup = build(
+                train_config, device, ranks, planned_for(content), trained_with=trained.seed
+            )
             remark = check_evaluated(setup, content, trained, config)
             meta = restore_meta(setup, content)
         log.info("%s, after meta-step %d", path, content["step"])

@@ -18,9 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metarun import __version__
-from metarun.compose import as_argument, first_line, to_config
-from metarun.errors import MetarunError
+from metarun.compose import first_line, to_config
+from metarun.errors import ConfigError, MetarunError
 from metarun.interrupts import Interrupted, Preempted
+from metarun.typed import as_argument
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ def job(run: Callable[[Any, Path], float]) -> Callable[[DictConfig], Any]:
         hydra_config = HydraConfig.get()
         directory = _as_seen_from_here(Path(hydra_config.runtime.output_dir))
         try:
+            if hydra_config.mode != RunMode.MULTIRUN:
+                refuse_chdir(bool(hydra_config.job.chdir))
             if hydra_config.mode == RunMode.MULTIRUN:
                 return _in_a_sweep(run, cfg, directory, Path(hydra_config.sweep.dir))
             return run(to_config(cfg), directory)
@@ -68,9 +71,22 @@ def job(run: Callable[[Any, Path], float]) -> Callable[[DictConfig], Any]:
             failed.append(error)
             return None
         finally:
-            _remove_if_empty(directory)
+            _remove_if_empty(Path(hydra_config.runtime.output_dir))
 
     return task
+
+
+def refuse_chdir(wanted: bool) -> None:
+    """Refuse to run in the run directory, where relative paths would mean something else.
+
+    Raises:
+        ConfigError: it is wanted.
+    """
+    if wanted:
+        raise ConfigError(
+            "hydra.job.chdir=true: a run stays in the folder where its command was typed, so that "
+            "relative paths mean what they say there; leave it out"
+        )
 
 
 def raise_failure() -> None:
@@ -86,6 +102,7 @@ def _in_a_sweep(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     differs = False
     try:
+        refuse_chdir(bool(HydraConfig.get().job.chdir))
         differs = _code_differs(sweep)
         with requeued_not_failed():
             return Outcome("completed", run(to_config(cfg), directory), other_code=differs)
@@ -104,7 +121,7 @@ def describe(error: BaseException) -> str:
 
 def to_go_on(key: str, directory: Path) -> str:
     """Says what to type: what was typed, with the directory of the run or of the sweep."""
-    given = [a for a in sys.argv[1:] if not a.startswith(f"{key}=")]
+    given = [a for a in sys.argv[1:] if a.partition("=")[0].lstrip("+") != key]
     return f"to go on: {sys.argv[0]} {shlex.join(given)} {as_argument(key, directory)}"
 
 

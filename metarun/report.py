@@ -8,6 +8,7 @@ from pathlib import Path
 
 from metarun.errors import ConfigError, RunError
 from metarun.files import write_text
+from metarun.typed import expanded
 
 USAGE = "metarun report DIR… [out=DIR]"
 HELP = f"""\
@@ -76,13 +77,15 @@ def parse(arguments: Sequence[str]) -> Arguments:
         elif equals and key == "out":
             if not value:
                 raise ConfigError("out= is empty: name a folder, e.g. out=outputs/report")
-            out = Path(value).expanduser()
+            out = Path(expanded("out", value))
         elif equals and "/" not in key:
             close = difflib.get_close_matches(key, ["out"], n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ConfigError(f"there is no setting {key!r}{hint}; usage: {USAGE}")
+            raise ConfigError(
+                f"there is no setting {key!r}{hint}, nor a folder {argument!r}; usage: {USAGE}"
+            )
         else:
-            roots.append(Path(argument).expanduser())
+            roots.append(Path(expanded("DIR", argument)))
     if not roots:
         raise ConfigError(f"not given: the runs to report; usage: {USAGE}")
     return Arguments(roots, out or roots[0])

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from metarun import checkpoint
-from metarun.compose import as_argument
 from metarun.errors import RunError
 from metarun.evaluation import Evaluation, evaluate, format_score
 from metarun.files import write_json
@@ -19,6 +18,7 @@ from metarun.interrupts import Interruption
 from metarun.setup import Setup
 from metarun.tracking import Tracker
 from metarun.training_state import TrainState, restore_meta
+from metarun.typed import as_argument, as_path
 
 
 def finish(
@@ -148,7 +148,7 @@ def summary(result: dict[str, Any], directory: Path) -> str:
             *counted(result.get("parameters")),
             f"  run directory {directory}",
             f"next: metarun eval {as_argument('ckpt', directory)} episodes=1000",
-            f"      tensorboard --logdir {shlex.quote(str(directory.parent))}",
+            f"      tensorboard --logdir {shlex.quote(as_path(directory.parent))}",
         ]
     )
 

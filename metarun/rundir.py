@@ -34,6 +34,7 @@ from metarun.files import (
     write_json,
     write_text,
 )
+from metarun.longer import STEPS, check_length, keep_earlier_result
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ FOLDERS = ("checkpoints", "tb", "wandb")
 def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """The stored result if the directory holds a finished run of this config, else None.
 
+    None as well if the run is to become longer than it is.
+
     Raises:
         ConfigError: the directory holds a run of another config, or something else.
     """
@@ -61,7 +64,9 @@ def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] |
     if status.get("status") != "completed":
         return None
     result = read_json(directory / "result.json")
-    return result if result.keys() >= {"test", "best", "steps"} else None  # else: test it again
+    if not result.keys() >= {"test", "best", "steps"}:
+        return None  # test it again
+    return result if result["steps"] == flat(config).get(STEPS) else None  # else: train on
 
 
 @contextlib.contextmanager
@@ -87,6 +92,9 @@ def opened(
         check()
         for folder in (directory, directory / "checkpoints"):
             remove_half_written(folder)
+        keep_earlier_result(
+            directory, read_json(directory / "result.json"), flat(config).get(STEPS)
+        )
         attempts = _count(read_status(directory).get("attempts")) + 1
         write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         _write_provenance(directory, device, ranks)
@@ -144,6 +152,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_same_config(directory: Path, config: dict[str, Any]) -> None:
     """Refuse a directory that holds a run of another config, or something that is no run.
 
+    A run may become longer; see `metarun.longer`.
+
     Raises:
         ConfigError: names the settings that differ.
     """
@@ -160,7 +170,9 @@ def check_same_config(directory: Path, config: dict[str, Any]) -> None:
         for key in sorted(stored.keys() | wanted.keys())
         if stored.get(key) != wanted.get(key) and key not in NEUTRAL_KEYS
     ]
-    if differing:
+    if differing == [STEPS]:
+        check_length(stored, wanted, directory)
+    elif differing:
         shown = "; ".join(
             f"{k}: {stored.get(k)} there, {wanted.get(k)} here" for k in differing[:5]
         )

@@ -5,6 +5,7 @@ Those of the inner optimizers are in `metarun.inner_schemas`.
 Hydra checks keys and types when a command line is composed, `__post_init__` checks values.
 """
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -75,7 +76,7 @@ class OmniglotConfig:
     def __post_init__(self) -> None:
         one_of("data.split", self.split, ("random", "vinyals"))
         if self.root is not None:
-            self.root = str(Path(self.root).expanduser().absolute())
+            self.root = str(Path(os.path.expanduser(self.root)).absolute())
 
 
 @dataclass

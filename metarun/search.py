@@ -28,7 +28,7 @@ from optuna.trial import TrialState
 
 from metarun.algos.base import OBJECTIVES
 from metarun.checks import at_least, one_of
-from metarun.config import NEUTRAL_KEYS
+from metarun.config import NEUTRAL_KEYS, SCHEMAS
 from metarun.errors import ConfigError, RunError
 from metarun.files import LockedError, locked, write_text
 from metarun.rundir import read_json
@@ -67,6 +67,7 @@ def search(sweep: Sweep, given: Sequence[Override], settings: Mapping[str, Any])
             "range(first,last+1) or key=a,b,c"
         )
     fixed = [str(o.input_line) for o in given if o.get_key_element() not in space]
+    _refuse_lacking(sweep, fixed, space)
     with _locked(sweep.directory):
         repair(sweep.directory / JOURNAL)
         study = _study(sweep, settings, {"space": _shown(space), "fixed": _lasting(fixed)})
@@ -77,6 +78,22 @@ def search(sweep: Sweep, given: Sequence[Override], settings: Mapping[str, Any])
         if failures:
             log.warning("%s", failures)
         _report(study, jobs, sweep)
+
+
+def _refuse_lacking(sweep: Sweep, fixed: list[str], space: Mapping[str, BaseDistribution]) -> None:
+    """Refuse a search that would find out in some trial that an option lacks a searched setting.
+
+    Raises:
+        Hydra's errors of composition: an option lacks one.
+    """
+    lists = {k: d.choices for k, d in space.items() if isinstance(d, CategoricalDistribution)}
+    first = {key: choices[0] for key, choices in lists.items()}
+    for key, meaning in space.items():
+        if isinstance(meaning, IntDistribution | FloatDistribution):
+            first[key] = meaning.low
+    for group in (key for key in lists if key in SCHEMAS):
+        for option in lists[group]:
+            sweep.check([*fixed, *(f"{k}={v}" for k, v in {**first, group: option}.items())])
 
 
 def _run_trials(

@@ -45,6 +45,7 @@ class Setup:
     algorithm: Algorithm
     objective: Objective
     plan: Plan
+    planned_for: int  # meta-steps that the plan was made for: those the run began with
     gradient: Gradient
     trace: Traces
     recheck: Callable[[], None]  # have recordings compared with their functions at the next call
@@ -57,6 +58,7 @@ def build(
     config: TrainConfig,
     device: torch.device,
     ranks: Ranks = ALONE,
+    planned_for: int | None = None,
     trained_with: int | None = None,
 ) -> Setup:
     """Load the data, make the network and the algorithm.
@@ -64,6 +66,7 @@ def build(
     The initial weights are drawn on the CPU from the seed, so they do not depend on the device.
 
     Args:
+        planned_for: meta-steps that the run began with, if it has become longer since.
         trained_with: the seed of the run whose network is evaluated, which may be another one
             than that of the episodes; None for a run that is trained.
 
@@ -87,7 +90,9 @@ def build(
         settled = replace(config, engine=engine_for(config, changes, trains, ranks))
         refuse_graphs(model, trial, source, changes.training if trains else ())
         network.changing = changes.training
-    computed = with_gradient(settled, model, device)
+    planned_for = config.trainer.steps if planned_for is None else planned_for
+    begun = replace(settled, trainer=replace(config.trainer, steps=planned_for))
+    computed = with_gradient(begun, model, device)
     plan = make_plan(computed, model, device)
     record_step = Recorder(plan.step, "inner steps")
     algorithm = build_algorithm(computed, model, source, record_step)
@@ -123,6 +128,7 @@ def build(
         algorithm,
         OBJECTIVES[source.kind],
         plan,
+        planned_for,
         tried(gradient_program, "meta-steps", "compile"),
         tried(trace_program, "evaluations", "evaluate"),
         recheck,

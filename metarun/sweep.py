@@ -27,6 +27,7 @@ from metarun.errors import ConfigError, RunError
 from metarun.files import write_json, write_text
 from metarun.interrupts import terminable
 from metarun.job import RECORD, Outcome, code_state, describe, to_go_on
+from metarun.typed import quoted, without_interpolations
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,14 @@ class Sweep:
             )
         return other
 
+    def check(self, overrides: Sequence[str]) -> None:
+        """Compose the config of a run that is not planned yet.
+
+        Raises:
+            Hydra's errors of composition: there is no such run.
+        """
+        self._loader.load_sweep_config(self._config, list(overrides))
+
     def refuse_if_nothing_can_start(self) -> None:
         """End with one message if every command is wrong.
 
@@ -149,7 +158,7 @@ class Sweep:
         waiting = list({job.directory: job for job in jobs if job.outcome is None}.values())
         self.directory.mkdir(parents=True, exist_ok=True)
         for job in waiting:
-            if job.config is not None:
+            if job.config is not None and not _has_started(job):
                 # The run refuses another config than this, and that is the check that its
                 # machine composes what was launched here.
                 try:
@@ -162,8 +171,9 @@ class Sweep:
         if not waiting:
             return
         batch = [
-            [*job.overrides, f"hydra.sweep.subdir={_quoted(job.directory, self.directory)}"]
+            [*job.overrides, f"hydra.sweep.subdir={quoted(without_interpolations(name))}"]
             for job in waiting
+            for name in [str(job.directory.relative_to(self.directory))]
         ]
         self._launched = True
         try:
@@ -279,7 +289,7 @@ def _recalled(job: Job) -> Outcome | None:
     from metarun import results, rundir  # here, because they import torch
 
     assert job.config is not None
-    if not any((job.directory / name).exists() for name in TRACES):
+    if not _has_started(job):
         return None  # never started, whatever an earlier launch has put there
     result = rundir.finished_result(job.directory, job.config)
     if result is not None and rundir.reads_elsewhere(job.directory, job.config):
@@ -287,6 +297,11 @@ def _recalled(job: Job) -> Outcome | None:
     if result is None or not results.is_whole(result):  # the run will test again
         return None
     return Outcome("recalled", float(result["best"]["score"]))
+
+
+def _has_started(job: Job) -> bool:
+    """Whether there is a run already, which has its config; it may become longer."""
+    return any((job.directory / name).exists() for name in TRACES)
 
 
 def _left_behind(job: Job, reason: str) -> Outcome:
@@ -307,8 +322,3 @@ def _outcome(returned: Any) -> Outcome:
     if isinstance(value, Outcome):
         return value
     return Outcome("failed", error=describe(value))
-
-
-def _quoted(directory: Path, sweep: Path) -> str:
-    escaped = str(directory.relative_to(sweep)).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

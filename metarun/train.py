@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.compose import as_argument
 from metarun.config import NEUTRAL_KEYS, TrainConfig, flat
 from metarun.errors import ConfigError
 from metarun.job import job
+from metarun.longer import STEPS, check_length, planned_for
+from metarun.typed import as_argument
 
 if TYPE_CHECKING:
     from metarun.ranks import Ranks  # imports torch
+    from metarun.setup import Setup
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ def run(config: TrainConfig, directory: Path) -> float:
 def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, Any]:
     from metarun import checkpoint, metrics, results, rundir, training_state
     from metarun.data_check import check_ranks, check_resumed
+    from metarun.inert import refuse_way, without_effect
     from metarun.interrupts import Interrupted, Interruption
     from metarun.lifetime import collect_from_here
     from metarun.loggers import Logged, open_loggers
@@ -87,6 +90,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         ranks = ranks.on(device)
         with ranks.together():
             setup = build(config, device, ranks)
+            refuse_way(config, setup.source.kind)
         with ranks.together():
             check_ranks(setup)
 
@@ -105,6 +109,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
             if ranks.first:
                 held.enter_context(rundir.opened(directory, plain, str(device), ranks.count, load))
         content = ranks.of_first(content)
+        if content is not None and planned_for(content) != config.trainer.steps:
+            setup = _planned_as_begun(setup, planned_for(content))
         if content is None:
             state = training_state.fresh(setup)
         else:
@@ -116,6 +122,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         tasks = f"tasks by {plan.batching}{several}"
         log.info("run directory %s, device %s%s, %s", directory, device, each, tasks)
         _tell_of_other_inner_steps(config)
+        if unused := without_effect(config, setup.source.kind, setup.source.outputs):
+            log.warning("without effect: %s", "; ".join(unused))
         described = Logged(directory, flat(plain), setup.objective.score_name)
         try:
             with Tracker(
@@ -132,6 +140,22 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
             if isinstance(end, LostRank):
                 end.args = (f"{end}: {as_argument('hydra.run.dir', directory)} goes on from there",)
             raise
+
+
+def _planned_as_begun(setup: "Setup", steps: int) -> "Setup":
+    """The setup of a run that has become longer, computed as when it began."""
+    from metarun.setup import build
+
+    with setup.ranks.together():
+        begun = build(setup.config, setup.device, setup.ranks, steps)
+    if begun.plan != setup.plan:
+        log.info(
+            "computed as the run of %d meta-steps that it began as; one of %d from the start "
+            "would be computed otherwise (engine.compile), and may round otherwise",
+            steps,
+            setup.config.trainer.steps,
+        )
+    return begun
 
 
 def _tell_of_other_inner_steps(config: TrainConfig) -> None:
@@ -161,9 +185,10 @@ def _check_same(config: dict[str, Any], first: dict[str, Any]) -> None:
 def _check_resumed(stored: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
     """Refuse a checkpoint of another config: config.yaml is not the only file that can be lost."""
     there, here = flat(stored), flat(config)
-    for key in sorted(there.keys() | here.keys()):
+    for key in sorted((there.keys() | here.keys()) - {STEPS}):
         if there.get(key) != here.get(key) and key not in NEUTRAL_KEYS:
             raise ConfigError(
                 f"the checkpoints in {folder} are of another config ({key}: {there.get(key)} "
                 f"there, {here.get(key)} here): choose another hydra.run.dir"
             )
+    check_length(there, here, folder)

@@ -161,6 +161,7 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
     cuda = [torch.cuda.get_rng_state(setup.device)] if setup.device.type == "cuda" else []
     return {
         "config": to_plain(setup.config),
+        "planned_for": setup.planned_for,
         "step": state.step,
         "skipped": state.skipped,
         "meta": {name: value.detach() for name, value in state.meta.items()},

@@ -16,15 +16,15 @@ from tests.conftest import REPO
 PACKAGE = REPO / "metarun"
 LAYERS = [
     {"errors", "layout", "lifetime", "memory"},
-    {"files", "checks", "interrupts", "checkpoint_fields"},
-    {"inner_torch_schemas", "untrusted", "ranks"},
+    {"files", "checks", "interrupts", "checkpoint_fields", "typed"},
+    {"inner_torch_schemas", "untrusted", "ranks", "longer", "own_yaml"},
     {"inner_schemas"},
     {"schemas"},
     {"config", "data", "backbones", "unroll", "checkpoint", "metrics", "launchers", "network"},
     {"algos", "compose", "plugins", "rundir", "loggers", "higher", "inner_builders", "plan"},
     {"contract"},
     {"evaluation", "components", "batching", "programs", "tracking", "reporting", "help", "job"},
-    {"buffers", "completion"},
+    {"buffers", "completion", "inert"},
     {"setup"},
     {"training_state", "data_check"},
     {"results"},

@@ -1,9 +1,11 @@
 """metarun's sweepers, where Hydra looks for plugins; the work is done in `metarun.sweep`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -32,6 +34,7 @@ class GridSweeper(BasicSweeper):
                     f"{override.input_line}: an interval is for a search: add "
                     "hydra/sweeper=optuna, or give the values, as key=a,b,c"
                 )
+        _refuse_empty(given)
         batches = self.split_arguments(given, self.max_batch_size)
         varying = [o.get_key_element() for o in given if o.is_sweep_override()]
         sweep = Sweep(self.config, loader, self.launcher, varying)
@@ -70,6 +73,28 @@ class OptunaSweeper(Sweeper):
         loader = self.hydra_context.config_loader
         space = [f"{key}={value}" for key, value in (self.settings["params"] or {}).items()]
         given = OverridesParser.create(config_loader=loader).parse_overrides([*space, *arguments])
+        _refuse_empty(given)
         varying = [o.get_key_element() for o in given if o.is_sweep_override()]
         sweep = Sweep(self.config, loader, self.launcher, varying)
         search(sweep, given, self.settings)
+
+
+def _refuse_empty(given: Sequence[Override]) -> None:
+    """Refuse a sweep over a setting without a value: `range(3,1)`, `glob(none*)`.
+
+    Raises:
+        ConfigError: names it.
+    """
+    for override in given:
+        if not override.is_sweep_override() or override.is_interval_sweep():
+            continue
+        try:
+            empty = not list(override.sweep_string_iterator())
+        except ValueError as error:  # range(0,1,0)
+            raise ConfigError(f"{override.input_line}: {error}") from error
+        if empty:
+            what = "matches no option" if isinstance(override.value(), Glob) else "has no values"
+            raise ConfigError(
+                f"{override.input_line} {what}: range(first,end) goes from first to below end, as "
+                "range(0,3) does to 2; values one by one are written key=a,b,c"
+            )

@@ -36,27 +36,44 @@ class Drawing(NamedTuple):
 def find(root: Path) -> tuple[Path, ...]:
     """The parts of the data set under `root`: folders of alphabets, or zips of them.
 
+    Where there is nothing, one folder deeper is looked at as well: zips are often unpacked into
+    folders of their own names, once more within.
+
     Returns:
         Background and evaluation set, or one folder that holds both, or nothing.
     """
-    for folder in (root / FOLDER, root):
-        parts = _parts(folder)
-        if len(parts) == len(PARTS):
-            return tuple(parts.values())
-    for folder in (root / "omniglot", root):
-        if next(glob.iglob(PATTERN, root_dir=folder), None):
-            return (folder,)
+    for homes in ([root / FOLDER, root], _below(root)):
+        for folder in homes:
+            parts = _parts(folder)
+            if len(parts) == len(PARTS):
+                return tuple(parts.values())
+    for homes in (
+        [root / "omniglot", root],
+        [f for f in _below(root) if f.name in (FOLDER, "omniglot")],
+    ):
+        for folder in homes:
+            if next(glob.iglob(PATTERN, root_dir=folder), None):
+                return (folder,)
     return ()
+
+
+def _below(root: Path) -> list[Path]:
+    """The folders one deeper than `find` looks first; `python` is that of the authors' repository."""
+    homes = [home for home in (root / FOLDER, root / "omniglot", root) if home.is_dir()]
+    found = [Path(entry.path) for home in homes for entry in _scan(home) if entry.is_dir()]
+    return [place for folder in sorted(found) for place in (folder, folder / "python")]
 
 
 def _parts(folder: Path) -> dict[str, Path]:
     """Which of the two sets `folder` holds, and as what: the extracted folder goes first."""
     parts = {}
     for name in PARTS:
-        if (folder / name).is_dir():
-            parts[name] = folder / name
-        elif (folder / f"{name}.zip").is_file():
-            parts[name] = folder / f"{name}.zip"
+        inner = folder / name / name  # unpacked, or put, into a folder of its own name
+        places = [inner, inner.with_suffix(".zip"), folder / name, folder / f"{name}.zip"]
+        for place in places:
+            if place.is_file() if place.suffix else place.is_dir():
+                parts[name] = place
+                break
     return parts
 
 

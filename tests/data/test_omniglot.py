@@ -100,6 +100,46 @@ def test_every_layout_gives_the_same_store(layout, tmp_path):
     assert snapshot(root) == before
 
 
+DEEPER = {
+    "each in a folder of its name": lambda r: [
+        (r / "omniglot-py" / part, r / "omniglot-py" / part / part) for part in PARTS
+    ],
+    "the whole folder once more": lambda r: [(r / "omniglot-py", r / "omniglot-py/omniglot-py")],
+    "beside others": lambda r: [(r / "omniglot-py", r / "downloads")],
+    "as the authors' repository": lambda r: [(r / "omniglot-py", r / "omniglot-master/python")],
+}
+
+
+@pytest.mark.parametrize("layout", ["folders", "zips"])
+@pytest.mark.parametrize("deeper", DEEPER)
+def test_what_is_unpacked_one_folder_too_deep_is_found(layout, deeper, tmp_path):
+    reference = characters(make("folders", tmp_path / "reference"))
+    root = make(layout, tmp_path / "data")
+    for old, new in DEEPER[deeper](root):
+        if layout == "zips" and old.name in PARTS:
+            old = old.with_suffix(".zip")
+            new = new.with_suffix(".zip")
+        held = old.rename(tmp_path / "held")
+        new.parent.mkdir(parents=True, exist_ok=True)
+        held.rename(new)
+    for alphabet in list(root.rglob("Greek")):
+        (alphabet / "._character01").write_bytes(b"junk")
+    (root / "__MACOSX" / "images_background" / "Greek" / "character01").mkdir(parents=True)
+    assert torch.equal(characters(root).images, reference.images)
+
+
+def test_all_alphabets_in_one_folder_too_deep_are_found_and_one_half_is_told(tmp_path):
+    make("omniglot", tmp_path / "data")
+    (tmp_path / "data" / "omniglot").rename(tmp_path / "held")
+    (tmp_path / "data" / "omniglot").mkdir()
+    (tmp_path / "held").rename(tmp_path / "data" / "omniglot" / "omniglot")
+    assert characters(tmp_path / "data").class_names == tuple(NAMES)
+    make("zips", tmp_path / "half")
+    (tmp_path / "half" / "omniglot-py" / "images_evaluation.zip").unlink()
+    with pytest.raises(DataError, match=r"Only one of the two parts is there: .*background\.zip"):
+        characters(tmp_path / "half")
+
+
 def test_images_are_small_and_ink_is_bright(tmp_path):
     images = characters(make("zips", tmp_path)).images
     assert images.shape == (80, 1, 28, 28) and images.dtype == torch.uint8

@@ -1,0 +1,91 @@
+"""Settings that change nothing are refused or named."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from metarun import config as configs
+from metarun.compose import composed, register_schemas
+from metarun.errors import ConfigError
+from metarun.inert import refuse_way, without_effect
+from tests.conftest import Metarun
+from tests.test_cli import SHORT
+
+register_schemas()
+
+
+def named(*overrides: str, kind: str = "classification", outputs: int = 5) -> list[str]:
+    told = without_effect(composed("train", list(overrides)), kind, outputs)
+    return [text.partition("=")[0] for text in told]
+
+
+INERT = {  # setting -> a command with it that does without it, and one that does not
+    "engine.last=3": ("", "engine.gradient=truncated"),
+    "engine.block=3": ("engine.gradient=mixed", "engine.gradient=checkpoint"),
+    "engine.block=2": ("algo.inner_steps=10", "algo.inner_steps=11"),
+    "engine.proximal=3": ("", "engine.gradient=implicit"),
+    "engine.solver=neumann": ("", "engine.gradient=implicit"),
+    "engine.solver_steps=3": ("engine.gradient=checkpoint", "engine.gradient=implicit"),
+    "engine.solver_lr=3": (
+        "engine.gradient=implicit", "engine.gradient=implicit engine.solver=neumann",
+    ),
+    "engine.samples=3": ("", "engine.gradient=evolution"),
+    "engine.sigma=3": ("", "engine.gradient=evolution"),
+    "engine.chunk=3": ("engine.batching=loop", "engine.batching=vmap"),
+    "inner_opt.granularity=step": ("", "inner_opt.learn=[lr]"),
+    "inner_opt.dampening=0.5": ("", "inner_opt.momentum=0.5"),
+    "inner_opt.decoupled_weight_decay=true": (
+        "inner_opt=adam", "inner_opt=adam inner_opt.weight_decay=1",
+    ),
+    "outer_opt.min_lr=0.0001": ("", "outer_opt.schedule=cosine"),
+    "data.split_seed=3": ("data=omniglot data.split=vinyals", "data=omniglot"),
+    "trainer.max_skipped=3": ("", "trainer.nonfinite=skip"),
+    "trainer.wandb_project=mine": ("", "trainer.wandb=offline"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", INERT)
+def test_a_setting_without_effect_is_named_and_one_with_it_is_not(setting: str) -> None:
+    without, with_it = (command.split() for command in INERT[setting])
+    assert named(*without, setting) == [setting.partition("=")[0]]
+    assert named(*with_it, setting) == []
+    assert named(*without) == []
+
+
+def test_what_is_for_classes_is_named_or_refused_without_them() -> None:
+    sums = "algo.reduction=per_shot"
+    assert named(sums) == []
+    assert named("data=sinusoid", sums, kind="regression", outputs=1) == ["algo.reduction"]
+    refuse_way(composed("train", ["task.way=3"]), "classification")
+    refuse_way(composed("train", ["data=sinusoid"]), "regression")
+    for way in (3, 5):
+        with pytest.raises(ConfigError, match=f"task.way={way}: the tasks of data=sinusoid are r"):
+            refuse_way(composed("train", ["data=sinusoid", f"task.way={way}"]), "regression")
+
+
+def test_the_default_way_of_a_plugins_regression_is_no_wish() -> None:
+    @dataclass
+    class Waves:
+        name: str = "waves"
+
+    config = composed("train", [])
+    config.data = Waves()
+    configs.PLUGIN_OPTIONS.append(("data", "waves"))
+    try:
+        refuse_way(config, "regression")
+        config.task.way = 3
+        with pytest.raises(ConfigError, match=r"task\.way=3"):
+            refuse_way(config, "regression")
+    finally:
+        configs.PLUGIN_OPTIONS.remove(("data", "waves"))
+
+
+def test_a_run_tells_of_them(metarun: Metarun) -> None:
+    done = metarun("train", *SHORT, "trainer.steps=1", "engine.sigma=0.5", "engine.last=2")
+    assert (
+        "without effect: engine.last=2 (it is for engine.gradient=truncated, not auto); "
+        "engine.sigma=0.5 (it is for engine.gradient=evolution, not auto)"
+    ) in done.stderr
+    assert "without effect" not in metarun("train", *SHORT, "trainer.steps=1").stderr
+    refused = metarun("train", *SHORT, "task.way=3", "hydra.run.dir=run", code=2)
+    assert "task.way=3: the tasks of data=sinusoid are regression" in refused.stderr
