@@ -330,10 +330,13 @@ def test_vmap_and_loop_agree_on_a_convolutional_network_with_batch_norm(pool: st
     assert relative_difference(mapped, loop) < 1e-10
 
 
-def test_the_meta_gradient_is_that_of_the_mean_loss() -> None:
+@pytest.mark.parametrize(
+    ("batching", "chunk"), [("loop", None), ("vmap", None), ("vmap", 2), ("vmap", 5)]
+)
+def test_the_meta_gradient_is_that_of_the_mean_loss(batching, chunk: int | None) -> None:
     model, meta = network()
     loss = task_loss(model, sgd(0.05), 2)
-    ours, _ = meta_gradient(loss, meta, tasks(5), "loop")
+    ours, _ = meta_gradient(loss, meta, tasks(5), batching, chunk)
     mean = vmap(lambda task: loss(meta, task)[0])(tasks(5)).mean()
     expected = torch.autograd.grad(mean, list(meta.values()))
     assert relative_difference(ours, dict(zip(meta, expected, strict=True))) < 1e-12
