@@ -49,10 +49,6 @@ class Network:
         }
         self._constants = self.buffers()
 
-    def __bool__(self) -> bool:
-        """Whether there is any buffer or frozen parameter."""
-        return bool(self._slots or self.frozen)
-
     @property
     def buffered(self) -> bool:
         """Whether there are buffers, also ones that are None for the time being."""

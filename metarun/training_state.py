@@ -62,7 +62,7 @@ def restore(setup: Setup, content: dict[str, Any]) -> TrainState:
             f"the checkpoint is of meta-step {content['step']}, beyond the {steps} of this run"
         )
     frozen = next(iter(setup.network.frozen), None)
-    if "buffers" not in content and frozen is not None:
+    if frozen is not None and _is_older(content):
         raise CheckpointError(
             f"the checkpoint is of an older metarun, which trained {frozen} although the backbone "
             "has frozen it: train in a new hydra.run.dir"
@@ -115,7 +115,7 @@ def restore_meta(setup: Setup, content: dict[str, Any]) -> dict[str, Tensor]:
     """
     network, meta = setup.network, content["meta"]
     frozen = network.frozen_values()
-    if network and "buffers" not in content:
+    if (frozen or network.buffers()) and _is_older(content):
         log.warning(
             "the checkpoint is of an older metarun, which kept no buffers and froze no parameters: "
             "buffers are those that the backbone is built with, and what is frozen here has the "
@@ -135,6 +135,11 @@ def restore_meta(setup: Setup, content: dict[str, Any]) -> dict[str, Tensor]:
             {name: value.to(setup.device) for name, value in content.get("frozen", {}).items()},
         )
     return {name: value.to(setup.device) for name, value in meta.items()}
+
+
+def _is_older(content: dict[str, Any]) -> bool:
+    """Whether a checkpoint of a network with buffers or frozen parameters knows of none."""
+    return not content.keys() & {"buffers", "frozen"}
 
 
 def _without(values: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
@@ -159,14 +164,13 @@ def _form(value: Tensor) -> str:
 def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
     """The content of a checkpoint (see `metarun.checkpoint`)."""
     cuda = [torch.cuda.get_rng_state(setup.device)] if setup.device.type == "cuda" else []
+    own = {"buffers": setup.network.buffers(), "frozen": setup.network.frozen_values()}
     return {
         "config": to_plain(setup.config),
         "planned_for": setup.planned_for,
         "step": state.step,
         "skipped": state.skipped,
         "meta": {name: value.detach() for name, value in state.meta.items()},
-        "buffers": setup.network.buffers(),
-        "frozen": setup.network.frozen_values(),
         "outer_optimizer": state.optimizer.state_dict(),
         "scheduler": None if state.scheduler is None else state.scheduler.state_dict(),
         "best": state.best,
@@ -175,6 +179,7 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
         "recent": torch.stack(state.recent) if state.recent else torch.empty(0, 0),
         "data_identity": setup.identity,
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        **{part: values for part, values in own.items() if values},
     }
 
 

@@ -36,7 +36,18 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     path = save(tmp_path, 7)
     back = checkpoint.load(path)
     assert back["step"] == 7 and torch.equal(back["meta"]["w"], content(7)["meta"]["w"])
-    assert back["format"] == "metarun-checkpoint" and back["version"] == checkpoint.VERSION
+    assert back["format"] == "metarun-checkpoint" and back["version"] == 1
+
+
+def test_buffers_and_frozen_parameters_are_of_a_version_that_older_metaruns_refuse(
+    tmp_path: Path,
+) -> None:
+    own = {"mask": torch.tensor([True, False]), "turn": torch.tensor([1j, 2.0])}
+    for part in ("buffers", "frozen"):
+        path = checkpoint.save(tmp_path, content(7) | {part: own}, 3, None)
+        back = checkpoint.load(path)
+        assert back["version"] == checkpoint.VERSION == 2
+        assert all(torch.equal(back[part][name], value) for name, value in own.items())
     assert torch.load(path, weights_only=True)["config"] == {"seed": 1}
 
 
