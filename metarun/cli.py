@@ -245,7 +245,7 @@ def _unknown_command(command: str) -> str:
 
 
 def _print_help() -> None:
-    commands = "\n".join(f"  {name:8}{what}" for name, what in COMMANDS.items())
+    commands = "\n".join(f"  {name:12}{what}" for name, what in COMMANDS.items())
     print(USAGE.format(version=__version__, commands=commands), flush=True)
     import torch  # last, because it takes a second or two
 

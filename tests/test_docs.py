@@ -1,6 +1,7 @@
 """The code of the documentation runs as it stands."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_the_component_of_contributing_trains(metarun: Metarun, tmp_path: Path) 
     text = (REPO / "CONTRIBUTING.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     (tmp_path / "sign.py").write_text(code)
-    (typed,) = re.findall(r"`metarun (train \+plugins=.*?)`", text)
+    (typed,) = re.findall(r"`metarun (train '\+plugins=.*?)`", text)
     short = ("data=sinusoid", "backbone=mlp", "trainer.steps=2", "trainer.test_episodes=2")
-    assert "test mse" in metarun(*typed.split(), *short).stdout
-    assert "the length" in metarun(*typed.split(), "--help").stdout
+    assert "test mse" in metarun(*shlex.split(typed), *short).stdout
+    assert "the length" in metarun(*shlex.split(typed), "--help").stdout

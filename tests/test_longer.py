@@ -12,6 +12,7 @@ from metarun import plan
 from metarun.compose import composed, register_schemas
 from metarun.longer import check_length, keep_earlier_result, planned_for
 from metarun.metrics import read_metrics
+from metarun.reporting.gather import read_run
 from metarun.setup import build
 from metarun.training_state import fresh, snapshot
 from tests.conftest import Metarun
@@ -71,8 +72,9 @@ def test_a_longer_run_has_the_bits_that_it_would_have_had_from_the_start(
     metarun("eval", "ckpt=done", "hydra.run.dir=eval")
     figures = json.loads((tmp_path / "eval" / "result.json").read_text())["test"]
     assert figures == json.loads((tmp_path / "done" / "result.json").read_text())["test"]
-    report = metarun("report", "done", "whole", "out=report")
-    assert "2 runs: 2 completed" in report.stdout
+    reported = read_run(tmp_path / "done")
+    assert reported.progress == "9/9" and reported.test is not None
+    assert reported.test.value == figures["mse"]
 
 
 def test_a_run_becomes_neither_shorter_nor_longer_against_its_schedule(

@@ -58,7 +58,7 @@ def find(root: Path) -> tuple[Path, ...]:
 
 
 def _below(root: Path) -> list[Path]:
-    """The folders one deeper than `find` looks first; `python` is that of the authors' repository."""
+    """The folders one deeper than `find` looks first, as in a copy of the authors' repository."""
     homes = [home for home in (root / FOLDER, root / "omniglot", root) if home.is_dir()]
     found = [Path(entry.path) for home in homes for entry in _scan(home) if entry.is_dir()]
     return [place for folder in sorted(found) for place in (folder, folder / "python")]
