@@ -238,6 +238,36 @@ def test_learned_settings_are_applied_to_the_optimizer() -> None:
             apply_trainable_opt_params(adam, wrong)
 
 
+def test_settings_keep_their_types() -> None:
+    """Where nothing was learned, an optimizer is as before: there and back changes nothing."""
+    net = model()
+    for opt in (
+        SGD(net.parameters(), lr=1, momentum=0, weight_decay=0, nesterov=False),
+        Adam(
+            net.parameters(), lr=torch.tensor(0.1), betas=(0.5, 0.9), weight_decay=0, foreach=None
+        ),
+        torch.optim.Adagrad(net.parameters(), lr=0.1, lr_decay=0),
+    ):
+        before = [dict(group) for group in opt.param_groups]
+        apply_trainable_opt_params(opt, get_trainable_opt_params(opt))
+        for group, was in zip(opt.param_groups, before, strict=True):
+            for key in was.keys() - {"params"}:
+                kinds = [list(map(type, higher.utils.flatten(x[key]))) for x in (group, was)]
+                assert kinds[0] == kinds[1] and type(group[key]) is type(was[key]), key
+                assert group[key] is was[key] or group[key] == was[key]
+    opt = SGD(net.parameters(), lr=0.1, momentum=0)
+    given = {"momentum": [leaf(2.0)], "nesterov": [True], "lr": [torch.tensor([0.2])]}
+    apply_trainable_opt_params(opt, {**given, "weight_decay": [leaf(0.5)]})
+    (group,) = opt.param_groups
+    assert (
+        repr([group[key] for key in ("momentum", "nesterov", "weight_decay")]) == "[2, True, 0.5]"
+    )
+    assert isinstance(group["lr"], float) and group["lr"] == pytest.approx(0.2)
+    for wrong in ({"nesterov": [1]}, {"foreach": [True]}, {"lr": [True]}, {"lr": ["a"]}):
+        with pytest.raises(ValueError, match="cannot apply"):
+            apply_trainable_opt_params(opt, wrong)
+
+
 def test_an_override_at_one_step_holds_for_that_step() -> None:
     net, opt = model(), None
     opt = SGD(net.parameters(), lr=0.1)

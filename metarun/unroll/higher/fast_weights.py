@@ -166,7 +166,7 @@ def python_modules(root: nn.Module) -> list[nn.Module]:
 
 def _look(modules: Sequence[nn.Module]) -> None:
     """Note down in the outermost module what all of them look like."""
-    tree = []
+    tree: list[tuple[Any, ...]] = []
     for module in modules:
         attributes = vars(module)
         children, parameters = dict(attributes["_modules"]), attributes["_parameters"]

@@ -17,7 +17,7 @@ from metarun.unroll.higher.settings import (
     apply_trainable_opt_params,
     get_trainable_opt_params,
 )
-from metarun.unroll.optim.base import InnerOptimizer, decayed_gradient, is_off, signed
+from metarun.unroll.optim.base import InnerOptimizer, decayed_gradient, hyper_for, is_off, signed
 from metarun.unroll.optim.from_torch import continued_state, torch_state, translate
 
 __all__ = [
@@ -125,7 +125,7 @@ class DifferentiableSGD(_Translated):
     ) -> None:
         if not is_off(group["momentum"]):
             return super()._update_group(group, states, grads, optimizer)
-        lr, decay = optimizer.hyper["lr"], optimizer.hyper["weight_decay"]
+        lr, decay = (hyper_for(optimizer.hyper, key, "") for key in ("lr", "weight_decay"))
         plain = is_off(decay) and not group["maximize"]
         params = group["params"]
         for i, grad in enumerate(grads):

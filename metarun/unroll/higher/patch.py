@@ -123,7 +123,8 @@ def make_functional(
     _refuse_unfit(modules, params)
 
     def twin_class(part: nn.Module) -> type:
-        return patched_class(type(part), _Root if part is module else PatchedModule)
+        kind: Any = type(part)
+        return patched_class(kind, _Root if part is module else PatchedModule)
 
     twins = copy_modules(modules, params, twin_class)
     FastWeights(twins.places, list(params), {**params, **buffers}).attach(twins.modules)

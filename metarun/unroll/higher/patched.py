@@ -184,7 +184,7 @@ def _tensors(values: Iterable[Any]) -> set[int]:
 
 
 @functools.lru_cache(maxsize=256)
-def patched_class(kind: type, base: type[PatchedModule]) -> type:
+def patched_class(kind: Any, base: type[PatchedModule]) -> type:
     """The class of a patched module.
 
     Args:
@@ -213,7 +213,8 @@ def patched_class(kind: type, base: type[PatchedModule]) -> type:
         if type(kind) in (type, ABCMeta):
             return types.new_class(name, bases, exec_body=lambda body: body.update(namespace))
         # A metaclass of the user's may ask for keywords, count classes, or refuse them.
-        return type.__new__(type(kind), name, bases, namespace)
+        made: type = type.__new__(type(kind), name, bases, namespace)
+        return made
     except TypeError as error:
         raise ValueError(
             f"{kind.__name__} cannot be patched, since Python derives no class from it: {error}"

@@ -50,8 +50,8 @@ def copy_modules(
 
     Args:
         modules: the module and all its submodules, each once.
-        tensors: the parameters by name. The copy keeps the same tensors, and their places are returned:
-            in a module's parameters, or in lists and dicts that a module keeps besides.
+        tensors: the parameters by name. The copy keeps the same tensors, and their places are
+            returned: in a module's parameters, or in lists and dicts that a module keeps besides.
         kind: gives the class of the copy of a module.
 
     Raises:
@@ -61,7 +61,8 @@ def copy_modules(
     copies = [copier.add(module, kind(module)) for module in modules]
     for module in modules:
         copier.fill(copier.memo[id(vars(module))], vars(module))
-        for slot in _slots(type(module)):
+        kind_of: Any = type(module)
+        for slot in _slots(kind_of):
             if hasattr(module, slot):
                 twin = copier.memo[id(module)]
                 object.__setattr__(twin, slot, copier.copied(getattr(module, slot)))
