@@ -27,6 +27,7 @@ from metarun.unroll.inner import ContextLoss, Remember, dependent, inner_gradien
 from metarun.unroll.inputs import (
     check_gradients_possible,
     check_optimizer,
+    check_real,
     checked_hyper,
     checked_params,
     checked_steps,
@@ -131,6 +132,8 @@ def unroll(
     path = _Path(loss_at, optimizer, context, hyper_at, observe, _own(loss_fn), order)
     if steps == 0 or (not isinstance(mode, Implicit) and not torch.is_grad_enabled()):
         mode = "reverse"  # there is nothing to remember, and nothing to recompute
+    if isinstance(mode, Implicit | Evolution):
+        check_real((params, state, context))
     places: list[Place] = []
     if mode == "mixed" or isinstance(mode, Checkpoint | Implicit | Evolution):
         for step in sorted({0, steps - 1}) if steps else ():

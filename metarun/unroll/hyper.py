@@ -117,7 +117,7 @@ def learn_hyper(
                     "does: pass the groups that they come from, or choose granularity "
                     f"{'parameter_step' if by_step else 'parameter'!r}"
                 )
-            start = start.to(params[p])
+            start = start.to(params[p].device, params[p].dtype.to_real())
             initial[key] = start.expand(steps, *start.shape).clone() if by_step else start.clone()
 
     def at(learned: Mapping[str, Tensor], step: int) -> Hyper:

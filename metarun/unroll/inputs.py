@@ -106,6 +106,19 @@ def checked_hyper(hyper: Any) -> Mapping[str, Any]:
     return hyper
 
 
+def check_real(tree: Any) -> None:
+    """Refuse complex numbers, for the gradient modes whose formulas are of real ones.
+
+    Raises:
+        ValueError: it says which modes take them.
+    """
+    if any(isinstance(x, Tensor) and x.is_complex() for x in pytree.tree_leaves(tree)):
+        raise ValueError(
+            "gradient='implicit' and 'evolution' do not take complex parameters or context: choose "
+            "gradient='checkpoint', or give real and imaginary parts (torch.view_as_real)"
+        )
+
+
 def check_tasks(tasks: Any) -> int:
     """The number of tasks in a batch.
 
@@ -116,7 +129,7 @@ def check_tasks(tasks: Any) -> int:
     if leaves and not isinstance(tasks, list) and all(isinstance(x, Tensor) for x in leaves):
         sizes = {x.shape[:1] for x in leaves}
         if len(sizes) == 1 and any(size := next(iter(sizes))):
-            return size[0]
+            return int(size[0])
     stacked = "a pytree of tensors whose first dimension is that of the tasks"
     if isinstance(tasks, list) and tasks and not isinstance(tasks[0], Tensor):
         structures = {str(pytree.tree_structure(task)) for task in tasks}

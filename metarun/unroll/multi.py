@@ -16,7 +16,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metarun.unroll.derivatives import derivatives_of_value
-from metarun.unroll.optim.base import HyperValue, InnerOptimizer, LossOptimizer, Params
+from metarun.unroll.optim.base import (
+    HyperValue,
+    InnerOptimizer,
+    LossOptimizer,
+    Params,
+    refuse_complex,
+)
 from metarun.unroll.optim.mixed import mixed
 from metarun.unroll.optim.newton import newton, newton_direction, semi_axes
 
@@ -151,6 +157,7 @@ def newton_step(
     """
     if x.dim() == 0:
         raise ValueError("x must have one dimension or more: its last is that of a variable")
+    refuse_complex({"x": x}, "newton_step")
     derivatives = derivatives_of_value(loss, {"x": x})
     axes = semi_axes(math.inf if trust_radius is None else trust_radius, x)
     step, matrix = newton_direction(derivatives.gradient()["x"], derivatives.hessian("x"), axes)

@@ -29,33 +29,35 @@ def check_differentiable(step: Any, inputs: Any, loss: Any, params: dict[str, Te
     """
     if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return  # under recording: whoever records takes the derivative
-    met, layout = met_with(loss), ("differentiable", *layout_of(params))
-    if layout in met:
-        return
-    if try_derivative(tensor_leaves(step), tensor_leaves(inputs)):
+    outputs, inputs = tensor_leaves(step), tensor_leaves(inputs)
+    met, layout = met_with(loss), (_last_operations(outputs), *layout_of(params))
+    if layout not in met and try_derivative(outputs, inputs):
         met.add(layout)
 
 
 _tried: set[Any] = set()
-_LAST_OPERATIONS = 12
+_FEW = 16
 
 
-def try_once(loss: Tensor, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-    """Differentiate a step on a loss once, when it is first seen with such inputs.
-
-    Losses are told apart by their last operations.
+def try_once(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    """Differentiate a step once, when the first of its kind is taken.
 
     Raises:
         UnsuitableModel: an operation cannot be differentiated so often.
     """
-    names: list[str] = []
-    node = loss.grad_fn
-    while node is not None and len(names) < _LAST_OPERATIONS:
-        names.append(node.name())
-        node = next((parent for parent, _ in node.next_functions if parent is not None), None)
-    key = (*names, *(x.shape for x in inputs))
+    key = (_last_operations(outputs), *(x.shape for x in inputs))
     if key not in _tried and try_derivative(outputs, inputs):
         _tried.add(key)
+
+
+def _last_operations(outputs: Sequence[Tensor]) -> tuple[str, ...]:
+    """The names of some operations that gave the first output, to tell losses apart."""
+    nodes: list[Any] = [x.grad_fn for x in outputs[:1] if _in_graph(x) and x.grad_fn is not None]
+    for node in nodes:
+        if len(nodes) > _FEW:
+            break
+        nodes += [parent for parent, _ in node.next_functions if parent is not None]
+    return tuple(node.name() for node in nodes)
 
 
 def try_derivative(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:

@@ -91,7 +91,7 @@ def adafactor(
         "d": d,
         "weight_decay": weight_decay,
     }
-    return per_parameter(init, rule, hyper)
+    return per_parameter(init, rule, hyper, real_only="adafactor")
 
 
 def _root_mean_square(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
 Params = dict[str, Tensor]
 """Parameters by name, as `named_parameters()` gives them."""
@@ -117,16 +118,22 @@ def per_parameter(
     init: Callable[[Tensor], S],
     rule: Callable[[Tensor, S, Tensor, Settings], tuple[Tensor, S]],
     hyper: Mapping[str, HyperValue],
+    real_only: str | None = None,
 ) -> InnerOptimizer:
     """An optimizer that treats each parameter by itself; its state is a dict by name.
 
+    A complex parameter takes the steps of its real and imaginary parts, as in torch.
+
     Args:
         init: `init(param) -> state` of one parameter.
-        rule: `rule(grad, state, param, settings) -> (param, state)`.
+        rule: `rule(grad, state, param, settings) -> (param, state)`, of real numbers.
         hyper: the default hyperparameters, those that `settings` has.
+        real_only: the optimizer's name if it refuses complex parameters.
     """
 
     def init_all(params: Params) -> dict[str, S]:
+        if real_only is not None:
+            refuse_complex(params, real_only)
         return {name: init(p) for name, p in params.items()}
 
     def update(
@@ -135,10 +142,65 @@ def per_parameter(
         moved, states = {}, {}
         for name, p in params.items():
             settings = {key: hyper_for(given, key, name) for key in hyper}
-            moved[name], states[name] = rule(grads[name], state[name], p, settings)
+            if p.is_complex():
+                if real_only is not None:
+                    refuse_complex(params, real_only)
+                of_parts = _on_parts(rule, p)
+                moved[name], states[name] = of_parts(grads[name], state[name], p, settings)
+            else:
+                moved[name], states[name] = rule(grads[name], state[name], p, settings)
         return moved, states
 
     return InnerOptimizer(init_all, update, dict(hyper))
+
+
+def _on_parts(
+    rule: Callable[[Tensor, S, Tensor, Settings], tuple[Tensor, S]], p: Tensor
+) -> Callable[[Tensor, S, Tensor, Settings], tuple[Tensor, S]]:
+    """The rule for a complex parameter: that of its real and imaginary parts, (…, 2).
+
+    States keep the parameter's shape and type.
+    """
+
+    def as_parts(x: Any) -> Any:
+        return parts(x) if isinstance(x, Tensor) else x
+
+    def as_complex(x: Any) -> Any:
+        of_parts = isinstance(x, Tensor) and x.shape == (*p.shape, 2)
+        return torch.view_as_complex(x.contiguous()) if of_parts else x
+
+    def on_parts(g: Tensor, state: S, p: Tensor, settings: Settings) -> tuple[Tensor, S]:
+        for name, value in settings.items():
+            if isinstance(value, Tensor) and value.is_complex():
+                raise ValueError(f"the hyperparameter {name} is complex: give a real number")
+        real = {
+            name: v[..., None] if isinstance(v, Tensor) and v.dim() else v
+            for name, v in settings.items()
+        }
+        moved, new = rule(parts(g), pytree.tree_map(as_parts, state), parts(p), real)
+        return as_complex(moved), pytree.tree_map(as_complex, new)
+
+    return on_parts
+
+
+def parts(x: Tensor) -> Tensor:
+    """The real and imaginary parts of a complex tensor, (…, 2); a real one as it is."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
+def refuse_complex(params: Params, optimizer: str) -> None:
+    """Refuse complex parameters, for an optimizer that has no rule for them.
+
+    Raises:
+        ValueError: it names the first.
+    """
+    for name, p in params.items():
+        if p.is_complex():
+            raise ValueError(
+                f"{optimizer} does not take complex parameters, and {name} is {p.dtype}: keep its "
+                "real and imaginary parts as real parameters (torch.view_as_real, "
+                "torch.view_as_complex in the loss), or use sgd or adam"
+            )
 
 
 def signed(grad: Tensor, maximize: bool) -> Tensor:

@@ -92,7 +92,8 @@ def muon(
         "ns_c": ns_c,
         "eps": eps,
     }
-    of_matrices = per_parameter(lambda p: MuonState(torch.zeros_like(p)), rule, hyper)
+    fresh = lambda p: MuonState(torch.zeros_like(p))  # noqa: E731
+    of_matrices = per_parameter(fresh, rule, hyper, real_only="muon")
 
     def init(params: Params) -> dict[str, MuonState]:
         for name, p in params.items():

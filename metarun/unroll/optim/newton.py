@@ -12,6 +12,7 @@ from metarun.unroll.optim.base import (
     HyperValue,
     LossOptimizer,
     Params,
+    refuse_complex,
     safe_sqrt,
 )
 
@@ -78,12 +79,14 @@ def newton(
             raise ValueError(
                 f"trust_radius for {', '.join(unknown)}: there are only {', '.join(params)}"
             )
+        refuse_complex(params, "newton")
         _check_size(params, joint)
         return ()
 
     def update(
         derivatives: Derivatives, state: tuple[()], params: Params, hyper: Hyper
     ) -> tuple[Params, tuple[()]]:
+        refuse_complex(params, "newton")
         gradient = derivatives.gradient()
         axes = {name: semi_axes(_radius_of(hyper, name), p) for name, p in params.items()}
         damps = {name: _damping(hyper, name, p) for name, p in params.items()}

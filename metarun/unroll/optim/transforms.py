@@ -13,6 +13,8 @@ from metarun.unroll.optim.base import (
     Params,
     State,
     hyper_for,
+    parts,
+    refuse_complex,
     safe_sqrt,
 )
 from metarun.unroll.optim.preconditioners import Preconditioner
@@ -33,7 +35,7 @@ def clip_norm(optimizer: InnerOptimizer, max_norm: float | Tensor) -> InnerOptim
     _check_positive("max_norm", max_norm)
 
     def clipped(grads: Params, hyper: Hyper) -> Params:
-        squares = [g.square().sum() for g in grads.values()]
+        squares = [parts(g).square().sum() for g in grads.values()]
         norm = safe_sqrt(torch.stack(squares).sum()) if squares else torch.zeros(())
         return {
             name: g * (hyper_for(hyper, "max_norm", name) / (norm + 1e-6)).clamp(max=1)
@@ -55,6 +57,7 @@ def clip_value(optimizer: InnerOptimizer, limit: float | Tensor) -> InnerOptimiz
     _check_positive("clip_value", limit)
 
     def clipped(grads: Params, hyper: Hyper) -> Params:
+        refuse_complex(grads, "clip_value")
         limits = {name: hyper_for(hyper, "clip_value", name) for name in grads}
         return {
             name: g.clamp(max=limits[name]).clamp(min=-limits[name]) for name, g in grads.items()
@@ -84,6 +87,7 @@ def precondition(
     Raises:
         ValueError: the optimizer has such factors already, or is no `InnerOptimizer`.
     """
+    refuse_complex(params, "precondition")
     factors = preconditioner.factors(params)
 
     def transformed(grads: Params, hyper: Hyper) -> Params:
