@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types tests test-slurm test-install dist fuzz figures benchmark-memory bench experiments chaos long-run clean
+.PHONY: help setup demo test lint types tests test-slurm test-install dist fuzz figures benchmark-memory bench experiments chaos long-run op-zoo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,9 @@ chaos: setup  ## the fault campaign of docs/reliability.md: about an hour on two
 
 long-run: setup  ## memory, open files and log sizes over 12,000 meta-steps: a few minutes
 	$(BIN)/python scripts/long_run.py
+
+op-zoo: setup  ## derivatives of every operation against finite differences, and docs/operations.md
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore scripts/op_zoo
 
 clean:  ## remove the virtual environment and caches, not the runs
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -2,7 +2,8 @@
 
 A wrong rule for a tangent, in torch or in a custom function, gives a wrong meta-gradient without
 a word, and so does a hook that changes gradients, of which mixed mode assumes that they are
-gradients. So the product of a random vector is computed in both modes, once for each program: the
+gradients. Dropout may draw another mask, although from the same random state: masks follow the order
+of a tensor's elements in memory, and after an attention layer that order differs. So the product of a random vector is computed in both modes, once for each program: the
 operations that a loss calls, on tensors of given shapes.
 """
 
@@ -59,8 +60,9 @@ def checked_mixed(
     warnings.warn(
         "gradient='mixed' falls back to 'checkpoint': forward mode and reverse mode differ for "
         "this inner loss. Something in it has a wrong rule for one of them, such as a custom "
-        "autograd.Function or a hook that changes gradients. The result is that of reverse mode; "
-        "correct the rule or choose gradient='checkpoint'",
+        "autograd.Function or a hook that changes gradients, or has dropout whose mask depends on "
+        "how a tensor lies in memory. The result is that of reverse mode; choose "
+        "gradient='checkpoint' to begin with",
         stacklevel=3,
     )
     return Checkpoint()
