@@ -572,6 +572,24 @@ def test_running_statistics_are_updated_as_by_torchs_own_batch_norm() -> None:
     assert kept[0].ne(0).all()
 
 
+def prototypes(w: Tensor) -> Tensor:
+    """Distances to some of the points themselves: zeros among them."""
+    return F.cross_entropy(-torch.cdist(w, w[:2]), torch.tensor([0, 1, 0, 1]))
+
+
+@pytest.mark.parametrize("gradient", ["reverse", "checkpoint", "mixed"])
+@pytest.mark.filterwarnings(f"ignore:{FALLS_BACK}")
+def test_distances_that_are_zero_are_right_under_vmap(gradient: str) -> None:
+    both = torch.stack([random(4, 3), random(4, 3, seed=1)])
+    ours = torch.func.vmap(grad(lambda v: end(prototypes, v, gradient)))(both)
+    close(ours, torch.stack([by_differences(prototypes, v) for v in both]))
+
+
+def test_newton_steps_through_distances_are_right() -> None:
+    w, steps = random(4, 3), newton(damping=20.0)
+    close(derivative(prototypes, w, "reverse", steps), by_differences(prototypes, w, steps))
+
+
 # ------------------------------------------------------------------------------ refusals
 
 REFUSED: dict[str, tuple[Loss, Tensor, str]] = {
