@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types tests test-slurm test-install dist fuzz figures benchmark-memory bench experiments chaos long-run mutate clean
+.PHONY: help setup demo test lint types tests test-slurm test-install dist fuzz figures benchmark-memory bench experiments chaos long-run mutate op-zoo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ long-run: setup  ## memory, open files and log sizes over 12,000 meta-steps: a f
 
 mutate: setup  ## break the code in a hundred places, one by one: do the tests notice?
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/mutate.py --jobs 2
+
+op-zoo: setup  ## derivatives of every operation against finite differences, and docs/operations.md
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore scripts/op_zoo
 
 clean:  ## remove the virtual environment and caches, not the runs
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -155,7 +155,7 @@ def forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pullba
 
 def or_by_reverse(pullback: Pullback) -> Pullback:
     """A forward-mode pullback that falls back, loudly, where torch has no forward mode."""
-    _load_forward_rules()
+    load_forward_rules()
 
     def with_fallback(
         fn: Flat, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[int]
@@ -197,7 +197,8 @@ def _warn_without_forward_mode(error: RuntimeError) -> None:
 
 
 @cache
-def _load_forward_rules() -> None:
+def load_forward_rules() -> None:
+    """Import torch's rules for forward mode, once and silently."""
     # torch compiles some rules for forward mode at their first use, and warns that the compiler
     # it uses for that is deprecated: not the user's concern.
     with warnings.catch_warnings():

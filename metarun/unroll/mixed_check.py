@@ -1,9 +1,11 @@
 """Mixed mode checks itself: one product in forward mode against the same in reverse mode.
 
 A wrong rule for a tangent, in torch or in a custom function, gives a wrong meta-gradient without
-a word, and so does a hook that changes gradients, of which mixed mode assumes that they are
-gradients. So the product of a random vector is computed in both modes, once for each program: the
-operations that a loss calls, on tensors of given shapes.
+a word. So does a hook that changes gradients, of which mixed mode assumes that they are gradients.
+And dropout may draw another mask, although from the same random state: masks follow the order of
+a tensor's elements in memory, and after an attention layer that order differs. So the product of a
+random vector is computed in both modes, once for each program: the operations that a loss calls,
+on tensors of given shapes.
 """
 
 import warnings
@@ -22,7 +24,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from metarun.unroll.blocks import BlockLoss, block_gradient, by_blocks
 from metarun.unroll.closure import plain_values
 from metarun.unroll.gradients import Checkpoint
-from metarun.unroll.inner import ContextLoss, forward_over_reverse, loss_gradient
+from metarun.unroll.inner import (
+    ContextLoss,
+    forward_over_reverse,
+    load_forward_rules,
+    loss_gradient,
+)
 from metarun.unroll.optim.base import Params
 from metarun.unroll.recompute import RandomState, by_reverse, flattened, tensor_leaves
 
@@ -59,8 +66,9 @@ def checked_mixed(
     warnings.warn(
         "gradient='mixed' falls back to 'checkpoint': forward mode and reverse mode differ for "
         "this inner loss. Something in it has a wrong rule for one of them, such as a custom "
-        "autograd.Function or a hook that changes gradients. The result is that of reverse mode; "
-        "correct the rule or choose gradient='checkpoint'",
+        "autograd.Function or a hook that changes gradients, or has dropout whose mask depends on "
+        "how a tensor lies in memory. The result is that of reverse mode; choose "
+        "gradient='checkpoint' to begin with",
         stacklevel=3,
     )
     return Checkpoint()
@@ -68,6 +76,7 @@ def checked_mixed(
 
 def _agrees(loss: ContextLoss, given: tuple[Params, Any]) -> bool:
     """Whether the two pullbacks agree. Whoever computes the derivative meets their errors."""
+    load_forward_rules()
     if isinstance(loss, BlockLoss):
         gradient: Any = partial(block_gradient, loss)
         pullback = by_blocks(loss, *given)

@@ -6,6 +6,7 @@ Each replacement has the value of the operation that it stands for, up to roundi
 **Second derivatives.** torch's fused kernel of weight normalisation is differentiated wrongly
 when its own derivative is. The second derivative of a determinant goes through a singular value
 decomposition, whose derivative is infinite where two singular values are equal.
+Under vmap, that of a distance is wrong where it is zero.
 
 **Third derivatives**, which an optimizer needs that takes the Hessian of its loss. The fused
 normalisations take their saved statistics for constants from the third derivative on.
@@ -19,8 +20,11 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.overrides import TorchFunctionMode
 
+from metarun.unroll.optim.base import safe_sqrt
 from metarun.unroll.written_norms import (
     batch_norm,
     group_norm,
@@ -159,6 +163,32 @@ def _polynomial(A: Tensor) -> Tensor:
     return X[..., 0, 0] if rows % 2 else -X[..., 0, 0]
 
 
+def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
+    """`torch.cdist`, Euclidean distances of rows, with a zero derivative where one is zero.
+
+    Args:
+        x, y: (..., N, D) and (..., M, D).
+    """
+    if p != 2:
+        return torch.cdist(x, y, p)
+    squares = (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
+    return safe_sqrt(squares)
+
+
+def cdist_of_tasks(
+    x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary"
+) -> Tensor:
+    """`torch.cdist`, written out where tasks are mapped by vmap.
+
+    There torch's second derivative is wrong where a distance is zero, as that of a prototype
+    from itself.
+    """
+    levels = retrieve_all_functorch_interpreters()
+    if any(level.key() == TransformType.Vmap for level in levels):
+        return cdist(x, y, p)
+    return torch.cdist(x, y, p, compute_mode)
+
+
 def embedding(
     input: Tensor,
     weight: Tensor,
@@ -261,6 +291,7 @@ _SECOND: Table = {
     torch.det: det,
     torch.linalg.det: det,
     Tensor.det: det,
+    torch.cdist: cdist_of_tasks,
     F.embedding: embedding,
     F.embedding_bag: embedding_bag,
     F.max_unpool1d: _max_unpool(F.max_unpool1d),
@@ -269,6 +300,7 @@ _SECOND: Table = {
     torch.as_strided_scatter: _refused("as_strided_scatter", "slice_scatter or torch.where"),
 }
 _THIRD: Table = _SECOND | {
+    torch.cdist: cdist,
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
     F.group_norm: group_norm,

@@ -160,15 +160,17 @@ LAYERS: dict[str, Make] = {
     "MultiheadAttention (dropout)": _layer(lambda: _Attention(dropout=0.2), 2, 3, 4),
     "scaled_dot_product_attention": _layer(
         lambda: nn.Linear(4, 12),
-        2, 3, 4,
+        2,
+        3,
+        4,
         pick=lambda out: F.scaled_dot_product_attention(*out[:, None].chunk(3, -1)),
     ),
     "scaled_dot_product_attention (causal)": _layer(
         lambda: nn.Linear(4, 12),
-        2, 3, 4,
-        pick=lambda out: F.scaled_dot_product_attention(
-            *out[:, None].chunk(3, -1), is_causal=True
-        ),
+        2,
+        3,
+        4,
+        pick=lambda out: F.scaled_dot_product_attention(*out[:, None].chunk(3, -1), is_causal=True),
     ),
     "TransformerEncoderLayer": _layer(
         lambda: nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, batch_first=True), 2, 3, 4
@@ -201,9 +203,7 @@ LAYERS: dict[str, Make] = {
         nn.Upsample(scale_factor=2, mode="bicubic"), width=4, shape=(1, 2, 2)
     ),
     "PixelShuffle": _after(nn.PixelShuffle(2), width=16, shape=(4, 2, 2)),
-    "Fold and unfold": _after(
-        nn.Unfold(2), nn.Fold((3, 3), 2), width=9, shape=(1, 3, 3)
-    ),
+    "Fold and unfold": _after(nn.Unfold(2), nn.Fold((3, 3), 2), width=9, shape=(1, 3, 3)),
     "ReflectionPad2d": _after(nn.ReflectionPad2d(1), width=9, shape=(1, 3, 3)),
     "ReplicationPad2d": _after(nn.ReplicationPad2d(1), width=9, shape=(1, 3, 3)),
     "CircularPad1d": _after(nn.CircularPad1d(1), shape=(2, 3)),
@@ -221,7 +221,7 @@ LAYERS: dict[str, Make] = {
         torch.tensor([0, 1, 2, 3, 5]),
         loss=lambda out: out.loss,
     ),
-}  # fmt: skip
+}
 LAYERS["grid_sample"] = _layer(
     lambda: nn.Linear(4, 8),
     2, 4,
@@ -265,11 +265,13 @@ PARAMETRIZED: dict[str, Make] = {
     "weight_norm, by hooks (dim=None)": _normed(lambda: _hooked(nn.Linear(4, 3), dim=None), 5, 4),
     "spectral_norm (eval)": _normed(lambda: pz.spectral_norm(nn.Linear(4, 3)).eval(), 5, 4),
     "orthogonal": _normed(lambda: pz.orthogonal(nn.Linear(3, 3)), 5, 3),
-    "orthogonal (cayley)": _normed(lambda: pz.orthogonal(nn.Linear(3, 3), orthogonal_map="cayley"), 5, 3),
+    "orthogonal (cayley)": _normed(
+        lambda: pz.orthogonal(nn.Linear(3, 3), orthogonal_map="cayley"), 5, 3
+    ),
     "orthogonal (householder)": _normed(
         lambda: pz.orthogonal(nn.Linear(4, 3), orthogonal_map="householder"), 5, 4
     ),
-}  # fmt: skip
+}
 
 
 def _log_probabilities(z: Tensor) -> Tensor:
@@ -290,14 +292,10 @@ LOSSES: dict[str, Make] = {
     "cross_entropy (weight)": _loss(
         lambda z: F.cross_entropy(z, _CLASSES, weight=torch.arange(1.0, 5.0))
     ),
-    "cross_entropy (probabilities)": _loss(
-        lambda z: F.cross_entropy(z, torch.full((5, 4), 0.25))
-    ),
+    "cross_entropy (probabilities)": _loss(lambda z: F.cross_entropy(z, torch.full((5, 4), 0.25))),
     "nll_loss": _loss(lambda z: F.nll_loss(z.log_softmax(-1), _CLASSES)),
     "nll_loss (2d)": _loss(
-        lambda z: F.nll_loss(
-            z.reshape(1, 4, 5, 1).log_softmax(1), _CLASSES.reshape(1, 5, 1)
-        )
+        lambda z: F.nll_loss(z.reshape(1, 4, 5, 1).log_softmax(1), _CLASSES.reshape(1, 5, 1))
     ),
     "binary_cross_entropy": _loss(lambda z: F.binary_cross_entropy(z.sigmoid(), z.new_ones(5, 4))),
     "binary_cross_entropy_with_logits": _loss(
@@ -313,9 +311,7 @@ LOSSES: dict[str, Make] = {
         lambda z: F.kl_div(z.log_softmax(-1), z.flip(0).log_softmax(-1), log_target=True)
     ),
     "poisson_nll_loss": _loss(lambda z: F.poisson_nll_loss(z, z.new_ones(5, 4))),
-    "gaussian_nll_loss": _loss(
-        lambda z: F.gaussian_nll_loss(z, z.new_ones(5, 4), z.flip(0).exp())
-    ),
+    "gaussian_nll_loss": _loss(lambda z: F.gaussian_nll_loss(z, z.new_ones(5, 4), z.flip(0).exp())),
     "hinge_embedding_loss": _loss(
         lambda z: F.hinge_embedding_loss(z, (2 * (torch.arange(20) % 2) - 1).reshape(5, 4))
     ),
@@ -330,9 +326,7 @@ LOSSES: dict[str, Make] = {
         lambda z: F.multilabel_margin_loss(z, torch.tensor([[1, 0, -1, -1]] * 5))
     ),
     "multi_margin_loss": _loss(lambda z: F.multi_margin_loss(z, _CLASSES)),
-    "cosine_embedding_loss": _loss(
-        lambda z: F.cosine_embedding_loss(z, z.flip(0), torch.ones(5))
-    ),
+    "cosine_embedding_loss": _loss(lambda z: F.cosine_embedding_loss(z, z.flip(0), torch.ones(5))),
     "triplet_margin_loss": _loss(lambda z: F.triplet_margin_loss(z, z.roll(1, 0), z.roll(2, 0))),
     "triplet_margin_with_distance_loss": _loss(
         lambda z: F.triplet_margin_with_distance_loss(z, z.roll(1, 0), z.roll(2, 0))
@@ -371,8 +365,10 @@ LOSSES: dict[str, Make] = {
         lambda z: torch.logdet(_gram(z)) + torch.linalg.solve(_gram(z), torch.ones(5)).sum()
     ),
     "marginal likelihood by cholesky": _loss(
-        lambda z: torch.linalg.cholesky(_gram(z)).diagonal().log().sum()
-        + torch.cholesky_solve(torch.ones(5, 1), torch.linalg.cholesky(_gram(z))).sum()
+        lambda z: (
+            torch.linalg.cholesky(_gram(z)).diagonal().log().sum()
+            + torch.cholesky_solve(torch.ones(5, 1), torch.linalg.cholesky(_gram(z))).sum()
+        )
     ),
     "cholesky_inverse": _loss(
         lambda z: torch.cholesky_inverse(torch.linalg.cholesky(_gram(z))) @ torch.ones(5)
@@ -387,18 +383,24 @@ LOSSES: dict[str, Make] = {
             z[0], z.T[:, :2], z[1].exp(), validate_args=False
         ).log_prob(z)
     ),
-    "gamma": _loss(lambda z: torch.distributions.Gamma(z.exp(), z.flip(0).exp()).log_prob(1 + z**2)),
-    "beta": _loss(lambda z: torch.distributions.Beta(z.exp(), z.flip(0).exp()).log_prob(z.sigmoid())),
+    "gamma": _loss(
+        lambda z: torch.distributions.Gamma(z.exp(), z.flip(0).exp()).log_prob(1 + z**2)
+    ),
+    "beta": _loss(
+        lambda z: torch.distributions.Beta(z.exp(), z.flip(0).exp()).log_prob(z.sigmoid())
+    ),
     "dirichlet": _loss(lambda z: torch.distributions.Dirichlet(z.exp()).log_prob(z.softmax(-1))),
     "student t": _loss(lambda z: torch.distributions.StudentT(z.exp()).log_prob(z)),
-    "von mises": _loss(lambda z: torch.distributions.VonMises(z, z.exp(), validate_args=False).log_prob(z.flip(0))),
+    "von mises": _loss(
+        lambda z: torch.distributions.VonMises(z, z.exp(), validate_args=False).log_prob(z.flip(0))
+    ),
     "kl of normals": _loss(
         lambda z: torch.distributions.kl_divergence(
             torch.distributions.Normal(z, z.exp()), torch.distributions.Normal(0.0, 1.0)
         )
     ),
     "gumbel softmax": _loss(lambda z: F.gumbel_softmax(z)),
-}  # fmt: skip
+}
 POINTS: dict[str, Make] = {
     "det at the identity": _at(lambda w: torch.linalg.det(torch.eye(2) + w), torch.zeros(2, 2)),
     "det of rank n-1": _at(torch.linalg.det, [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [1.0, 0.0, 1.0]]),
@@ -412,9 +414,7 @@ POINTS: dict[str, Make] = {
     "matrix_exp at zero": _at(torch.linalg.matrix_exp, torch.zeros(3, 3)),
     "matrix_exp": _at(torch.linalg.matrix_exp, [[0.3, -0.2], [0.5, 0.1]]),
     "matrix_power": _at(lambda w: torch.linalg.matrix_power(w, 3), torch.zeros(3, 3)),
-    "cholesky at the identity": _at(
-        lambda w: torch.linalg.cholesky(_gram(w)), torch.zeros(3, 3)
-    ),
+    "cholesky at the identity": _at(lambda w: torch.linalg.cholesky(_gram(w)), torch.zeros(3, 3)),
     "eigvalsh, sum of squares, repeated": _at(
         lambda w: torch.linalg.eigvalsh(torch.eye(3) + w + w.mT).square().sum(), torch.zeros(3, 3)
     ),
@@ -430,16 +430,16 @@ POINTS: dict[str, Make] = {
     "svdvals, log, repeated": _at(
         lambda w: torch.linalg.svdvals(torch.eye(3) + w).log().sum(), torch.zeros(3, 3)
     ),
-    "svd, polar factor, repeated": _at(
-        lambda w: _polar(torch.eye(3) + w), torch.zeros(3, 3)
-    ),
+    "svd, polar factor, repeated": _at(lambda w: _polar(torch.eye(3) + w), torch.zeros(3, 3)),
     "nuclear norm, repeated": _at(
         lambda w: torch.linalg.matrix_norm(torch.eye(3) + w, "nuc"), torch.zeros(3, 3)
     ),
     "pinv at the identity": _at(lambda w: torch.linalg.pinv(torch.eye(3) + w), torch.zeros(3, 3)),
     "qr at the identity": _at(lambda w: torch.linalg.qr(torch.eye(3) + w)[1], torch.zeros(3, 3)),
     "norm at zero, squared": _at(lambda w: torch.linalg.vector_norm(w).square(), torch.zeros(3)),
-    "norm at zero, cubed": _at(lambda w: torch.linalg.vector_norm(w).pow(4) + w.sum(), torch.zeros(3)),
+    "norm at zero, cubed": _at(
+        lambda w: torch.linalg.vector_norm(w).pow(4) + w.sum(), torch.zeros(3)
+    ),
     "Frobenius norm at zero, squared": _at(
         lambda w: torch.linalg.matrix_norm(w).square() + w.sum(), torch.zeros(2, 2)
     ),
@@ -449,7 +449,9 @@ POINTS: dict[str, Make] = {
     "cosine_similarity": _at(lambda w: F.cosine_similarity(w, w.flip(0), dim=0), [1.0, 2.0, 0.0]),
     "pow 2 at zero": _at(lambda w: w.pow(2) + w, torch.zeros(3)),
     "pow 3 at zero": _at(lambda w: w.pow(3) + w, torch.zeros(3)),
-    "pow by a tensor, base zero": _at(lambda w: w.pow(torch.tensor([2.0, 3.0, 1.0])) + w, torch.zeros(3)),
+    "pow by a tensor, base zero": _at(
+        lambda w: w.pow(torch.tensor([2.0, 3.0, 1.0])) + w, torch.zeros(3)
+    ),
     "pow by a tensor": _at(lambda w, v: w.abs().pow(v), [1.0, 0.5, 2.0], [2.0, 1.0, 3.0]),
     "pow of a number": _at(lambda w: 2.0**w, torch.zeros(3)),
     "square at zero": _at(lambda w: w.square() + w, torch.zeros(3)),
@@ -487,24 +489,34 @@ POINTS: dict[str, Make] = {
     "renorm": _at(lambda w: torch.renorm(w, 2, 0, 1.0), [[1.0, 2.0], [0.1, 0.2]]),
     "triangular_solve": _at(
         lambda w, b: torch.linalg.solve_triangular(w.tril() + torch.eye(3), b, upper=False),
-        torch.zeros(3, 3), [[1.0], [2.0], [3.0]],
+        torch.zeros(3, 3),
+        [[1.0], [2.0], [3.0]],
     ),
     "lu_solve": _at(
         lambda w, b: torch.linalg.lu_solve(*torch.linalg.lu_factor(torch.eye(2) * 3 + w), b),
-        [[0.3, -0.2], [0.5, 0.1]], [[1.0], [2.0]],
+        [[0.3, -0.2], [0.5, 0.1]],
+        [[1.0], [2.0]],
     ),
     "tensorsolve": _at(
-        lambda w: torch.linalg.tensorsolve(torch.eye(4).view(2, 2, 2, 2) * 2 + w[:, :, None, None], torch.ones(2, 2)),
+        lambda w: torch.linalg.tensorsolve(
+            torch.eye(4).view(2, 2, 2, 2) * 2 + w[:, :, None, None], torch.ones(2, 2)
+        ),
         [[0.3, -0.2], [0.5, 0.1]],
     ),
     "householder_product": _at(
-        lambda w, t: torch.linalg.householder_product(w, t), [[1.0, 0.0], [0.5, 1.0], [0.2, 0.3]], [0.8, 0.5]
+        lambda w, t: torch.linalg.householder_product(w, t),
+        [[1.0, 0.0], [0.5, 1.0], [0.2, 0.3]],
+        [0.8, 0.5],
     ),
     "fft": _at(lambda w: torch.fft.rfft(w).abs().square(), [1.0, 3.0, 2.0, 0.5]),
     "complex polar": _at(lambda r, a: torch.polar(r.abs(), a).real, [1.0, 2.0], [0.5, 0.3]),
-    "einsum": _at(lambda a, b: torch.einsum("ij,jk->ik", a, b), [[1.0, 2.0], [0.3, 0.4]], [[1.0, 2.0], [0.3, 0.4]]),
+    "einsum": _at(
+        lambda a, b: torch.einsum("ij,jk->ik", a, b),
+        [[1.0, 2.0], [0.3, 0.4]],
+        [[1.0, 2.0], [0.3, 0.4]],
+    ),
     "gradient checkpoint of a scan": _at(lambda w: _scan(w), [0.3, 0.2, 0.5]),
-}  # fmt: skip
+}
 
 
 def _root(matrix: Tensor) -> Tensor:

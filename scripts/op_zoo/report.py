@@ -12,47 +12,7 @@ from op_zoo.measure import WAYS
 
 # Of several samples the first of these that one has counts.
 VERDICTS = ["wrong", "failed", "not finite", "refused", "right", "not smooth", "skipped"]
-HEAD = """# Derivatives of every operation
-
-`make op-zoo` takes each differentiable operation of torch's own database of operations, and a zoo
-of modules, losses and delicate points, as an inner loss. It unrolls {steps}, in each exact
-gradient mode, in a loop and under vmap, through the drop-in for `higher`, and by three Newton
-steps; and compares the derivative of the whole along a random direction with central differences,
-in float64. This page is its result, with torch {torch}; the figures are in
-[operations.json](operations.json).
-
-- *right*: equal to finite differences.
-- *refused*: an error, whose sentence is below. Nothing is computed.
-- *not finite*: NaN or infinite, although finite differences converge. It cannot be missed: runs
-  stop at it.
-- *not smooth*: finite differences do not converge where the operation was tried: it has a kink
-  there, or it is too ill-conditioned to tell.
-- *skipped*: it cannot be tried; the reasons are below.
-- *wrong*: a finite number that is not the derivative. There must be none.
-
-## Counts
-"""
-MENDED = """
-## What torch gets wrong, and what happens here
-
-| operation | what is wrong in torch | here |
-|---|---|---|
-| `weight_norm` (both kinds) | the second derivative of its fused kernel | written out |
-| `det` | the second derivative is NaN where two singular values are equal, and where the matrix is singular | by `slogdet`, or as a polynomial where the matrix is singular (up to 16 rows) |
-| `layer_norm`, `group_norm`, `batch_norm`, `instance_norm` | third derivatives: saved statistics count as constants | written out for loss-driven optimizers and for unrolls within unrolls; the kernels themselves (`native_layer_norm` …) are refused there |
-| `as_strided_scatter` | the first derivative | refused |
-| `max_unpool…d` with windows that overlap | the first derivative, where two maxima are one element | refused |
-| `embedding` with `max_norm` | changes its weight in place, unseen by derivatives | refused |
-| `solve`, `det`, `slogdet`, `logdet`, `tensorsolve`, `prod`, `cumprod` | tangents of their backward pass, unless a graph of it is made | `mixed` makes the graph |
-| `cholesky_inverse`, `triangular_solve`, products by `scatter_reduce` | tangents | `mixed` falls back to `checkpoint`, with a warning |
-| anything else of which forward and reverse mode differ | | `mixed` compares them once for each program, and falls back to `checkpoint`, with a warning |
-
-Two things no table can see. A loss that was computed outside `unroll` and handed to
-`metarun.unroll.multi` is refused if its graph shows one of the first three rows' norms: compute it
-within `with metarun.unroll.RightDerivatives():`. And at the kink of a norm, a distance or a
-standard deviation (at zero) torch's derivative is a convention; a square that smooths the kink
-out does not bring the second derivative back. Use `(x * x).sum()` instead of `x.norm() ** 2`.
-"""
+PAGE = Path(__file__).with_name("page.md")
 
 
 def summary(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -75,31 +35,30 @@ def summary(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def page(summary: dict[str, Any]) -> str:
     """The page that docs/operations.md is."""
     operations = summary["operations"]
-    modules = sum(name.startswith(("nn.", "loss: ", "point: ")) for name in operations)
-    steps = f"two steps of SGD ({len(operations)} operations, modules and points)"
-    lines = [HEAD.format(steps=steps, torch=summary["torch"]).rstrip(), ""]
-    del modules
-    lines += ["| way | " + " | ".join(VERDICTS) + " |", "|---" * (len(VERDICTS) + 1) + "|"]
+    counts = ["| way | " + " | ".join(VERDICTS) + " |", "|---" * (len(VERDICTS) + 1) + "|"]
     for way in WAYS:
-        counts = [sum(found[way][0] == v for found in operations.values()) for v in VERDICTS]
-        lines.append(f"| {way} | " + " | ".join(map(str, counts)) + " |")
-    lines += [MENDED.rstrip(), ""]
+        numbers = [sum(found[way][0] == v for found in operations.values()) for v in VERDICTS]
+        counts.append(f"| {way} | " + " | ".join(map(str, numbers)) + " |")
+    lists = []
     for verdict in ("wrong", "failed", "not finite", "refused", "skipped"):
         groups = _grouped(operations, verdict)
-        lines += [f"## {verdict.capitalize()}", ""]
-        lines += [*_listed(groups)] if groups else ["None."]
-        lines.append("")
+        lists += [f"## {verdict.capitalize()}", "", *(_listed(groups) if groups else ["None."]), ""]
     fallbacks = sorted(
-        n
-        for n, found in operations.items()
-        if len(found["mixed, loop"]) > 1 and "falls back" in found["mixed, loop"][1]
+        name
+        for name, found in operations.items()
+        if any("falls back" in remark for remark in found["mixed, loop"][1:])
     )
-    lines += ["## Right in `mixed` by falling back to `checkpoint`", "", _names(fallbacks), ""]
+    lists += ["## Right in `mixed` by falling back to `checkpoint`", "", _names(fallbacks), ""]
     kinks = sorted(
         n for n, found in operations.items() if found["reverse, loop"][0] == "not smooth"
     )
-    lines += ["## Not smooth where they were tried", "", _names(kinks), ""]
-    return "\n".join(lines)
+    lists += ["## Not smooth where they were tried", "", _names(kinks)]
+    return PAGE.read_text().format(
+        count=len(operations),
+        torch=summary["torch"],
+        counts="\n".join(counts),
+        lists="\n".join(lists),
+    )
 
 
 def _grouped(operations: Any, verdict: str) -> dict[tuple[str, str], list[str]]:
