@@ -16,11 +16,12 @@ from torch import nn
 from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
 from metarun.algos.base import Algorithm, Trace
-from metarun.components import build_inner_optimizer
+from metarun.components import build_algorithm, build_inner_optimizer
 from metarun.config import EngineConfig, TrainConfig
 from metarun.data.episodes import EpisodeSource
 from metarun.errors import ConfigError
 from metarun.network import Network, kept, untouched
+from metarun.plan import choose_batching
 from metarun.ranks import Ranks
 from metarun.unroll import LossOptimizer, Meta
 
@@ -38,6 +39,35 @@ class Changes(NamedTuple):
 
     training: tuple[str, ...] = ()
     evaluation: tuple[str, ...] = ()
+
+
+def settle(
+    config: TrainConfig,
+    network: Network,
+    model: nn.Module,
+    source: EpisodeSource,
+    device: torch.device,
+    ranks: Ranks,
+    trains: bool,
+) -> tuple[Changes, EngineConfig]:
+    """Look at what the model does to its buffers, and choose the engine's settings by it.
+
+    Args:
+        network: the model's buffers; told here which of them training changes.
+        trains: whether a run is trained, and not only evaluated.
+
+    Raises:
+        ConfigError: as `look`, `refuse_graphs` and `engine_for`.
+    """
+    if not network.buffered:
+        return Changes(), config.engine
+    choose_batching(config.engine, model, device)  # refuses running statistics
+    algorithm = build_algorithm(config, model, source, compares=False)
+    changes = look(model, algorithm, source)
+    engine = engine_for(config, changes, trains, ranks)
+    refuse_graphs(model, algorithm, source, changes.training if trains else ())
+    network.changing = changes.training
+    return changes, engine
 
 
 def look(model: nn.Module, algorithm: Algorithm, source: EpisodeSource) -> Changes:

@@ -130,7 +130,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module._parameters.update(own)
 
 
-def check_network(model: nn.Module) -> None:
+def refuse_lost_state(model: nn.Module) -> None:
     """Refuse what could be neither learned nor kept, or what would not be learned silently.
 
     Raises:

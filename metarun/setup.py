@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from metarun.algos.base import HYPER_PREFIX, OBJECTIVES, Algorithm, Objective
 from metarun.batching import TriedByVmap
-from metarun.buffers import Changes, engine_for, look, refuse_graphs, with_kept_buffers
+from metarun.buffers import settle, with_kept_buffers
 from metarun.checks import fits, machine_memory, read
 from metarun.components import build_algorithm, build_data, build_model
 from metarun.config import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, TrainerConfig
@@ -19,8 +20,8 @@ from metarun.data.identity import identity_of
 from metarun.data.rng import stream_key
 from metarun.errors import CheckpointError, ConfigError
 from metarun.memory import keep_memory
-from metarun.network import Network, check_network
-from metarun.plan import Plan, choose_batching, make_plan, with_gradient
+from metarun.network import Network, refuse_lost_state
+from metarun.plan import Plan, make_plan, with_gradient
 from metarun.programs import (
     Gradient,
     Recorder,
@@ -79,17 +80,10 @@ def build(
     _check_size(config, source)
     torch.manual_seed(seed_of_weights(config.seed if trained_with is None else trained_with))
     model = build_model(config, source)
-    check_network(model)
+    refuse_lost_state(model)
     network = Network(model.to(device))
-    changes, settled = Changes(), config
-    if network.buffered:
-        trains = trained_with is None
-        choose_batching(config.engine, model, device)  # refuses running statistics
-        trial = build_algorithm(config, model, source, compares=False)
-        changes = look(model, trial, source)
-        settled = replace(config, engine=engine_for(config, changes, trains, ranks))
-        refuse_graphs(model, trial, source, changes.training if trains else ())
-        network.changing = changes.training
+    changes, engine = settle(config, network, model, source, device, ranks, trained_with is None)
+    settled = replace(config, engine=engine)
     planned_for = config.trainer.steps if planned_for is None else planned_for
     begun = replace(settled, trainer=replace(config.trainer, steps=planned_for))
     computed = with_gradient(begun, model, device)
@@ -99,25 +93,7 @@ def build(
     if changes.evaluation:
         algorithm = with_kept_buffers(model, algorithm)
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
-    recorders = [record_step]
-
-    def tried(program: Callable[..., Any], what: str, choice: str) -> Callable[..., Any]:
-        def made(plan: Plan) -> Callable[..., Any]:
-            recorders.append(Recorder(getattr(plan, choice), what))
-            run: Callable[..., Any] = program(algorithm, plan, recorders[-1])
-            return run
-
-        if plan.batching == "loop":
-            return made(plan)
-        engine = replace(computed.engine, batching="loop")
-        looped = make_plan(replace(computed, engine=engine), model, device)
-        insisted = config.engine.batching == "vmap"
-        return TriedByVmap(made(plan), lambda: made(looped), what, insisted)
-
-    def recheck() -> None:
-        for recorder in recorders:
-            recorder.recheck()
-
+    programs = _Programs(config, computed, algorithm, plan, model, device, [record_step])
     return Setup(
         config,
         device,
@@ -129,13 +105,62 @@ def build(
         OBJECTIVES[source.kind],
         plan,
         planned_for,
-        tried(gradient_program, "meta-steps", "compile"),
-        tried(trace_program, "evaluations", "evaluate"),
-        recheck,
+        programs.make(gradient_program, "meta-steps", "compile"),
+        programs.make(trace_program, "evaluations", "evaluate"),
+        programs.recheck,
         identity_of(source),
         batch_norm,
         _parameters(algorithm, network),
     )
+
+
+class _Programs(NamedTuple):
+    """What makes the programs of a run, and has their recordings compared.
+
+    Attributes:
+        config: the user's config.
+        computed: the config with what "auto" was settled to.
+        recorders: of all programs.
+    """
+
+    config: TrainConfig
+    computed: TrainConfig
+    algorithm: Algorithm
+    plan: Plan
+    model: nn.Module
+    device: torch.device
+    recorders: list[Recorder]
+
+    def make(self, program: Callable[..., Any], what: str, choice: str) -> Callable[..., Any]:
+        """A program of the plan; where vmap turns out not to do, of a plan with a loop.
+
+        Args:
+            program: `gradient_program` or `trace_program`.
+            what: what it computes, in the plural.
+            choice: the plan's field that says how it is recorded.
+        """
+        if self.plan.batching == "loop":
+            return self._made(program, what, choice, self.plan)
+        engine = replace(self.computed.engine, batching="loop")
+        looped = make_plan(replace(self.computed, engine=engine), self.model, self.device)
+        return TriedByVmap(
+            self._made(program, what, choice, self.plan),
+            lambda: self._made(program, what, choice, looped),
+            what,
+            insisted=self.config.engine.batching == "vmap",
+        )
+
+    def _made(
+        self, program: Callable[..., Any], what: str, choice: str, plan: Plan
+    ) -> Callable[..., Any]:
+        self.recorders.append(Recorder(getattr(plan, choice), what))
+        made: Callable[..., Any] = program(self.algorithm, plan, self.recorders[-1])
+        return made
+
+    def recheck(self) -> None:
+        """Have every recording compared with its function at its next call."""
+        for recorder in self.recorders:
+            recorder.recheck()
 
 
 def seed_of_weights(seed: int) -> int:
