@@ -193,12 +193,13 @@ def _gradients(loss: Tensor, params: list[Tensor], create_graph: bool) -> list[T
             found = torch.autograd.grad(loss, targets, create_graph=create_graph, allow_unused=True)
     given = iter(found)
     grads = [next(given) if p.requires_grad else None for p in params]
-    if all(g is None for g in grads):
+    present = [g for g in grads if g is not None]
+    if not present:
         raise ValueError(
             "the inner loss does not depend on any of the fast weights: compute it with the "
             "patched module (not with the original model), with its current parameters"
         )
-    if any(g is not None and g.layout != torch.strided for g in grads):
+    if any([g.layout != torch.strided for g in present]):  # a list is quicker than a generator
         raise ValueError(
             "sparse gradients are not supported: build the embedding with sparse=False"
         )

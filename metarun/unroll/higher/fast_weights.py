@@ -38,7 +38,10 @@ class FastWeights:
         self.originals = originals
         self.original_names = {id(x): name for name, x in originals.items()}
         self.watched: Sequence[Tensor] = list(originals.values())
-        self._written: list[tuple[int, Any]] = []
+        self._ids: list[tuple[int, ...]] = []  # of the parameters of each module
+        self._placed: tuple[int, ...] = ()  # of the fast weights themselves
+        self._computed: list[tuple[str, Tensor, Any]] = []  # fast weights that have a graph
+        self._versions: list[int] = []
 
     def attach(self, modules: Sequence[nn.Module]) -> None:
         """Make `modules`, the outermost one first, those that hold these weights."""
@@ -47,13 +50,7 @@ class FastWeights:
             attributes = vars(module)
             attributes["_metarun"] = self
             attributes["_compiled_call_impl"] = None  # of the original's `compile()`
-        own = {id(vars(module)["_parameters"]) for module in modules}
-        self._flat = [
-            (container, key, i, id(container) in own)
-            for i, places in enumerate(self.places)
-            for container, key in places
-        ]
-        _look(modules)
+        self._look(modules)
 
     def original_params(self) -> list[Tensor]:
         """The original model's parameters, in the order of the fast weights."""
@@ -62,8 +59,9 @@ class FastWeights:
     def go_on_from(self, other: "FastWeights") -> None:
         """Take over the history of another patched module, whose places hold it already."""
         self.history = [list(params) for params in other.history]
+        self._placed = other._placed
         self.track = other.track
-        self._written = other._written
+        self._computed, self._versions = other._computed, other._versions
         self.watched = other.watched
 
     def update(self, params: Iterable[Tensor]) -> None:
@@ -84,10 +82,12 @@ class FastWeights:
             self.history.append(params)
         else:
             self.history[:] = [params]
-        nodes = [p.grad_fn for p in params]
-        self._written = [
-            (0 if node is None else p._version, node) for p, node in zip(params, nodes, strict=True)
+        self._computed = [
+            (name, p, node)
+            for name, p in zip(self.names, params, strict=True)
+            if (node := p.grad_fn) is not None
         ]
+        self._versions = [p._version for _, p, _ in self._computed]
         given = set(map(id, params))
         if not given.isdisjoint(self.original_names):  # such as `params=model.parameters()`
             self.watched = [x for x in self.originals.values() if id(x) not in given]
@@ -99,6 +99,8 @@ class FastWeights:
         for places, value in zip(self.places, params, strict=True):
             for container, key in places:
                 container[key] = value
+        self._ids = [tuple(map(id, own.values())) for own in self._own]
+        self._placed = tuple(map(id, params))
 
     def current(self, name: str) -> Tensor | None:
         """What the patched module has in place of the original's parameter or buffer."""
@@ -119,34 +121,49 @@ class FastWeights:
             ValueError: they do not; a step would not adapt what the module computes with.
         """
         root = self._root()
-        if root is not None and not _is_as_it_was(root):
-            self._adopt(root)
-        if not self.history:
-            return
-        now = self.history[-1]
-        for container, key, i, is_own in self._flat:
-            try:
-                found = container[key]
-            except (KeyError, IndexError):
-                found = None
-            # Lists and dicts are the model's own affair, unless new weights are put there.
-            if found is not now[i] and (is_own or _is_weight(found)):
-                raise ValueError(
-                    f"the fast weight {self.names[i]!r} was taken out of the patched module, or "
-                    "another put in its place unseen. Assign it as an attribute (fmodel.layer."
-                    "weight = tensor), give all of them to fmodel.update_params, or change the "
-                    "model before it is patched"
-                )
-        for name, p, (version, node) in zip(self.names, now, self._written, strict=True):
-            if node is not None and p._version != version and p.grad_fn is node:
-                raise ValueError(
-                    f"the fast weight {name!r} was written in place under torch.no_grad(), as "
-                    "torch.nn.init does. Derivatives would be those of its old value. Assign a "
-                    "new tensor instead: fmodel.layer.weight = tensor.requires_grad_()"
-                )
+        if root is not None and not self._is_as_it_was(root):
+            self._find_change(root)
+        if [p._version for _, p, _ in self._computed] != self._versions:
+            self._find_writing()
 
-    def _adopt(self, root: nn.Module) -> None:
-        known = {(id(container), key) for container, key, _, _ in self._flat}
+    def _look(self, modules: Sequence[nn.Module]) -> None:
+        """Note down what the modules look like."""
+        self._own = [vars(module)["_parameters"] for module in modules]
+        self._ids = [tuple(map(id, own.values())) for own in self._own]
+        own = set(map(id, self._own))
+        # Lists and dicts are the model's own affair, unless new weights are put there.
+        self._elsewhere = [
+            (container, key, i)
+            for i, places in enumerate(self.places)
+            for container, key in places
+            if id(container) not in own
+        ]
+        # In the outermost module, and without its own attributes, since references from here
+        # would be cycles.
+        vars(modules[0])[_TREE] = [
+            (None if module is modules[0] else vars(module), dict(module._modules))
+            for module in modules
+        ]
+
+    def _is_as_it_was(self, root: nn.Module) -> bool:
+        attributes = vars(root)
+        for (given, children), ids in zip(attributes[_TREE], self._ids, strict=True):
+            now = given or attributes
+            if now["_modules"] != children or tuple(map(id, now["_parameters"].values())) != ids:
+                return False
+        if self.history and tuple(map(id, self.history[-1])) != self._placed:
+            return False  # the list that `fast_params` gave was written on
+        if self._elsewhere and self.history:
+            return not any(
+                _is_weight(found := _at(container, key)) and found is not self.history[-1][i]
+                for container, key, i in self._elsewhere
+            )
+        return True
+
+    def _find_change(self, root: nn.Module) -> None:
+        modules = python_modules(root)
+        own = {id(module._parameters) for module in modules} | set(map(id, self._own))
+        known = {(id(container), key) for places in self.places for container, key in places}
         for prefix, module in root.named_modules():
             for key, p in module._parameters.items():
                 if p is not None and (id(module._parameters), key) not in known:
@@ -156,7 +173,27 @@ class FastWeights:
                         "would adapt. Change the model before it is patched (by innerloop_ctx or "
                         "monkeypatch), and build the optimizer from its parameters then"
                     )
-        _look(python_modules(root))
+        now = self.history[-1] if self.history else self.original_params()
+        for name, places, value in zip(self.names, self.places, now, strict=True):
+            for container, key in places:
+                found = _at(container, key)
+                if found is not value and (id(container) in own or _is_weight(found)):
+                    raise ValueError(
+                        f"the fast weight {name!r} was taken out of the patched module, or another "
+                        "put in its place unseen. Assign it as an attribute (fmodel.layer.weight = "
+                        "tensor), give all of them to fmodel.update_params, or change the model "
+                        "before it is patched"
+                    )
+        self._look(modules)
+
+    def _find_writing(self) -> None:
+        for (name, p, node), version in zip(self._computed, self._versions, strict=True):
+            if self.track and p._version != version and p.grad_fn is node:
+                raise ValueError(
+                    f"the fast weight {name!r} was written in place under torch.no_grad(), as "
+                    "torch.nn.init does. Derivatives would be those of its old value. Assign a "
+                    "new tensor instead: fmodel.layer.weight = tensor.requires_grad_()"
+                )
 
 
 def python_modules(root: nn.Module) -> list[nn.Module]:
@@ -164,27 +201,11 @@ def python_modules(root: nn.Module) -> list[nn.Module]:
     return [part for part in root.modules() if not isinstance(part, torch.jit.ScriptModule)]
 
 
-def _look(modules: Sequence[nn.Module]) -> None:
-    """Note down in the outermost module what all of them look like."""
-    tree: list[tuple[Any, ...]] = []
-    for module in modules:
-        attributes = vars(module)
-        children, parameters = dict(attributes["_modules"]), attributes["_parameters"]
-        empty = [key for key, p in parameters.items() if p is None]
-        # In place of the outermost one's own attributes None: they would be a cycle.
-        tree.append((attributes if tree else None, children, len(parameters), empty))
-    vars(modules[0])[_TREE] = tree
-
-
-def _is_as_it_was(root: nn.Module) -> bool:
-    for attributes, children, parameters, empty in vars(root)[_TREE]:
-        now = vars(root) if attributes is None else attributes
-        if now["_modules"] != children or len(now["_parameters"]) != parameters:
-            return False
-        for key in empty:
-            if now["_parameters"].get(key) is not None:
-                return False
-    return True
+def _at(container: Any, key: Any) -> Any:
+    try:
+        return container[key]
+    except (KeyError, IndexError):
+        return None
 
 
 def _is_weight(value: Any) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarun.unroll.recompute import tensor_leaves
 
@@ -73,7 +73,7 @@ def mark(tensors: Iterable[Tensor]) -> None:
     """Recognise these tensors from now on. Calls must not overlap with others, nor `unmark`'s."""
     for x in tensors:
         kind: Any = type(x)
-        if not issubclass(kind, _Recognised):
+        if kind is nn.Parameter or not issubclass(kind, _Recognised):
             x.__class__ = _recognised(kind)
             _marked.append(x)
 

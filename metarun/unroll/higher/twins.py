@@ -208,7 +208,7 @@ def _is_filled(cell: CellType) -> bool:
     return True
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _slots(kind: type) -> tuple[str, ...]:
     """The attributes of a class that are not in its instances' `__dict__`."""
     names: list[str] = []
