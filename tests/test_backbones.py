@@ -57,6 +57,13 @@ def test_batch_norm_computes_what_torch_does() -> None:
         nn.init.uniform_(module.bias)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
+    x.requires_grad_()
+    slopes = [  # through mean and deviation too
+        torch.autograd.grad(module(x).pow(3).sin().sum(), [x, *module.parameters()])
+        for module in (ours, theirs)
+    ]
+    for own, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-11)
 
 
 def test_second_derivatives_of_batch_norm_are_right_around_vmap() -> None:
