@@ -10,6 +10,7 @@ from torch import Tensor
 
 _SECOND = {"WeightNormInterfaceBackward0": "weight_norm", "LinalgDetBackward0": "det"}
 _NORMS = {
+    "CdistBackward0": "cdist",
     "NativeLayerNormBackward0": "layer_norm",
     "NativeGroupNormBackward0": "group_norm",
     "NativeBatchNormBackward0": "batch_norm or instance_norm",
