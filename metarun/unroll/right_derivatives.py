@@ -188,12 +188,15 @@ def _as_tuple(size: Any) -> tuple[int, ...]:
     return (size,) if isinstance(size, int) else tuple(size)
 
 
-def _refused(name: str, instead: str, only_mapped: bool = False) -> Callable[..., Any]:
-    """An operation that has no right derivatives, with what to use in its place."""
+def _refused(name: str, instead: str, unless_mapped: Any = None) -> Callable[..., Any]:
+    """An operation that has no right derivatives, with what to use in its place.
+
+    `unless_mapped` is the operation itself, if it is right where no tasks are mapped.
+    """
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
-        if only_mapped and not _mapped():
-            return getattr(torch.linalg, name)(*args, **kwargs)
+        if unless_mapped is not None and not _mapped():
+            return unless_mapped(*args, **kwargs)
         raise ValueError(
             f"torch's derivatives of {name}, as it is called here, are wrong at the order that is "
             f"needed: use {instead}"
@@ -254,6 +257,7 @@ _SECOND: Table = {
         if re.search("bessel|airy|polynomial", name)
     },
 }
+_LU_SOLVES = (torch.linalg.lu_solve, torch.lu_solve, Tensor.lu_solve)
 _THIRD: Table = _SECOND | {
     torch.cdist: cdist,
     F.layer_norm: layer_norm,
@@ -265,7 +269,7 @@ _THIRD: Table = _SECOND | {
     F.rms_norm: rms_norm,
     torch.rms_norm: rms_norm,
     torch.special.i1: _refused("special.i1", "an optimizer that is driven by gradients alone"),
-    torch.linalg.lu_solve: _refused("lu_solve", "torch.linalg.solve", only_mapped=True),
+    **{fn: _refused("lu_solve", "torch.linalg.solve", unless_mapped=fn) for fn in _LU_SOLVES},
     **{fn: _refused(name, f"torch.nn.functional.{name}") for name, fn in _kernels()},
     torch.batch_norm: _refused("torch.batch_norm", "torch.nn.functional.batch_norm"),
     torch.instance_norm: _refused("torch.instance_norm", "torch.nn.functional.instance_norm"),

@@ -81,15 +81,16 @@ def _polynomial(A: Tensor) -> Tensor:
 
 
 def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
-    """`torch.cdist`, Euclidean distances of rows, with a zero derivative where one is zero.
+    """`torch.cdist`, distances of rows; Euclidean ones have a zero derivative where one is zero.
 
     Args:
         x, y: (..., N, D) and (..., M, D).
     """
-    if p != 2:
-        return torch.cdist(x, y, p)
-    squares = (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
-    return safe_sqrt(squares)
+    differences = x[..., :, None, :] - y[..., None, :, :]
+    if p == 2:
+        return safe_sqrt(differences.square().sum(-1))
+    distances: Tensor = torch.linalg.vector_norm(differences, p, dim=-1)
+    return distances
 
 
 def power(x: Any, exponent: Any) -> Tensor:
