@@ -238,11 +238,12 @@ class _Path(NamedTuple):
 
 def _order(mode: Parsed, optimizer: InnerOptimizer | LossOptimizer) -> int:
     """How often the inner loss is differentiated, the outer derivative included."""
-    own = 2 if isinstance(optimizer, LossOptimizer) else 1
+    if isinstance(optimizer, LossOptimizer):
+        return 3  # constant Hessians too: vmap, which makes them, has wrong ones of distances
     if mode == "first_order" or not (torch.is_grad_enabled() or isinstance(mode, Implicit)):
-        return own
+        return 1
     # Within the loss of another unroll, that one's derivative is to come as well.
-    return own + 1 + within_another()
+    return 2 + within_another()
 
 
 def _losses(loss_fn: LossFn, has_context: bool, order: int) -> Callable[[int], ContextLoss]:

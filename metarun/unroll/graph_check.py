@@ -10,6 +10,8 @@ from torch import Tensor
 
 _SECOND = {"WeightNormInterfaceBackward0": "weight_norm", "LinalgDetBackward0": "det"}
 _NORMS = {
+    "CdistBackward0": "cdist",
+    "SpecialI1Backward0": "special.i1",
     "NativeLayerNormBackward0": "layer_norm",
     "NativeGroupNormBackward0": "group_norm",
     "NativeBatchNormBackward0": "batch_norm or instance_norm",
@@ -37,8 +39,9 @@ def refuse_wrong_derivatives(loss: Tensor, params: Iterable[Tensor], order: int)
         if node in seen:
             continue
         seen.add(node)
-        if node.name() in wrong:
-            name = wrong[node.name()]
+        learned_power = node.name() == "PowBackward1" and node.next_functions[1][0] is not None
+        if node.name() in wrong or learned_power:
+            name = "pow by a learned exponent" if learned_power else wrong[node.name()]
             raise ValueError(
                 f"torch's derivatives of {name} are wrong at order {order}, which this optimizer "
                 f"needs: compute the loss within `with metarun.unroll.RightDerivatives():`, which "

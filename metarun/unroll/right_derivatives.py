@@ -12,6 +12,7 @@ Under vmap, that of a distance is wrong where it is zero.
 normalisations take their saved statistics for constants from the third derivative on.
 """
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -24,7 +25,14 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.overrides import TorchFunctionMode
 
-from metarun.unroll.optim.base import safe_sqrt
+from metarun.unroll.written_functions import (
+    cdist,
+    det,
+    float_power,
+    power,
+    weight_norm,
+    weight_norm_interface,
+)
 from metarun.unroll.written_norms import (
     batch_norm,
     group_norm,
@@ -94,87 +102,6 @@ def within_another() -> bool:
     return getattr(_entered, "depth", 0) > 0
 
 
-def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """`torch._weight_norm`: v · g / ‖v‖, with the norm over all dimensions but `dim`.
-
-    Args:
-        v: the direction.
-        g: the length, which broadcasts against v.
-        dim: the dimension that is left; −1 takes the norm of the whole.
-    """
-    return weight_norm_interface(v, g, dim)[0]
-
-
-def weight_norm_interface(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
-    """`torch._weight_norm_interface`: `weight_norm` and the norm."""
-    if dim == -1:
-        norm: Tensor = torch.linalg.vector_norm(v)
-    else:
-        over = [d for d in range(v.dim()) if d != dim]
-        norm = torch.linalg.vector_norm(v, dim=over, keepdim=True)
-    return v * (g / norm), norm
-
-
-MOST_ROWS = 16
-"""Of matrices whose determinant has right derivatives where it is zero."""
-
-
-def det(A: Tensor) -> Tensor:
-    """`torch.linalg.det`, with right derivatives of every order.
-
-    By the logarithm of the determinant, whose derivatives are those of a linear system; where the
-    matrix is singular up to rounding, as a polynomial of its elements. That takes as many matrix
-    products as there are rows, so larger matrices than `MOST_ROWS` do without: their derivatives
-    are NaN where they are singular.
-
-    Args:
-        A: (..., n, n).
-    """
-    rows = A.shape[-1]
-    determinant: Tensor
-    if rows < 2 or not A.is_floating_point():
-        determinant = torch.linalg.det(A)
-        return determinant
-    if rows > MOST_ROWS:
-        sign, logarithm = torch.linalg.slogdet(A)
-        determinant = sign * logarithm.exp()
-        return determinant
-    with torch.no_grad():
-        # By Hadamard's inequality a determinant is no larger than the product of its rows' lengths.
-        bound = torch.linalg.vector_norm(A, dim=-1).log().sum(-1)
-        rounding = 10 * rows * torch.finfo(A.dtype).eps
-        regular = torch.linalg.slogdet(A).logabsdet > bound + torch.tensor(rounding).log()
-    eye = torch.eye(rows, dtype=A.dtype, device=A.device)
-    # Replaced before anything is computed of them: a NaN that is masked afterwards returns in the
-    # derivative.
-    sign, logarithm = torch.linalg.slogdet(torch.where(regular[..., None, None], A, eye))
-    singular = _polynomial(torch.where(regular[..., None, None], eye, A))
-    return torch.where(regular, sign * logarithm.exp(), singular)
-
-
-def _polynomial(A: Tensor) -> Tensor:
-    """The determinant without a division (Bird 2011, "A simple division-free algorithm")."""
-    rows = A.shape[-1]
-    X = A
-    for _ in range(rows - 1):
-        diagonal = X.diagonal(dim1=-2, dim2=-1)
-        below = diagonal.flip(-1).cumsum(-1).flip(-1) - diagonal  # the sum of those further down
-        X = (X.triu(1) - torch.diag_embed(below)) @ A
-    return X[..., 0, 0] if rows % 2 else -X[..., 0, 0]
-
-
-def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
-    """`torch.cdist`, Euclidean distances of rows, with a zero derivative where one is zero.
-
-    Args:
-        x, y: (..., N, D) and (..., M, D).
-    """
-    if p != 2:
-        return torch.cdist(x, y, p)
-    squares = (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
-    return safe_sqrt(squares)
-
-
 def cdist_of_tasks(
     x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary"
 ) -> Tensor:
@@ -183,10 +110,12 @@ def cdist_of_tasks(
     There torch's second derivative is wrong where a distance is zero, as that of a prototype
     from itself.
     """
+    return cdist(x, y, p) if _mapped() else torch.cdist(x, y, p, compute_mode)
+
+
+def _mapped() -> bool:
     levels = retrieve_all_functorch_interpreters()
-    if any(level.key() == TransformType.Vmap for level in levels):
-        return cdist(x, y, p)
-    return torch.cdist(x, y, p, compute_mode)
+    return any(level.key() == TransformType.Vmap for level in levels)
 
 
 def embedding(
@@ -259,14 +188,33 @@ def _as_tuple(size: Any) -> tuple[int, ...]:
     return (size,) if isinstance(size, int) else tuple(size)
 
 
-def _refused(name: str, instead: str) -> Callable[..., Any]:
-    """An operation that has no right derivatives, with what to use in its place."""
+def _refused(name: str, instead: str, unless_mapped: Any = None) -> Callable[..., Any]:
+    """An operation that has no right derivatives, with what to use in its place.
+
+    `unless_mapped` is the operation itself, if it is right where no tasks are mapped.
+    """
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
+        if unless_mapped is not None and not _mapped():
+            return unless_mapped(*args, **kwargs)
         raise ValueError(
             f"torch's derivatives of {name}, as it is called here, are wrong at the order that is "
             f"needed: use {instead}"
         )
+
+    return refuse
+
+
+def _constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A smooth function that torch cannot differentiate and takes for a constant."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Tensor:
+        if any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            raise ValueError(
+                f"torch takes {function.__name__} for a constant, since it has no derivative of "
+                "it: detach its argument if that is meant, or write the function out"
+            )
+        return function(*args, **kwargs)
 
     return refuse
 
@@ -292,13 +240,24 @@ _SECOND: Table = {
     torch.linalg.det: det,
     Tensor.det: det,
     torch.cdist: cdist_of_tasks,
+    torch.pow: power,
+    Tensor.pow: power,
+    Tensor.__pow__: power,
+    torch.float_power: float_power,
+    Tensor.float_power: float_power,
     F.embedding: embedding,
     F.embedding_bag: embedding_bag,
     F.max_unpool1d: _max_unpool(F.max_unpool1d),
     F.max_unpool2d: _max_unpool(F.max_unpool2d),
     F.max_unpool3d: _max_unpool(F.max_unpool3d),
     torch.as_strided_scatter: _refused("as_strided_scatter", "slice_scatter or torch.where"),
+    **{
+        function: _constant(function)
+        for name, function in vars(torch.special).items()
+        if re.search("bessel|airy|polynomial", name)
+    },
 }
+_LU_SOLVES = (torch.linalg.lu_solve, torch.lu_solve, Tensor.lu_solve)
 _THIRD: Table = _SECOND | {
     torch.cdist: cdist,
     F.layer_norm: layer_norm,
@@ -309,6 +268,8 @@ _THIRD: Table = _SECOND | {
     F.instance_norm: instance_norm,
     F.rms_norm: rms_norm,
     torch.rms_norm: rms_norm,
+    torch.special.i1: _refused("special.i1", "an optimizer that is driven by gradients alone"),
+    **{fn: _refused("lu_solve", "torch.linalg.solve", unless_mapped=fn) for fn in _LU_SOLVES},
     **{fn: _refused(name, f"torch.nn.functional.{name}") for name, fn in _kernels()},
     torch.batch_norm: _refused("torch.batch_norm", "torch.nn.functional.batch_norm"),
     torch.instance_norm: _refused("torch.instance_norm", "torch.nn.functional.instance_norm"),

@@ -443,7 +443,6 @@ POINTS: dict[str, Make] = {
     "Frobenius norm at zero, squared": _at(
         lambda w: torch.linalg.matrix_norm(w).square() + w.sum(), torch.zeros(2, 2)
     ),
-    "cdist at zero, squared": _at(lambda w: torch.cdist(w, w).square(), torch.zeros(3, 2)),
     "dist at zero, squared": _at(lambda w: torch.dist(w, 0 * w).square() + w.sum(), torch.zeros(3)),
     "normalize at zero": _at(lambda w: F.normalize(w, dim=0), torch.zeros(3)),
     "cosine_similarity": _at(lambda w: F.cosine_similarity(w, w.flip(0), dim=0), [1.0, 2.0, 0.0]),
@@ -453,6 +452,11 @@ POINTS: dict[str, Make] = {
         lambda w: w.pow(torch.tensor([2.0, 3.0, 1.0])) + w, torch.zeros(3)
     ),
     "pow by a tensor": _at(lambda w, v: w.abs().pow(v), [1.0, 0.5, 2.0], [2.0, 1.0, 3.0]),
+    "pow by zero": _at(lambda w, v: w.abs().pow(v), [1.5, 0.5, 2.0], [0.0, 1.0, 2.0]),
+    "** by zero": _at(lambda w, v: w.abs() ** v, [1.5, 0.5, 2.0], [0.0, 1.0, 2.0]),
+    "float_power by zero": _at(torch.float_power, [1.5, 0.5, 2.0], [0.0, 1.0, 2.0]),
+    "bessel_j0": _at(lambda w: torch.special.bessel_j0(w) + w, [0.5, 0.3]),
+    "i1": _at(torch.special.i1, [0.5, 0.3]),
     "pow of a number": _at(lambda w: 2.0**w, torch.zeros(3)),
     "square at zero": _at(lambda w: w.square() + w, torch.zeros(3)),
     "prod without a zero": _at(torch.prod, [2.0, 1.0, 3.0]),

@@ -15,7 +15,7 @@ VERDICTS = ["wrong", "failed", "not finite", "refused", "right", "not smooth", "
 PAGE = Path(__file__).with_name("page.md")
 
 
-def summary(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def summary(results: Iterable[dict[str, Any]], expected: int) -> dict[str, Any]:
     """What is kept of the results: for each operation and way the verdict and the remarks."""
     ways: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
@@ -29,7 +29,8 @@ def summary(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
             verdict = min((r["verdict"] for r in found), key=VERDICTS.index)
             remarks = {r["remark"] for r in found if r["verdict"] == verdict and r["remark"]}
             operations[name][way] = [verdict, *sorted(remarks)]
-    return {"torch": torch.__version__.partition("+")[0], "operations": operations}
+    version = torch.__version__.partition("+")[0]
+    return {"torch": version, "expected": expected, "operations": operations}
 
 
 def page(summary: dict[str, Any]) -> str:
@@ -54,7 +55,7 @@ def page(summary: dict[str, Any]) -> str:
     )
     lists += ["## Not smooth where they were tried", "", _names(kinks)]
     return PAGE.read_text().format(
-        count=len(operations),
+        count=f"{len(operations)} of {summary['expected']}",
         torch=summary["torch"],
         counts="\n".join(counts),
         lists="\n".join(lists),
@@ -86,12 +87,16 @@ def _names(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names) + "." if names else "None."
 
 
-def write(results: list[dict[str, Any]], folder: Path) -> None:
+def write(results: list[dict[str, Any]], expected: int, folder: Path) -> None:
     """`operations.json` and `operations.md`."""
-    kept = summary(results)
+    kept = summary(results, expected)
     rows = [
         f" {json.dumps(name)}: {json.dumps(found)}" for name, found in kept["operations"].items()
     ]
-    text = f'{{"torch": "{kept["torch"]}", "operations": {{\n' + ",\n".join(rows) + "\n}}\n"
+    text = (
+        f'{{"torch": "{kept["torch"]}", "expected": {expected}, "operations": {{\n'
+        + ",\n".join(rows)
+        + "\n}}\n"
+    )
     (folder / "operations.json").write_text(text)
     (folder / "operations.md").write_text(page(kept))

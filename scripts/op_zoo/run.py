@@ -127,4 +127,4 @@ def main(parser: argparse.ArgumentParser) -> None:
             file.write("".join(json.dumps(result) + "\n" for result in found))
             file.flush()
             print(f"{count} of {len(left)}: {found[0]['name']}", flush=True)
-    report.write(done, REPO / "docs")
+    report.write(done, len(names), REPO / "docs")

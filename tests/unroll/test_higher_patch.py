@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import metarun.higher as higher
 from metarun.higher.patch import buffer_sync, make_functional, monkeypatch
+from metarun.unroll import RightDerivatives
 
 F64 = torch.float64
 
@@ -158,7 +159,7 @@ def test_a_patched_model_computes_with_its_fast_weights_and_twice_differentiably
 
     found = second_order(fmodel)
     assert_same(model.state_dict(), before)
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), RightDerivatives(2):
         expected = second_order(lambda inputs: functional_call(model, weights, (inputs,)))
     assert_same(found, expected)
     assert all(grad.abs().sum() > 0 for grad in found[1 : 1 + len(leaves)])
