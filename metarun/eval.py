@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> Any:
     return job(run)(cfg)
 
 
-def run(config: EvalConfig, directory: Path) -> float:
+def run(config: EvalConfig, directory: str | Path) -> float:
     """Evaluate a checkpoint, print the figures and write them to `result.json`.
 
     Returns:
@@ -40,7 +40,8 @@ def run(config: EvalConfig, directory: Path) -> float:
 
     collect_from_here()
     ranks = join()
-    directory, content, path = ranks.of_first(directory), {}, Path(config.ckpt).expanduser()
+    directory, content = Path(ranks.of_first(directory)), {}
+    path = Path(config.ckpt).expanduser()
     stored = directory / "result.json"
     agree = ranks.largest if ranks.count > 1 else None
     with Interruption(agree) as stop:
@@ -84,12 +85,13 @@ def run(config: EvalConfig, directory: Path) -> float:
     return evaluation.score
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint that `ckpt=` means: a file, or the best (else the last) one of a run.
 
     Raises:
         ConfigError: there is none.
     """
+    path = Path(path)
     if path.is_file():
         return path
     if not path.exists():
