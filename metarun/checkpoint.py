@@ -96,7 +96,7 @@ def save_best(folder: Path, content: dict[str, Any], top: list[int], keep: int) 
 
 
 def load_newest(
-    folder: Path, log_complete: Callable[[dict[str, Any]], bool] = lambda content: True
+    folder: str | Path, log_complete: Callable[[dict[str, Any]], bool] = lambda content: True
 ) -> dict[str, Any] | None:
     """The newest intact checkpoint of a run, or None if there is none at all.
 
@@ -109,7 +109,7 @@ def load_newest(
         CheckpointError: there are checkpoints, but none of them is intact.
     """
     newest = None
-    for content in _intact(folder):
+    for content in _intact(Path(folder)):
         if log_complete(content):
             if newest is not None:
                 log.warning(
@@ -159,7 +159,7 @@ def _readable(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def load_best(folder: Path, step: int) -> dict[str, Any]:
+def load_best(folder: str | Path, step: int) -> dict[str, Any]:
     """The best checkpoint of a run; a copy takes its place if it is damaged or gone.
 
     Args:
@@ -168,6 +168,7 @@ def load_best(folder: Path, step: int) -> dict[str, Any]:
     Raises:
         CheckpointError: `best.pt` is lost, and no other checkpoint is of that meta-step.
     """
+    folder = Path(folder)
     best = folder / "best.pt"
     for path in (best, folder / f"best-step-{step:08d}.pt", _step_file(folder, step)):
         try:
@@ -185,13 +186,14 @@ def load_best(folder: Path, step: int) -> dict[str, Any]:
     )
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: str | Path) -> dict[str, Any]:
     """Read and verify one checkpoint; its tensors are on the CPU.
 
     Raises:
         CheckpointError: the file is missing, damaged, no checkpoint of metarun, or of a newer
             format.
     """
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:

@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> Any:
     return job(run)(cfg)
 
 
-def run(config: EvalConfig, directory: Path) -> float:
+def run(config: EvalConfig, directory: str | Path) -> float:
     """Evaluate a checkpoint, print the figures and write them to `result.json`.
 
     Returns:
@@ -42,7 +42,8 @@ def run(config: EvalConfig, directory: Path) -> float:
 
     collect_from_here()
     ranks = join()
-    directory, content, path = ranks.of_first(directory), {}, Path(config.ckpt)
+    directory, content = Path(ranks.of_first(directory)), {}
+    path = Path(config.ckpt)
     stored = directory / "result.json"
     agree = ranks.largest if ranks.count > 1 else None
     with Interruption(agree) as stop:
@@ -90,12 +91,13 @@ def run(config: EvalConfig, directory: Path) -> float:
     return evaluation.score
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint that `ckpt=` means: a file, or the best (else the last) one of a run.
 
     Raises:
         ConfigError: there is none.
     """
+    path = Path(path)
     if path.is_file():
         return path
     if not path.exists():

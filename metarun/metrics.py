@@ -16,7 +16,7 @@ ELAPSED = "time/elapsed_s"
 """Seconds that the run has taken up to a record, in all attempts."""
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, each with an integer "step" and figures by tag,
     numbers or None; no records if there is no file.
 
@@ -27,7 +27,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         OSError: the file cannot be read, is no regular file or has more than `MOST_BYTES`.
     """
     try:
-        content = read_regular(path, MOST_BYTES)
+        content = read_regular(Path(path), MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return []
     records, bad = [], 0

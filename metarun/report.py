@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
     return Arguments(roots, out or roots[0])
 
 
-def write_report(roots: Sequence[Path], out: Path) -> None:
+def write_report(roots: Sequence[str | Path], out: str | Path) -> None:
     """Gather runs, print the comparison and write it to `out`.
 
     Raises:
@@ -103,6 +103,7 @@ def write_report(roots: Sequence[Path], out: Path) -> None:
     from metarun.reporting.page import render
     from metarun.reporting.text import markdown, terminal
 
+    roots, out = [Path(root) for root in roots], Path(out)
     if out not in roots or out.is_dir():  # else the runs are wrong, as `gather` will say
         _refuse_foreign(out)
     report, tables = report_on(roots)

@@ -51,7 +51,7 @@ FILES = (
 FOLDERS = ("checkpoints", "tb", "wandb")
 
 
-def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+def finished_result(directory: str | Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """The stored result if the directory holds a finished run of this config, else None.
 
     None as well if the run is to become longer than it is.
@@ -59,6 +59,7 @@ def finished_result(directory: Path, config: dict[str, Any]) -> dict[str, Any] |
     Raises:
         ConfigError: the directory holds a run of another config, or something else.
     """
+    directory = Path(directory)
     check_same_config(directory, config)
     status = read_status(directory)
     if status.get("status") != "completed":
@@ -128,19 +129,19 @@ def _write_final_status(path: Path, status: dict[str, Any]) -> None:
             file.truncate()
 
 
-def read_status(directory: Path) -> dict[str, Any]:
+def read_status(directory: str | Path) -> dict[str, Any]:
     """The content of `status.json`, or nothing if there is none."""
-    return read_json(directory / "status.json")
+    return read_json(Path(directory) / "status.json")
 
 
 def _count(value: object) -> int:
     return value if type(value) is int and value >= 0 else 0  # what a damaged file may hold
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON object; nothing if the file is not there or damaged."""
     try:
-        value = json.loads(read_regular(path, MOST_BYTES))
+        value = json.loads(read_regular(Path(path), MOST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (IrregularError, ValueError, RecursionError) as error:

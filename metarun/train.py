@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> Any:
     return job(run)(cfg)
 
 
-def run(config: TrainConfig, directory: Path) -> float:
+def run(config: TrainConfig, directory: str | Path) -> float:
     """Train, test and summarise one run; resume it if it was begun, recall it if it is done.
 
     Returns:
@@ -41,7 +41,7 @@ def run(config: TrainConfig, directory: Path) -> float:
     from metarun.setup import to_plain
 
     ranks = join()
-    directory = ranks.of_first(directory)  # the others have none of their own
+    directory = Path(ranks.of_first(directory))  # the others have none of their own
     plain, result = to_plain(config), None
     first = ranks.of_first(plain)
     with ranks.together():

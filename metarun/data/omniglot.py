@@ -39,7 +39,7 @@ SPLITS = ("random", "vinyals")
 
 
 def load(
-    root: Path | None,
+    root: str | Path | None,
     *,
     download: bool,
     split: str = "random",
@@ -77,7 +77,7 @@ def load(
 
 
 def characters(
-    root: Path | None, *, download: bool, expected: Sequence[str] | None = None
+    root: str | Path | None, *, download: bool, expected: Sequence[str] | None = None
 ) -> ClassStore:
     """All characters, sorted by name and not rotated; converted once and cached.
 
@@ -86,7 +86,7 @@ def characters(
     Raises:
         DataError: the images are missing, incomplete or damaged.
     """
-    root = (cache_dir() / "data" if root is None else root).expanduser().absolute()
+    root = (cache_dir() / "data" if root is None else Path(root)).expanduser().absolute()
     names = omniglot_names() if expected is None else expected
     try:
         source = find(root)

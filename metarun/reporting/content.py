@@ -59,7 +59,7 @@ class Report:
     lists: list[tuple[str, list[str]]]
 
 
-def report_on(roots: Sequence[Path]) -> tuple[Report, dict[str, str]]:
+def report_on(roots: Sequence[str | Path]) -> tuple[Report, dict[str, str]]:
     """Gather runs and compare them.
 
     Returns:

@@ -101,7 +101,7 @@ class Gathered:
     skipped: list[tuple[Path, str]]
 
 
-def gather(roots: Sequence[Path]) -> Gathered:
+def gather(roots: Sequence[str | Path]) -> Gathered:
     """Read all runs in and below the given directories, each once.
 
     Raises:
@@ -109,7 +109,7 @@ def gather(roots: Sequence[Path]) -> Gathered:
     """
     found = Gathered([], [], [])
     seen = set()
-    for root in roots:
+    for root in map(Path, roots):
         if not root.is_dir():
             what = "is no directory" if root.exists() else "is not there"
             raise ConfigError(
@@ -129,13 +129,14 @@ def gather(roots: Sequence[Path]) -> Gathered:
     return found
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: str | Path) -> Run:
     """Read one run directory.
 
     Raises:
         OSError: a file cannot be read.
         ValueError: it is no run, or damaged; the message says which file.
     """
+    folder = Path(folder)
     if not (folder / "config.yaml").exists() and "ckpt" in _json_object(folder / "result.json"):
         raise ValueError("an evaluation, not a training run")
     settings = _settings(folder / "config.yaml")

@@ -225,7 +225,8 @@ _WANTS_A_GRAPH = (
 
 def _with_graph(fn: Callable[[Any], Any], plain: Any, given: list[Tensor]) -> Any:
     """`fn(plain)` with a graph, which may end in what was given alone."""
-    leaves = [x.detach().requires_grad_(x.is_floating_point() or x.is_complex()) for x in given]
+    with temporarily_clear_interpreter_stack():  # no transform lets leaves be made within it
+        leaves = [x.detach().requires_grad_(x.is_floating_point() or x.is_complex()) for x in given]
     order = iter(leaves)
     fresh = pytree.tree_map(lambda x: next(order) if isinstance(x, Tensor) else x, plain)
     with torch.enable_grad():

@@ -34,7 +34,7 @@ from metarun.unroll.inputs import (
 )
 from metarun.unroll.mixed_check import checked_mixed
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
-from metarun.unroll.proof import check_differentiable
+from metarun.unroll.proof import check_differentiable, check_unwritten, versions_of
 from metarun.unroll.recompute import Pullback, by_reverse, distinct, recomputed, tensor_leaves
 from metarun.unroll.recorded_loss import RecordedLoss
 from metarun.unroll.right_derivatives import right_to_order, within_another
@@ -181,7 +181,9 @@ class _Path(NamedTuple):
         observed = [] if self.observe is None else [self.observe(params)]
         for step in steps:
             before = params, state
+            versions = [] if losses else versions_of(params)
             params, state, loss = self.take(params, state, step, remember)
+            check_unwritten(before[0], versions)
             if remember == "reverse" and not losses and torch.is_grad_enabled():
                 inputs = (*before, self.context, self.hyper_at(step))
                 check_differentiable(params, inputs, self.loss_fn, params)

@@ -7,9 +7,31 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from metarun.unroll.advice import explained
+from metarun.unroll.advice import UnsuitableModel, explained
 from metarun.unroll.closure import layout_of, met_with
 from metarun.unroll.recompute import tensor_leaves
+
+
+def versions_of(params: dict[str, Tensor]) -> list[int]:
+    """How often each parameter has been written on; nothing where that cannot be known."""
+    if torch.compiler.is_compiling() or any(p.is_inference() for p in params.values()):
+        return []
+    return [p._version for p in params.values()]
+
+
+def check_unwritten(params: dict[str, Tensor], versions: list[int]) -> None:
+    """Refuse a loss that has written on the parameters since `versions_of`.
+
+    Raises:
+        UnsuitableModel: it names the first such parameter.
+    """
+    for (name, p), version in zip(params.items(), versions, strict=False):
+        if p._version != version:
+            raise UnsuitableModel(
+                f"the inner loss writes on the parameter {name} that it is given, and so changes "
+                "where the unroll starts (an embedding with max_norm does: build it without, and "
+                "normalise what it gives): let it work on a clone"
+            )
 
 
 def check_differentiable(step: Any, inputs: Any, loss: Any, params: dict[str, Tensor]) -> None:

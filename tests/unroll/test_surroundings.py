@@ -18,6 +18,7 @@ from metarun.unroll import (
     Checkpoint,
     Evolution,
     RecordedLoss,
+    meta_gradient,
     recorded,
     sgd,
     unroll,
@@ -235,6 +236,25 @@ def test_each_mode_leaves_the_surroundings_of_reverse(name: str, gradient: Any) 
     assert states[0][0] == states[1][0]
     if exact:
         torch.testing.assert_close(states[0][1:], states[1][1:], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gradient", EXACT, ids=str)
+@pytest.mark.parametrize("name", ["running buffer", "within another", "counter"])
+def test_mapped_tasks_find_what_reverse_finds(name: str, gradient: Any) -> None:
+    def run(mode: Any) -> Any:
+        model = MODULES[name]()
+
+        def task_loss(meta: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+            def loss(p: dict[str, Tensor], step: int, x: Tensor) -> Tensor:
+                return functional_call(model, p, (x,)).cos().mean()
+
+            end = unroll(loss, dict(meta), sgd(0.3), 3, context=x, gradient=mode)
+            return outer_loss(end.params.values()), end.losses
+
+        start = {n: p.detach() for n, p in model.named_parameters()}
+        return meta_gradient(task_loss, start, torch.stack([X, X.sin()]), "vmap")
+
+    torch.testing.assert_close(run(gradient), run("reverse"), rtol=1e-10, atol=1e-12)
 
 
 def test_recorded_steps_are_not_recorded_where_they_change_something() -> None:
