@@ -52,10 +52,6 @@ _ADVICE = {
         "the loss fills a tensor that all tasks share with random numbers: make it from one of the "
         "task's own (torch.rand_like(x), x.new_empty(…)), or " + _LOOP
     ),
-    r"access data pointer": (
-        "the loss hands a tensor to numpy or to Python (.numpy(), .tolist()), which torch.func "
-        "does not allow, detached or not: use torch's operations"
-    ),
     r"randomness error mode": (
         "the loss draws random numbers under torch.func.vmap: give vmap "
         "randomness='different', as metarun.unroll.map_tasks does"
@@ -84,10 +80,10 @@ _ADVICE = {
         "the loss calls requires_grad_(), retain_grad() or backward() on a tensor of its own: take "
         "derivatives within it by torch.func.grad, or run the model by metarun.higher"
     ),
-    r"data pointer of Tensor that doesn't have storage": (
+    r"access data pointer|data pointer of Tensor that doesn't have storage": (
         "the loss leaves torch: it reads a tensor's numbers (.numpy(), .tolist(), packed "
-        "sequences). Compute with tensors (a mask in place of a packed sequence), or run the model "
-        "by metarun.higher"
+        "sequences), which torch.func does not allow, detached or not. Compute with tensors (a mask "
+        "in place of a packed sequence), or run the model by metarun.higher"
     ),
     r"NestedTensor": (
         "the loss uses nested tensors, which torch.func cannot differentiate: pad them "
@@ -131,6 +127,8 @@ _REASONS = {
 
 def plain_reason(error: BaseException | None) -> str:
     """Why torch could not map or record a function, in a few plain words."""
+    if isinstance(error, UnsuitableModel):
+        error = error.__cause__  # torch's own words: ours name other causes as well
     text = str(error)
     for pattern, reason in _REASONS.items():
         if re.search(pattern, text):
