@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from metarun.checkpoint import VERSION
 from metarun.cli import _options_first
 from metarun.errors import CheckpointError, explain
 from tests.conftest import Metarun
@@ -352,7 +353,7 @@ def test_checkpoints_that_cannot_be_used(metarun: Metarun, tmp_path: Path) -> No
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
     assert "not a checkpoint of metarun" in metarun("eval", "ckpt=foreign.pt", code=1).stderr
     content = torch.load(best, weights_only=True)
-    torch.save(content | {"version": 2}, tmp_path / "newer.pt")
+    torch.save(content | {"version": VERSION + 1}, tmp_path / "newer.pt")
     assert "newer metarun" in metarun("eval", "ckpt=newer.pt", code=1).stderr
     shutil.copytree(tmp_path / "run", tmp_path / "empty")
     shutil.rmtree(tmp_path / "empty" / "checkpoints")
