@@ -20,9 +20,10 @@ from bench.problem import build, config_of
 import metarun.higher
 
 PIXELS = ("data=pixels", "data.channels=1", "data.side=28", "data.classes=4400")
+SINUSOID = ("data=sinusoid", "backbone=mlp")
 CASES = {
-    "sinusoid, MLP 40-40, 25 tasks, 1 step": ("data=sinusoid", "algo.inner_steps=1"),
-    "sinusoid, MLP 40-40, 25 tasks, 5 steps": ("data=sinusoid", "algo.inner_steps=5"),
+    "sinusoid, MLP 40-40, 25 tasks, 1 step": (*SINUSOID, "algo.inner_steps=1"),
+    "sinusoid, MLP 40-40, 25 tasks, 5 steps": (*SINUSOID, "algo.inner_steps=5"),
     "28×28 pixels, conv4-64, 8 tasks, 1 step": (
         *PIXELS, "inner_opt.lr=0.4", "trainer.meta_batch=8", "algo.inner_steps=1"
     ),
