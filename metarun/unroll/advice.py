@@ -82,8 +82,8 @@ _ADVICE = {
     ),
     r"access data pointer|data pointer of Tensor that doesn't have storage": (
         "the loss leaves torch: it reads a tensor's numbers (.numpy(), .tolist(), packed "
-        "sequences), which torch.func does not allow, detached or not. Compute with tensors (a mask "
-        "in place of a packed sequence), or run the model by metarun.higher"
+        "sequences), which torch.func does not allow, detached or not. Compute with tensors (a "
+        "mask in place of a packed sequence), or run the model by metarun.higher"
     ),
     r"NestedTensor": (
         "the loss uses nested tensors, which torch.func cannot differentiate: pad them "
