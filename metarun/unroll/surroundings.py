@@ -281,7 +281,7 @@ def _outside_of(fn: Any, depth: int = 0) -> tuple[list[tuple[Any, str]], list[Pl
         for value in (fn.func, *fn.args, *fn.keywords.values()):
             add(value, "an argument")
     elif isinstance(fn, FunctionType):
-        if fn.__module__.partition(".")[0] in ("torch", "numpy"):
+        if (fn.__module__ or "").partition(".")[0] in ("torch", "numpy"):
             return spaces, cells
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             try:
