@@ -24,6 +24,7 @@ BASE = (
     "backbone=mlp",
     "backbone.hidden=[6]",
     "trainer.meta_batch=3",
+    "trainer.steps=10",  # not so many that the run would be compiled, for a minute
     "task.shot=4",
     "task.query=4",
     "algo.inner_steps=2",
