@@ -257,7 +257,7 @@ def test_a_loss_that_writes_on_its_parameters_is_refused(gradient: Any) -> None:
         return (params["w"] ** 2).sum()
 
     start = {"w": torch.ones(2, dtype=torch.float64, requires_grad=True)}
-    with pytest.raises(UnsuitableModel, match="writes on the parameter w|gives another value"):
+    with pytest.raises(UnsuitableModel, match=r"writes on the parameter w|gives another value"):
         unroll(loss, start, sgd(0.1), 2, gradient=gradient)
 
 
