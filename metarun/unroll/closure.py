@@ -12,6 +12,7 @@ from torch._C import _functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from metarun.unroll.advice import UnsuitableModel
 from metarun.unroll.recompute import RandomState, tensor_leaves
@@ -112,7 +113,8 @@ def check_closure(fn: Callable[[Any], Any], inputs: Any, loss: Any) -> Seen:
         UnsuitableModel: a second evaluation would not be like the first.
     """
     depth = _functorch.maybe_current_level() or 0
-    with temporarily_clear_interpreter_stack(), torch.no_grad():
+    # A recording under way sees nothing of this either.
+    with temporarily_clear_interpreter_stack(), _disable_current_modes(), torch.no_grad():
         plain = plain_values(inputs)
         given = tensor_leaves(plain)
         random_state = RandomState(given)
