@@ -120,9 +120,8 @@ def test_an_algorithm_is_one_and_begins_with_tensors(monkeypatch: pytest.MonkeyP
         setup_with(monkeypatch, "algo", "maml", algorithm(tuple))
     for meta in ({}, {"a": torch.tensor(1)}, {"a": 1.0}, [torch.ones(1)]):
         builder = algorithm(lambda a, meta=meta: a._replace(init=lambda: meta))
-        setup = setup_with(monkeypatch, "algo", "maml", builder)
         with pytest.raises(ConfigError, match=r"init\(\) gives .* floating-point tensors by name"):
-            fresh(setup)
+            setup_with(monkeypatch, "algo", "maml", builder)
 
 
 # ---------------------------------------------------------------- networks and optimizers
