@@ -232,7 +232,7 @@ def checked_algorithm(name: str, algorithm: Any) -> Algorithm:
     def trace(meta: Any, episode: Any) -> Trace:
         return _checked_trace(f"algo={name}: trace(meta, episode)", algorithm.trace(meta, episode))
 
-    return Algorithm(init, loss, trace)
+    return algorithm._replace(init=init, loss=loss, trace=trace)
 
 
 def _is_parameter(name: Any, value: Any) -> bool:

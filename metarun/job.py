@@ -177,5 +177,7 @@ def _as_seen_from_here(directory: Path) -> Path:
 
 
 def _remove_if_empty(directory: Path) -> None:
+    if directory.resolve() == Path.cwd():
+        return  # nobody made it for a run: hydra.run.dir=., or a rank without a directory
     with contextlib.suppress(OSError):  # not empty: it holds another run
         directory.rmdir()

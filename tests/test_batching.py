@@ -135,7 +135,7 @@ def test_what_vmap_cannot_map_is_looped_over(
 
 def test_numpy_is_refused_in_our_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within an inner loss the loop cannot have it either."""
-    with pytest.raises(UnsuitableModel, match=r"\.numpy\(\), \.tolist\(\).* torch's operations"):
+    with pytest.raises(UnsuitableModel, match=r"\.numpy\(\), \.tolist\(\).* Compute with tensors"):
         outcome(setup_of(monkeypatch, Numpy))
 
 

@@ -496,3 +496,12 @@ def test_fewer_inner_steps_in_evaluation_than_in_training_are_told(metarun: Meta
     assert words in metarun(*common, "algo.inner_steps=4").stderr
     told = metarun(*common, "algo.inner_steps=4", "algo.eval_inner_steps=4").stderr
     assert "inner steps in training" not in told
+
+
+def test_the_folder_where_a_command_was_typed_is_never_removed(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    """Not even if it is empty, the run's own, and the run comes to nothing."""
+    done = metarun("train", "data=sinusoid", "hydra.run.dir=.", code=2)
+    assert "conv4 needs images" in done.stderr
+    assert tmp_path.is_dir()

@@ -234,7 +234,7 @@ def test_a_run_whose_result_names_no_score_is_no_trial(
 
 def test_the_objective_of_a_recalled_run_is_its_validation_score(tmp_path: Path) -> None:
     """By the test score, a search would choose by what is to judge its choice."""
-    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "config.yaml").write_text("seed: 1\ntrainer:\n  steps: 8\n")
     (tmp_path / "status.json").write_text('{"status": "completed"}')
     steps = [0.1, 0.95, 0.9]
     test = {
@@ -248,7 +248,7 @@ def test_the_objective_of_a_recalled_run_is_its_validation_score(tmp_path: Path)
         "ranks": 1, "peak_memory_gib": 1.0,
     }  # fmt: skip
     (tmp_path / "result.json").write_text(json.dumps(result))
-    job = Job([], tmp_path, {"seed": 1})
+    job = Job([], tmp_path, {"seed": 1, "trainer": {"steps": 8}})
     for outcome in (_recalled(job), _left_behind(job, "the launcher gave up")):
         assert outcome is not None and outcome.score == 0.6
 

@@ -41,7 +41,9 @@ class Watched(Sinusoids):
 
 
 def watched(task: Any, seed: int, device: torch.device, dtype: torch.dtype) -> Watched:
-    return Watched(shot=task.shot, query=task.query, seed=seed, device=device, dtype=dtype)
+    source = Watched(shot=task.shot, query=task.query, seed=seed, device=device, dtype=dtype)
+    source.identity = "watched"  # else episodes would be drawn for one
+    return source
 
 
 @pytest.fixture(scope="module", autouse=True)

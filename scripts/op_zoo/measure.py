@@ -101,6 +101,23 @@ def _flat(outputs: Any) -> Tensor:
     return torch.cat([leaf.double() for leaf in found])
 
 
+def _draws(fn: Callable[[Params], Any], params: Params, flat: Tensor) -> bool:
+    """Whether an operation draws random numbers, be it from a seed that it sets itself."""
+
+    def of_task(task: Tensor) -> Tensor:
+        return _flat(fn(params)) + 0 * task
+
+    with torch.no_grad():
+        torch.manual_seed(1)
+        if not torch.equal(_flat(fn(params)), flat):
+            return True
+        try:
+            one, other = torch.func.vmap(of_task, randomness="different")(torch.zeros(2))
+        except Exception:  # which the derivative itself will meet
+            return False
+        return not torch.equal(one, other)
+
+
 class Problem:
     """An unroll through an operation: start, loss, rate, what is asked of its end, direction."""
 
@@ -124,9 +141,7 @@ class Problem:
             raise Unusable("it is not finite here")
         if self.scale < 1e-8:  # zero up to rounding
             self.scale = 1.0
-        torch.manual_seed(1)
-        with torch.no_grad():
-            self.random = not torch.equal(_flat(case.fn(self.start)), flat)
+        self.random = _draws(case.fn, self.start, flat)
         leaves = {name: p.clone().requires_grad_() for name, p in self.start.items()}
         torch.manual_seed(0)
         value = self.loss(leaves, 0, torch.zeros((), dtype=torch.float64))
