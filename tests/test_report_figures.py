@@ -17,6 +17,7 @@ from scipy import stats
 
 from metarun.compose import composed, register_schemas
 from metarun.config import NEUTRAL_KEYS, flat
+from metarun.data.identity import SAMPLED
 from metarun.reporting.content import report_on
 from metarun.reporting.gather import gather
 from metarun.reporting.groups import Board, boards, unique
@@ -260,6 +261,31 @@ def test_runs_of_the_same_data_in_different_folders_are_compared(
     report, _ = report_on([tmp_path / "runs"])
     assert len(report.sections) == 1
     assert not any(folder in markdown(report) for folder in ("/scratch", "/home"))
+
+
+def test_runs_of_the_same_settings_on_other_data_are_kept_apart(make: Make, tmp_path: Path) -> None:
+    """A folder's content may change between two runs; settings cannot tell."""
+    ours, theirs = "sha256:0123456789abcdef0123", "sha256:fedcba98765432100123"
+    make("runs/a", seed=0, value=0.9, data_identity=ours, settings={"data.root": "/a"})
+    make("runs/b", seed=1, value=0.8, data_identity=ours, settings={"data.root": "/b"})
+    make("runs/c", seed=2, value=0.3, data_identity=theirs, settings={"data.root": "/b"})
+    make("runs/d", seed=3, value=0.1)
+    found, _ = compared(tmp_path / "runs")
+    assert [[run.seed for run in board.groups[0].runs] for board in found] == [[0, 1], [2], [3]]
+    ends = ("content=sha256:0123456789ab", "content=sha256:fedcba987654", "content=not known")
+    assert [board.title.endswith(end) for board, end in zip(found, ends, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("known", [None, f"{SAMPLED}12/0.5/0.25"])
+def test_runs_of_one_known_content_are_compared_with_those_that_do_not_tell_theirs(
+    make: Make, tmp_path: Path, known: str | None
+) -> None:
+    """Runs of earlier versions, and identities that change with the seed."""
+    make("runs/a", seed=0, data_identity="sha256:0123456789abcdef0123")
+    make("runs/b", seed=1, data_identity=known)
+    make("runs/c", seed=2, data_identity=known and known.replace("12/", "13/"))
+    (board,), _ = compared(tmp_path / "runs")
+    assert len(board.groups[0].runs) == 3 and "content" not in board.title
 
 
 def test_no_two_boards_have_the_same_title_nor_two_groups_the_same_label(

@@ -24,6 +24,7 @@ LARGEST = 2**26  # bytes of a file that is read whole
 LARGEST_CONFIG = 2**17  # bytes; real ones have three thousand, and the parser takes its time
 SWEEP = "sweep.json"
 RECORDS = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
+SAMPLED = "episodes:"  # before the identity of data that is taken from episodes
 OWN_FOLDERS = ("checkpoints", "tb", "wandb")  # of a run: no other run is in there
 
 
@@ -39,6 +40,7 @@ class Figures:
         scores: mean score by inner step, from before the first; NaN where it is not finite.
         losses: likewise, the query loss.
         validation: the best validation score, whose model was tested.
+        content: which data it saw, briefly; None if that is not known.
     """
 
     score: str
@@ -51,6 +53,7 @@ class Figures:
     device: str
     train_seconds: float
     peak_memory_gib: float
+    content: str | None = None
 
 
 @dataclass(frozen=True)
@@ -256,11 +259,22 @@ def _test(path: Path, settings: dict[str, Any]) -> Figures:
             device=clean(str(result["device"])),
             train_seconds=_bounded(result["train_seconds"]),
             peak_memory_gib=_bounded(result["peak_memory_gib"]),
+            content=_content(result.get("data_identity")),
         )
     except KeyError as error:
         raise ValueError(f"result.json lacks {error}") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"result.json holds no finite figures: {error}") from error
+
+
+def _content(identity: Any) -> str | None:
+    """An identity in as much of its text as tells it from others.
+
+    One that was taken from episodes says nothing here: it changes with the seed.
+    """
+    if not isinstance(identity, str) or identity.startswith(SAMPLED):
+        return None
+    return clean(identity)[:19]
 
 
 def _number(value: Any) -> float:

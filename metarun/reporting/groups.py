@@ -5,7 +5,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import Any
@@ -19,6 +19,7 @@ from metarun.reporting.gather import LIMIT, Figures, Run
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
 SAME_TASK = ("data.", "task.")
 """Settings that say what is solved; scores can be compared where they agree."""
+CONTENT = "data.content"  # stands for what the data are, where settings do not tell
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def boards(runs: Iterable[Run]) -> tuple[list[Board], list[str]]:
     """
     notes = []
     seeds: dict[str, dict[int, Run]] = defaultdict(dict)
-    completed = [run for run in runs if run.test is not None]
+    completed = _told_apart([run for run in runs if run.test is not None])
     for run in completed:
         group = seeds[_key([group_settings(run), _score(run)])]
         if (first := group.get(run.seed)) is not None:
@@ -173,6 +174,26 @@ def boards(runs: Iterable[Run]) -> tuple[list[Board], list[str]]:
         by_task[_key([task_settings(members[0]), _score(members[0])])].append(members)
     titles = _titles([groups[0][0] for groups in by_task.values()])
     return [_board(t, g) for t, g in zip(titles, by_task.values(), strict=True)], notes
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with the content of their data as a setting where it is all that differs.
+
+    The same settings can be of other data: a folder has changed, or `data.root` is another one.
+    """
+    contents: dict[str, set[str | None]] = defaultdict(set)
+    for run in runs:
+        contents[_key(task_settings(run))].add(_content(run))
+    return [
+        replace(run, settings=run.settings | {CONTENT: _content(run) or "not known"})
+        if len(contents[_key(task_settings(run))] - {None}) > 1
+        else run
+        for run in runs
+    ]
+
+
+def _content(run: Run) -> str | None:
+    return run.test.content if run.test is not None else None
 
 
 def group_settings(run: Run) -> dict[str, Any]:
