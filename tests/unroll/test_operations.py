@@ -1,5 +1,6 @@
 """Operations whose derivatives torch gets wrong: right here, or refused."""
 
+import contextlib
 import json
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn.utils import parametrizations
+from torch.overrides import TorchFunctionMode
 
 import metarun.unroll.higher as higher
 from metarun.unroll import (
@@ -21,6 +23,7 @@ from metarun.unroll import (
     multi,
     newton,
     recorded,
+    right_derivatives,
     sgd,
     unroll,
 )
@@ -697,3 +700,49 @@ def test_the_page_states_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = {way[0] for found in kept["operations"].values() for way in found.values()}
     assert "wrong" not in verdicts
     assert len(kept["operations"]) == kept["expected"] > 700, "a part of a pass is no table"
+
+
+PLAIN_MODULES: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (nn.Linear(4, 2), (3, 4)), (nn.Conv1d(2, 2, 3), (1, 2, 5)), (nn.Conv2d(2, 2, 3), (1, 2, 5, 5)),
+    (nn.Conv3d(2, 2, 3), (1, 2, 5, 5, 5)), (nn.Identity(), (3,)), (nn.Flatten(), (3, 2, 2)),
+    (nn.Dropout(), (3, 4)), (nn.BatchNorm1d(4), (3, 4)), (nn.BatchNorm2d(4), (3, 4, 2, 2)),
+    (nn.BatchNorm3d(4), (3, 4, 2, 2, 2)), (nn.LayerNorm(4), (3, 4)), (nn.GroupNorm(2, 4), (3, 4)),
+    *((kind(), (3, 4)) for kind in (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU)),
+    *((kind(), (3, 4)) for kind in (nn.Softplus, nn.Sigmoid, nn.Tanh)),
+    (nn.MaxPool2d(2), (1, 2, 4, 4)), (nn.AvgPool2d(2), (1, 2, 4, 4)),
+    (nn.AdaptiveAvgPool2d(1), (1, 2, 4, 4)),
+]  # fmt: skip
+
+
+def test_modules_that_leave_the_context_call_nothing_that_is_wrong() -> None:
+    called = []
+
+    class Listening(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            called.append(func)
+            return func(*args, **(kwargs or {}))
+
+    assert {type(module) for module, _ in PLAIN_MODULES} == right_derivatives.RIGHT_MODULES
+    for module, shape in PLAIN_MODULES:
+        for training in (True, False):
+            with Listening():
+                module.train(training)(torch.randn(shape))
+    assert called and not [fn for fn in called if fn in RightDerivatives(2).table]
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_only_the_context_of_second_order_steps_aside(order: int) -> None:
+    """The fused layer norm is wrong at the third: there every module stays in the context."""
+    seen = []
+    forward = right_derivatives.aside(lambda: seen.append(torch._C._len_torch_function_stack()))
+    with RightDerivatives(order):
+        forward()
+        assert torch._C._len_torch_function_stack() == 1, "it is put back"
+    forward()
+    assert seen == [order - 2, 0]
+    raising = right_derivatives.aside(lambda: 1 / 0)
+    with RightDerivatives(order), contextlib.suppress(ZeroDivisionError):
+        raising()
+    assert torch._C._len_torch_function_stack() == 0

@@ -76,7 +76,8 @@ class FastWeights:
                 f"the model has {len(self.places)} parameters, not {len(params)}: "
                 f"{', '.join(self.names)}"
             )
-        self.check()
+        if self.history:  # else nobody has had the modules yet
+            self.check()
         self.place(params)
         if self.track:
             self.history.append(params)

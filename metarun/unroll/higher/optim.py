@@ -132,7 +132,10 @@ class DifferentiableSGD(_Translated):
             if grad is not None:
                 if not plain:
                     grad = decayed_gradient(signed(grad, group["maximize"]), params[i], decay)
-                params[i] = params[i] - lr * grad
+                if isinstance(lr, Tensor):
+                    params[i] = params[i] - lr * grad
+                else:  # one operation, as in torch's step
+                    params[i] = params[i].sub(grad, alpha=lr)
 
 
 class DifferentiableAdam(_Translated):

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from metarun.unroll.higher.fast_weights import FastWeights
 from metarun.unroll.higher.guards import guarded_call, without_cudnn
 from metarun.unroll.higher.originals import Watched
+from metarun.unroll.right_derivatives import RIGHT_MODULES, aside
 
 
 class PatchedModule(nn.Module):
@@ -200,6 +201,8 @@ def patched_class(kind: Any, base: type[PatchedModule]) -> type:
         forward = _with_fresh_statistics(forward)
     if issubclass(kind, nn.RNNBase):
         forward = _without_cudnn(forward)
+    if kind in RIGHT_MODULES:
+        forward = aside(forward)
     plain = kind.__call__ is nn.Module.__call__  # then `_call_impl` is what it leads to
     namespace = {
         "__module__": kind.__module__,
