@@ -37,12 +37,16 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1
     if is_out_of_memory(error):
         return f"out of memory: {_first_line(error)}. {_LESS_MEMORY}", 1
-    if type(error).__name__ == "UnsuitableModel":  # of the unroll, which has no MetarunError
+    if _ABOUT_MODELS & {kind.__name__ for kind in type(error).__mro__}:
         return printable(str(error)), 1
     # a defect of ours: still one line, and where to find more
     hint = "METARUN_DEBUG=1 shows where"
     return f"unexpected {type(error).__name__}: {printable(str(error))} ({hint})", 1
 
+
+_ABOUT_MODELS = {"UnsuitableModel", "ClosureError", "WrongDerivative"}
+"""Errors of the unroll that say what to change in a model. They are no MetarunErrors: the unroll
+is a library of its own."""
 
 _LESS_MEMORY = (
     "A smaller engine.chunk, trainer.meta_batch, task.query or backbone needs less, as does "

@@ -87,3 +87,60 @@ def test_a_module_that_fails_says_why(
     assert f"cannot import the plugin 'bad': {reason}" in said
     said = config(metarun, "nowhere", code=2)
     assert f"a plugin is an installed module or a file in {tmp_path}" in said
+
+
+ODD = """
+from dataclasses import dataclass
+import torch
+import torch.nn.functional as F
+from torch import nn
+from metarun.components import register
+
+@dataclass
+class OddConfig:
+    name: str = "odd"
+    what: str = ""
+
+outside = torch.ones(1, requires_grad=True)
+odd = {
+    "constant": lambda x: torch.special.bessel_j0(x),
+    "renormed": lambda x: F.embedding((x > 0).long()[:, 0], torch.eye(2), max_norm=1.0) * x,
+    "outside": lambda x: outside * x,
+    "second": lambda x: F.hardsigmoid(x),
+}
+
+class Odd(nn.Module):
+    batch_norm = "none"
+
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.body = what, nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.body(x) + odd[self.what](self.body(x)).sum()
+
+register("backbone", "odd", OddConfig, lambda shape, outputs, what: Odd(what))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("constant", "bessel_j0 for a constant"),
+        ("renormed", "max_norm"),
+        ("outside", "requires gradients"),
+        ("second", "hardsigmoid"),
+    ],
+)
+def test_what_a_network_cannot_do_is_told_without_surprise(
+    metarun: Metarun, tmp_path: Path, what: str, message: str
+) -> None:
+    """The words of the unroll are meant for whoever wrote the network."""
+    (tmp_path / "odd.py").write_text(ODD)
+    done = metarun(
+        "train", "data=sinusoid", "+plugins=[odd]", "backbone=odd", f"backbone.what={what}",
+        "engine.gradient=checkpoint", "trainer.steps=2", "engine.compile=none",
+        "trainer.eval_episodes=4", "trainer.test_episodes=4", code=1,
+    )  # fmt: skip
+    told = [line for line in done.stderr.splitlines() if line.startswith("metarun: ")]
+    assert message in told[0] and "unexpected" not in done.stderr

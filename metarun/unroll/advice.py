@@ -140,6 +140,10 @@ class UnsuitableModel(RuntimeError):
     """A model does what cannot be unrolled or mapped over tasks; the message says what to do."""
 
 
+class WrongDerivative(ValueError):
+    """torch's derivative of an operation would be wrong; the message says what to use instead."""
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Add advice to errors of torch inside the block whose cause is known."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarun.unroll.advice import explained
 from metarun.unroll.graph_check import refuse_wrong_derivatives
 from metarun.unroll.optim.base import Derivatives, Params
 
@@ -95,7 +96,8 @@ class _OfValue:
         if loss.requires_grad:
             refuse_wrong_derivatives(loss, params.values(), order=2)
             leaves = tuple(params.values())
-            gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+            with explained():
+                gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
         unused = [n for n, g in zip(params, gradients, strict=True) if g is None]
         if unused:
             raise ValueError(f"the loss does not depend on {', '.join(unused)}")
@@ -127,9 +129,10 @@ class _OfValue:
         if not pairs:
             return tuple(torch.zeros_like(p) for p in params)
         gradients, vectors = zip(*pairs, strict=True)
-        return torch.autograd.grad(
-            gradients, params, vectors, create_graph=True, materialize_grads=True
-        )
+        with explained():
+            return torch.autograd.grad(
+                gradients, params, vectors, create_graph=True, materialize_grads=True
+            )
 
 
 def _at_least_1d(p: Tensor) -> Tensor:

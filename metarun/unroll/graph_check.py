@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from metarun.unroll.advice import WrongDerivative
+
 _SECOND = {"WeightNormInterfaceBackward0": "weight_norm", "LinalgDetBackward0": "det"}
 _NORMS = {
     "CdistBackward0": "cdist",
@@ -29,7 +31,7 @@ def refuse_wrong_derivatives(loss: Tensor, params: Iterable[Tensor], order: int)
         order: up to which derivative the loss will be differentiated, 2 or 3.
 
     Raises:
-        ValueError: it has an operation whose derivative of that order is wrong.
+        WrongDerivative: it has an operation whose derivative of that order is wrong.
     """
     wrong = _SECOND if order < 3 else _SECOND | _NORMS
     seen = {p.grad_fn for p in params if p.grad_fn is not None}
@@ -42,7 +44,7 @@ def refuse_wrong_derivatives(loss: Tensor, params: Iterable[Tensor], order: int)
         learned_power = node.name() == "PowBackward1" and node.next_functions[1][0] is not None
         if node.name() in wrong or learned_power:
             name = "pow by a learned exponent" if learned_power else wrong[node.name()]
-            raise ValueError(
+            raise WrongDerivative(
                 f"torch's derivatives of {name} are wrong at order {order}, which this optimizer "
                 f"needs: compute the loss within `with metarun.unroll.RightDerivatives():`, which "
                 "writes it out"

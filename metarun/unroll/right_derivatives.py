@@ -31,9 +31,11 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.overrides import TorchFunctionMode
 
+from metarun.unroll.advice import WrongDerivative
 from metarun.unroll.written_functions import (
     cdist,
     det,
+    det_of,
     float_power,
     power,
     weight_norm,
@@ -95,6 +97,10 @@ class RightDerivatives(TorchFunctionMode):
     ) -> Any:
         replacement = self.table.get(func)
         if replacement is not None:
+            if kwargs and "out" in kwargs:
+                if kwargs["out"] is not None:  # which torch does not differentiate
+                    return func(*args, **kwargs)
+                kwargs = {key: value for key, value in kwargs.items() if key != "out"}
             func = replacement
         return func(*args, **kwargs) if kwargs else func(*args)
 
@@ -139,14 +145,17 @@ def within_another() -> bool:
 
 
 def cdist_of_tasks(
-    x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary"
+    x1: Tensor,
+    x2: Tensor,
+    p: float = 2.0,
+    compute_mode: str = "use_mm_for_euclid_dist_if_necessary",
 ) -> Tensor:
     """`torch.cdist`, written out where tasks are mapped by vmap.
 
     There torch's second derivative is wrong where a distance is zero, as that of a prototype
     from itself.
     """
-    return cdist(x, y, p) if _mapped() else torch.cdist(x, y, p, compute_mode)
+    return cdist(x1, x2, p) if _mapped() else torch.cdist(x1, x2, p, compute_mode)
 
 
 def _mapped() -> bool:
@@ -165,7 +174,7 @@ def embedding(
     """`F.embedding` without `max_norm`.
 
     Raises:
-        ValueError: `max_norm` is given.
+        WrongDerivative: `max_norm` is given.
     """
     _refuse_max_norm(max_norm)
     return F.embedding(input, weight, padding_idx, None, *rest, **options)
@@ -182,7 +191,7 @@ def embedding_bag(
     """`F.embedding_bag` without `max_norm`.
 
     Raises:
-        ValueError: `max_norm` is given.
+        WrongDerivative: `max_norm` is given.
     """
     _refuse_max_norm(max_norm)
     return F.embedding_bag(input, weight, offsets, None, *rest, **options)
@@ -190,7 +199,7 @@ def embedding_bag(
 
 def _refuse_max_norm(max_norm: float | None) -> None:
     if max_norm is not None:
-        raise ValueError(
+        raise WrongDerivative(
             "an embedding with max_norm changes its weight in place, and no derivative sees that: "
             "build it without max_norm, and shorten its rows in the loss by torch.renorm"
         )
@@ -200,7 +209,7 @@ def _max_unpool(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A `F.max_unpool…d` for windows that do not overlap.
 
     Raises, when it is called:
-        ValueError: they do. Two maxima may then be the same element, of whose two values one
+        WrongDerivative: they do. Two maxima may then be the same element, of whose two values one
             counts; torch's gradient takes both.
     """
 
@@ -210,7 +219,7 @@ def _max_unpool(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if stride is not None and stride != []:
             kernels, strides = (_as_tuple(size) for size in (kernel_size, stride))
             if any(step < kernel for step in strides for kernel in kernels):
-                raise ValueError(
+                raise WrongDerivative(
                     f"max_unpool with windows that overlap (kernel_size={kernel_size}, "
                     f"stride={stride}) has wrong gradients in torch: choose a stride that is not "
                     "below the kernel's size, or scatter_add the values"
@@ -233,7 +242,7 @@ def _refused(name: str, instead: str, unless_mapped: Any = None) -> Callable[...
     def refuse(*args: Any, **kwargs: Any) -> Any:
         if unless_mapped is not None and not _mapped():
             return unless_mapped(*args, **kwargs)
-        raise ValueError(
+        raise WrongDerivative(
             f"torch's derivatives of {name}, as it is called here, are wrong at the order that is "
             f"needed: use {instead}"
         )
@@ -246,7 +255,7 @@ def _constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def refuse(*args: Any, **kwargs: Any) -> Tensor:
         if any(isinstance(x, Tensor) and x.requires_grad for x in args):
-            raise ValueError(
+            raise WrongDerivative(
                 f"torch takes {function.__name__} for a constant, since it has no derivative of "
                 "it: detach its argument if that is meant, or write the function out"
             )
@@ -272,9 +281,9 @@ def _kernels() -> Iterator[tuple[str, Any]]:
 _SECOND: Table = {
     torch._weight_norm: weight_norm,
     torch._weight_norm_interface: weight_norm_interface,
-    torch.det: det,
+    torch.det: det_of,
     torch.linalg.det: det,
-    Tensor.det: det,
+    Tensor.det: det_of,
     torch.cdist: cdist_of_tasks,
     torch.pow: power,
     Tensor.pow: power,

@@ -1,6 +1,6 @@
 """Functions of torch written out in operations whose derivatives are right at every order.
 
-Each has the value of the function that it stands for, up to rounding.
+Each has the value of the function that it stands for, up to rounding, and its names of arguments.
 """
 
 from typing import Any
@@ -34,6 +34,11 @@ def weight_norm_interface(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, T
 
 MOST_ROWS = 16
 """Of matrices whose determinant has right derivatives where it is zero."""
+
+
+def det_of(input: Tensor) -> Tensor:
+    """`torch.det`, which is `torch.linalg.det` with another name of its argument."""
+    return det(input)
 
 
 def det(A: Tensor) -> Tensor:
@@ -80,33 +85,35 @@ def _polynomial(A: Tensor) -> Tensor:
     return X[..., 0, 0] if rows % 2 else -X[..., 0, 0]
 
 
-def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
+def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
     """`torch.cdist`, distances of rows; Euclidean ones have a zero derivative where one is zero.
 
     Args:
-        x, y: (..., N, D) and (..., M, D).
+        x1, x2: (..., N, D) and (..., M, D).
     """
-    differences = x[..., :, None, :] - y[..., None, :, :]
+    differences = x1[..., :, None, :] - x2[..., None, :, :]
     if p == 2:
         return safe_sqrt(differences.square().sum(-1))
     distances: Tensor = torch.linalg.vector_norm(differences, p, dim=-1)
     return distances
 
 
-def power(x: Any, exponent: Any) -> Tensor:
+def power(input: Any, exponent: Any) -> Tensor:
     """`torch.pow`, whose derivatives at exponents of 0, 1, … are those at any other.
 
     torch's are zero where the exponent is zero, and by that what comes of deriving them by the
     exponent.
     """
-    if not (isinstance(x, Tensor) and isinstance(exponent, Tensor) and exponent.requires_grad):
-        return torch.pow(x, exponent)
-    positive = x > 0
-    by_logarithm = (exponent * torch.where(positive, x, 1.0).log()).exp()
-    return torch.where(positive, by_logarithm, torch.pow(torch.where(positive, 1.0, x), exponent))
+    if not (isinstance(input, Tensor) and isinstance(exponent, Tensor) and exponent.requires_grad):
+        return torch.pow(input, exponent)
+    positive = input > 0
+    by_logarithm = (exponent * torch.where(positive, input, 1.0).log()).exp()
+    return torch.where(
+        positive, by_logarithm, torch.pow(torch.where(positive, 1.0, input), exponent)
+    )
 
 
-def float_power(x: Any, exponent: Any) -> Tensor:
+def float_power(input: Any, exponent: Any) -> Tensor:
     """`torch.float_power`."""
-    given = (v.double() if isinstance(v, Tensor) else v for v in (x, exponent))
+    given = (v.double() if isinstance(v, Tensor) else v for v in (input, exponent))
     return power(*given)

@@ -12,33 +12,35 @@ from torch import Tensor
 
 
 def layer_norm(
-    x: Tensor,
+    input: Tensor,
     normalized_shape: Any,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *_: Any,
+    **__: Any,
 ) -> Tensor:
     """`torch.layer_norm`."""
     dims = list(range(-len(tuple(normalized_shape)), 0))
-    return _affine(_standardised(x, dims, eps), weight, bias)
+    return _affine(_standardised(input, dims, eps), weight, bias)
 
 
 def group_norm(
-    x: Tensor,
+    input: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *_: Any,
+    **__: Any,
 ) -> Tensor:
     """`torch.group_norm` of (examples, channels, …)."""
-    groups = x.reshape(x.shape[0], num_groups, -1)
-    return _by_channel(_standardised(groups, [-1], eps).reshape(x.shape), weight, bias)
+    groups = input.reshape(input.shape[0], num_groups, -1)
+    return _by_channel(_standardised(groups, [-1], eps).reshape(input.shape), weight, bias)
 
 
 def batch_norm(
-    x: Tensor,
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -50,17 +52,17 @@ def batch_norm(
     """`F.batch_norm` of (examples, channels, …)."""
     if not training:
         assert running_mean is not None and running_var is not None
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        x = (x - running_mean.view(shape)) * (running_var.view(shape) + eps).rsqrt()
-        return _by_channel(x, weight, bias)
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        input = (input - running_mean.view(shape)) * (running_var.view(shape) + eps).rsqrt()
+        return _by_channel(input, weight, bias)
     if running_mean is not None:
-        F.batch_norm(x.detach(), running_mean, running_var, None, None, True, momentum, eps)
-    dims = [0, *range(2, x.dim())]
-    return _by_channel(_standardised(x, dims, eps), weight, bias)
+        F.batch_norm(input.detach(), running_mean, running_var, None, None, True, momentum, eps)
+    dims = [0, *range(2, input.dim())]
+    return _by_channel(_standardised(input, dims, eps), weight, bias)
 
 
 def instance_norm(
-    x: Tensor,
+    input: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
     weight: Tensor | None = None,
@@ -71,20 +73,20 @@ def instance_norm(
 ) -> Tensor:
     """`F.instance_norm` of (examples, channels, …)."""
     if not use_input_stats:
-        return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     if running_mean is not None:
-        F.instance_norm(x.detach(), running_mean, running_var, None, None, True, momentum, eps)
-    return _by_channel(_standardised(x, list(range(2, x.dim())), eps), weight, bias)
+        F.instance_norm(input.detach(), running_mean, running_var, None, None, True, momentum, eps)
+    return _by_channel(_standardised(input, list(range(2, input.dim())), eps), weight, bias)
 
 
 def rms_norm(
-    x: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     """`torch.rms_norm`."""
     dims = list(range(-len(tuple(normalized_shape)), 0))
-    least = torch.finfo(x.dtype).eps if eps is None else eps
-    x = x * (x.square().mean(dims, keepdim=True) + least).rsqrt()
-    return x if weight is None else x * weight
+    least = torch.finfo(input.dtype).eps if eps is None else eps
+    input = input * (input.square().mean(dims, keepdim=True) + least).rsqrt()
+    return input if weight is None else input * weight
 
 
 def _standardised(x: Tensor, dims: list[int], eps: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 import metarun.higher as higher
 from metarun.errors import explain
-from metarun.unroll import Checkpoint, Truncated, meta_gradient, newton, sgd, unroll
+from metarun.unroll import Checkpoint, Truncated, meta_gradient, multi, newton, sgd, unroll
 from metarun.unroll.advice import UnsuitableModel
 
 # torch's own, of slow paths, and ours of mixed mode that falls back: not what is tested here.
@@ -136,6 +136,16 @@ def test_newton_names_it_too(name: str) -> None:
     make, message = ONCE[name]
     with advised(message):
         meta(make().double(), "reverse", "loop", newton(damping=1.0))
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_a_step_on_a_loss_that_is_there_names_it_too(name: str) -> None:
+    make, message = ONCE[name]
+    model = make().double()
+    params = weights(model)
+    loss = loss_of(model)(params, 0, TASKS[0])
+    with advised(message):
+        multi.Newton(damping=1.0).get_step(loss, params)
 
 
 @pytest.mark.parametrize("name", ONCE)

@@ -746,3 +746,48 @@ def test_only_the_context_of_second_order_steps_aside(order: int) -> None:
     with RightDerivatives(order), contextlib.suppress(ZeroDivisionError):
         raising()
     assert torch._C._len_torch_function_stack() == 0
+
+
+V = {name: torch.rand(2, 3, dtype=F64) + 0.5 for name in ("x", "y")}
+S = torch.rand(3, 3, dtype=F64)
+E = torch.full((2, 3), 2.0, dtype=F64, requires_grad=True)
+CALLS: dict[str, Callable[[], Tensor]] = {
+    "pow": lambda: torch.pow(input=V["x"], exponent=E),
+    "pow of a number": lambda: torch.pow(2.0, exponent=E),
+    "Tensor.pow": lambda: V["x"].pow(exponent=E),
+    "pow, no out": lambda: torch.pow(V["x"], E, out=None),
+    "pow, out": lambda: torch.pow(input=V["x"], exponent=E.detach(), out=V["x"].clone()),
+    "float_power": lambda: torch.float_power(input=V["x"], exponent=E),
+    "Tensor.float_power": lambda: V["x"].float_power(exponent=E),
+    "det": lambda: torch.det(input=S),
+    "linalg.det": lambda: torch.linalg.det(A=S),
+    "linalg.det, out": lambda: torch.linalg.det(S, out=torch.zeros((), dtype=F64)),
+    "Tensor.det": lambda: S.det(),
+    "cdist": lambda: torch.cdist(x1=V["x"], x2=V["y"]),
+    "cdist, p": lambda: torch.cdist(V["x"], x2=V["y"], p=3.0),
+    "weight norm": lambda: torch._weight_norm(v=V["x"], g=V["y"][:, :1], dim=0),
+    "embedding": lambda: F.embedding(input=torch.tensor([1]), weight=V["x"]),
+    "embedding bag": lambda: F.embedding_bag(input=torch.tensor([[1]]), weight=V["x"]),
+    "max_unpool": lambda: F.max_unpool1d(
+        input=V["x"][None], indices=torch.tensor([[[0, 2, 4]] * 2]), kernel_size=2
+    ),
+    "F.layer_norm": lambda: F.layer_norm(input=V["x"], normalized_shape=[3], eps=1e-3),
+    "layer_norm": lambda: torch.layer_norm(input=V["x"], normalized_shape=[3], cudnn_enable=False),
+    "F.group_norm": lambda: F.group_norm(input=V["x"], num_groups=3),
+    "group_norm": lambda: torch.group_norm(input=V["x"], num_groups=3, cudnn_enabled=False),
+    "F.batch_norm": lambda: F.batch_norm(
+        input=V["x"], running_mean=None, running_var=None, training=True
+    ),
+    "F.instance_norm": lambda: F.instance_norm(input=V["x"][None], use_input_stats=True),
+    "F.rms_norm": lambda: F.rms_norm(input=V["x"], normalized_shape=[3], eps=1e-6),
+    "rms_norm": lambda: torch.rms_norm(input=V["x"], normalized_shape=[3], eps=1e-6),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("order", [2, 3])
+def test_what_is_written_out_takes_the_arguments_of_torch(name: str, order: int) -> None:
+    """By their names as well, and `out`."""
+    right = CALLS[name]()
+    with RightDerivatives(order):
+        torch.testing.assert_close(CALLS[name](), right)
