@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from metarun import checkpoint
+from metarun.components import BUILDERS
+from metarun.compose import composed, register_schemas
+from metarun.setup import build
+from metarun.trainer import meta_step
+from metarun.training_state import fresh
 from tests.conftest import Metarun
 
 PLUGIN = '''
@@ -146,3 +152,40 @@ def test_beyond_the_limit_the_run_fails(tmp_path: Path, metarun: Metarun) -> Non
     assert "meta-step 8 had a loss or a gradient that is NaN or infinite, as had 2" in failed.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
     assert load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 6
+
+
+class Rooted(nn.Module):
+    """Its output is finite; its derivative by `root` is not."""
+
+    batch_norm = "none"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root, self.body, self.head = (
+            nn.Parameter(torch.ones(1)), nn.Linear(1, 3), nn.Linear(3, 1),
+        )  # fmt: skip
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.body(x)) + (0 * self.root).sqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.features(x))
+        return result
+
+
+def test_a_meta_step_with_a_finite_loss_is_skipped_for_its_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register_schemas()
+    monkeypatch.setitem(BUILDERS["backbone"], "mlp", lambda *_, **__: Rooted())
+    given = ["data=sinusoid", "backbone=mlp", "algo=anil", "trainer.nonfinite=skip"]
+    config = composed("train", [*given, "trainer.meta_batch=2", "engine.compile=none"])
+    setup = build(config, torch.device("cpu"))
+    state = fresh(setup)
+    before = {name: leaf.detach().clone() for name, leaf in state.meta.items()}
+    grads, row = setup.gradient(state.meta, setup.train_tasks.sample(0, 2))
+    assert row[:2].isfinite().all() and not grads["root"].isfinite().all()
+    for step in (1, 2):
+        meta_step(setup, state)
+        assert (state.step, state.skipped) == (step, step)
+    assert_same({name: leaf.detach() for name, leaf in state.meta.items()}, before)
