@@ -89,18 +89,18 @@ class _Copier:  # a class, since functions that call each other would be a cycle
     def fill(self, copy: dict[Any, Any], given: dict[Any, Any]) -> dict[Any, Any]:
         """Put copies of a dict's values into another dict."""
         memo = self.memo
+        copy.update(given)
         for key, value in given.items():
             kind = type(value)
             if kind in _CONSTANTS:
-                copy[key] = value
                 continue
+            number = id(value)
             if kind in _CONTAINERS and not value:  # most of a module's hooks, quickly
-                if id(value) not in memo:
-                    memo[id(value)] = kind()
-                copy[key] = memo[id(value)]
+                twin = memo.get(number)
+                copy[key] = memo.setdefault(number, kind()) if twin is None else twin
                 continue
-            if id(value) in self.index:
-                self.places[self.index[id(value)]].append((copy, key))
+            if number in self.index:
+                self.places[self.index[number]].append((copy, key))
             copy[key] = self.copied(value)
         return copy
 
