@@ -2,8 +2,8 @@
 
 import sys
 
-from metarun.cli import main
-from metarun.lifetime import end_at_once
+from metarun.cli.main import main
+from metarun.system.lifetime import end_at_once
 
 
 def command() -> None:

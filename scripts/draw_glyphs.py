@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metarun.data import glyphs
+from metarun.components.data import glyphs
 
 GAP = 2  # pixels around a drawing
 MIDDLE = 12  # pixels between the two halves of the sheet

@@ -276,7 +276,7 @@ class Fuzz:
 
 def call(words: list[str]) -> int:
     """`metarun <words>` in this process."""
-    from metarun import cli
+    from metarun.cli import main as cli
 
     sys.argv = ["metarun", *words]
     try:
@@ -375,8 +375,8 @@ def settings_of(command: str) -> list[str]:
     """The dotted settings of a command, its groups among them."""
     from omegaconf import OmegaConf
 
-    from metarun import compose
-    from metarun.config import flat
+    from metarun.config import compose
+    from metarun.config.run import flat
 
     settings = OmegaConf.to_container(OmegaConf.structured(compose.composed(command, [])))
     assert isinstance(settings, dict)

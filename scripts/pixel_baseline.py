@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from metarun.data import glyphs, omniglot
-from metarun.data.episodes import ImageEpisodes
-from metarun.evaluation import confidence95
+from metarun.components.data import glyphs, omniglot
+from metarun.episodes.source import ImageEpisodes
+from metarun.training.evaluation import confidence95
 
 
 def main() -> None:

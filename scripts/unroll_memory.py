@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from metarun.backbones.conv4 import Conv4
-from metarun.results import peak_memory_gib
+from metarun.components.backbone.conv4 import Conv4
+from metarun.training.result import peak_memory_gib
 from metarun.unroll import BlockLoss, Checkpoint, Truncated, sgd, unroll
 
 MODES: dict[str, Any] = {

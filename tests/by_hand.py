@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
-from metarun.config import TrainConfig
-from metarun.data.episodes import Episodes, EpisodeSource
+from metarun.config.run import TrainConfig
+from metarun.episodes.source import Episodes, EpisodeSource
 
 
 @dataclass

@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metarun.algos.anil import anil
-from metarun.algos.base import OBJECTIVES, InnerLoop, Problem, accuracy
-from metarun.algos.maml import maml
-from metarun.backbones.conv4 import Conv4
-from metarun.data.episodes import Episodes
+from metarun.components.algo.anil import anil
+from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem, accuracy
+from metarun.components.algo.maml import maml
+from metarun.components.backbone.conv4 import Conv4
+from metarun.episodes.source import Episodes
 from metarun.unroll import Checkpoint, Implicit, Truncated, adam, newton, sgd
 
 WAY, LR = 3, 0.4

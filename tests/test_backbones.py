@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import grad, vmap
 
-from metarun.backbones.conv4 import Conv4
-from metarun.backbones.mlp import MLP
-from metarun.backbones.norm import BatchNorm
+from metarun.components.backbone.conv4 import Conv4
+from metarun.components.backbone.mlp import MLP
+from metarun.components.backbone.norm import BatchNorm
 
 
 def count(model: nn.Module) -> int:

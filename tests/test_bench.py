@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metarun import compose
+from metarun.config import compose
 from tests.conftest import REPO
 
 BENCH = REPO / "scripts" / "bench"

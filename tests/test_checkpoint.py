@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarun import checkpoint
 from metarun.errors import CheckpointError
-from metarun.files import write_atomically
+from metarun.rundir import checkpoint
+from metarun.system.files import write_atomically
 
 
 def content(step: int) -> dict:

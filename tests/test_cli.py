@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarun.checkpoint import VERSION
-from metarun.cli import _options_first
+from metarun.cli.main import _options_first
 from metarun.errors import CheckpointError, explain
+from metarun.rundir.checkpoint import VERSION
 from tests.conftest import Metarun
 
 SHORT = (
@@ -368,8 +368,8 @@ def test_a_plugin_brings_a_backbone_and_a_checkpoint_cannot(
 ) -> None:
     (tmp_path / "my_nets.py").write_text(
         "from dataclasses import dataclass\n"
-        "from metarun.backbones.mlp import MLP\n"
-        "from metarun.components import register\n"
+        "from metarun.components.backbone.mlp import MLP\n"
+        "from metarun.components.build import register\n"
         "@dataclass\n"
         "class WideConfig:\n"
         "    name: str = 'wide'\n"
@@ -389,7 +389,7 @@ def test_a_plugin_brings_a_backbone_and_a_checkpoint_cannot(
 NETS = """
 from dataclasses import dataclass
 from torch import nn
-from metarun.backbones.mlp import MLP
+from metarun.components.backbone.mlp import MLP
 from metarun.components import register
 
 @dataclass

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from metarun.config.inner_schemas import InnerMixedConfig
 from metarun.errors import ConfigError
-from metarun.inner_schemas import InnerMixedConfig
 from tests.conftest import Metarun
 
 SHORT = (

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from metarun.cli import COMMANDS
-from metarun.completion import SHELLS, candidates, main
-from metarun.compose import composed, register_schemas
-from metarun.config import SCHEMAS
+from metarun.cli.completion import SHELLS, candidates, main
+from metarun.cli.help import options, settings
+from metarun.cli.main import COMMANDS
+from metarun.config.compose import composed, register_schemas
+from metarun.config.run import SCHEMAS
 from metarun.errors import ConfigError
-from metarun.help import options, settings
 from tests.conftest import Metarun
 
 register_schemas()

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.algos.base import Algorithm, Trace
-from metarun.algos.maml import maml
-from metarun.components import BUILDERS
-from metarun.compose import composed, register_schemas
-from metarun.config import PLUGIN_OPTIONS
-from metarun.data.ahead import Ahead
-from metarun.data.episodes import Episodes
-from metarun.data.sinusoid import Sinusoids
+from metarun.components.algo.base import Algorithm, Trace
+from metarun.components.algo.maml import maml
+from metarun.components.build import BUILDERS
+from metarun.components.data.sinusoid import Sinusoids
+from metarun.config.compose import composed, register_schemas
+from metarun.config.run import PLUGIN_OPTIONS
+from metarun.episodes.ahead import Ahead
+from metarun.episodes.source import Episodes
 from metarun.errors import ConfigError
-from metarun.setup import Setup, build
-from metarun.trainer import meta_step
-from metarun.training_state import fresh
+from metarun.training.loop import meta_step
+from metarun.training.setup import Setup, build
+from metarun.training.state import fresh
 
 register_schemas()
 TINY = ("data=sinusoid", "backbone=mlp", "backbone.hidden=[4]", "trainer.meta_batch=2")
@@ -30,7 +30,7 @@ def setup_with(
 ) -> Setup:
     """The setup of a tiny run in which a plugin has the place of a component of ours."""
     monkeypatch.setitem(BUILDERS[group], name, builder)
-    monkeypatch.setattr("metarun.components.PLUGIN_OPTIONS", [*PLUGIN_OPTIONS, (group, name)])
+    monkeypatch.setattr("metarun.components.build.PLUGIN_OPTIONS", [*PLUGIN_OPTIONS, (group, name)])
     return build(composed("train", [*TINY, *more]), torch.device("cpu"))
 
 
@@ -102,7 +102,10 @@ TRACES: dict[str, tuple[Any, str]] = {
     "nothing": (Trace(torch.ones(0), torch.ones(0)), r"query_loss is a .* shape \(0,\)"),
     "different lengths": (Trace(torch.ones(2), torch.ones(3)), "has 2 values and query_score 3"),
     "numbers": (Trace(1.0, 2.0), "query_loss is 1.0, of type float"),  # type: ignore[arg-type]
-    "a pair": ((torch.ones(1), torch.ones(1)), r"must give a metarun\.algos\.base\.Trace"),
+    "a pair": (
+        (torch.ones(1), torch.ones(1)),
+        r"must give a Trace of metarun\.components\.algo\.base",
+    ),
 }
 
 
@@ -244,7 +247,7 @@ SOURCES: dict[str, tuple[Callable[..., Any], str]] = {
     "outputs": (source(outputs=2.0), r"outputs=2\.0: must be 1 or more"),
     "a shape": (source(input_shape=1), r"input_shape=1: must be a tuple"),
     "an identity": (source(identity=3), "identity=3, of type int: must be a text"),
-    "a list": (source(list), "a value of type list: it must give metarun.data.episodes.Episodes"),
+    "a list": (source(list), "a value of type list: it must give metarun.episodes.source.Episodes"),
     "a plain tuple": (source(tuple), "or a NamedTuple that begins with support_x"),
     "fewer tasks": (
         source(lambda e: Episodes(*(part[:1] for part in e))),

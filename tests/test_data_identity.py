@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarun.data.identity import identity_of, same_data
-from metarun.data.sinusoid import Sinusoids
-from metarun.data.store import ClassStore, cached, from_equal_classes, select_classes
-from metarun.data.store import with_rotations as rotated
+from metarun.components.data.sinusoid import Sinusoids
+from metarun.episodes.identity import identity_of, same_data
+from metarun.episodes.store import ClassStore, cached, from_equal_classes, select_classes
+from metarun.episodes.store import with_rotations as rotated
 from tests.conftest import Metarun
 
 PLUGIN = '''
@@ -18,9 +18,9 @@ PLUGIN = '''
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from metarun.components import image_episodes, register
-from metarun.data.store import from_equal_classes
-from metarun.data.sinusoid import Sinusoids
+from metarun.components.build import image_episodes, register
+from metarun.episodes.store import from_equal_classes
+from metarun.components.data.sinusoid import Sinusoids
 
 @dataclass
 class FolderConfig:

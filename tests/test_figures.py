@@ -13,11 +13,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from metarun import checkpoint, eval, train
-from metarun.components import BUILDERS, build_data, image_episodes
-from metarun.compose import composed, register_schemas
-from metarun.config import TrainConfig
-from metarun.data.store import ClassStore, from_equal_classes
+from metarun.cli import eval
+from metarun.components.build import BUILDERS, build_data, image_episodes
+from metarun.config.compose import composed, register_schemas
+from metarun.config.run import TrainConfig
+from metarun.episodes.store import ClassStore, from_equal_classes
+from metarun.rundir import checkpoint
+from metarun.training import run as train
 from tests import by_hand
 
 register_schemas()

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.backbones.mlp import MLP
-from metarun.components import BUILDERS
-from metarun.compose import composed, register_schemas
+from metarun.components.backbone.mlp import MLP
+from metarun.components.build import BUILDERS
+from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError, RunError
-from metarun.setup import Setup, build
-from metarun.trainer import meta_step, validate
-from metarun.training_state import fresh
+from metarun.training.loop import meta_step, validate
+from metarun.training.setup import Setup, build
+from metarun.training.state import fresh
 from metarun.unroll import recorded
 from metarun.unroll.python_state import changed, python_state
 

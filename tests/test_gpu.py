@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarun.algos.base import OBJECTIVES, InnerLoop, Problem
-from metarun.algos.maml import maml
-from metarun.backbones.conv4 import Conv4
-from metarun.data.episodes import Episodes, ImageEpisodes
-from metarun.data.store import from_equal_classes
+from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem
+from metarun.components.algo.maml import maml
+from metarun.components.backbone.conv4 import Conv4
+from metarun.episodes.source import Episodes, ImageEpisodes
+from metarun.episodes.store import from_equal_classes
 from metarun.unroll import meta_gradient, sgd, unroll
 from tests.conftest import Metarun
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from metarun import help as texts
-from metarun.compose import composed, register_schemas
-from metarun.config import SCHEMAS
+from metarun.cli import help as texts
+from metarun.config.compose import composed, register_schemas
+from metarun.config.run import SCHEMAS
 from tests.conftest import REPO, Metarun
 
 register_schemas()

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from metarun import config as configs
-from metarun.compose import composed, register_schemas
+from metarun.config import run as configs
+from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
-from metarun.inert import refuse_way, without_effect
+from metarun.training.inert import refuse_way, without_effect
 from tests.conftest import Metarun
 from tests.test_cli import SHORT
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.compose import composed, register_schemas
-from metarun.config import SCHEMAS
+from metarun.components.inner_opt.build import TORCH_BUILDERS
+from metarun.config.compose import composed, register_schemas
+from metarun.config.inner_torch_schemas import TORCH_SCHEMAS, InnerOptConfig
+from metarun.config.run import SCHEMAS
 from metarun.errors import ConfigError
-from metarun.inner_builders import TORCH_BUILDERS
-from metarun.inner_torch_schemas import TORCH_SCHEMAS, InnerOptConfig
-from metarun.setup import Setup, build
-from metarun.trainer import meta_step
-from metarun.training_state import fresh
+from metarun.training.loop import meta_step
+from metarun.training.setup import Setup, build
+from metarun.training.state import fresh
 from metarun.unroll import OPTIMIZERS
 from tests.conftest import Metarun
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarun import checkpoint, untrusted
+from metarun.rundir import checkpoint
+from metarun.system import untrusted
 from tests.conftest import Metarun
 from tests.test_checkpoint import content, save
 

@@ -19,12 +19,13 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from metarun import interrupts, launchers
+from metarun.config import launchers
 from metarun.errors import ConfigError
-from metarun.files import LockedError, locked
-from metarun.interrupts import Interruption, Preempted
-from metarun.job import requeued_not_failed
-from metarun.search import distribution
+from metarun.sweeps.job import requeued_not_failed
+from metarun.sweeps.search import distribution
+from metarun.system import interrupts
+from metarun.system.files import LockedError, locked
+from metarun.system.interrupts import Interruption, Preempted
 from tests.conftest import Metarun
 from tests.test_cli import SHORT
 
@@ -67,8 +68,8 @@ def wait_for(path: Path) -> None:
 def test_joblib_runs_what_the_local_launcher_runs(metarun: Metarun, tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(
         "from dataclasses import dataclass\n"
-        "from metarun.backbones.mlp import MLP\n"
-        "from metarun.components import register\n"
+        "from metarun.components.backbone.mlp import MLP\n"
+        "from metarun.components.build import register\n"
         "@dataclass\n"
         "class WideConfig:\n"
         "    name: str = 'wide'\n"
@@ -90,7 +91,7 @@ DEADLY = """
 import os, signal, time
 from dataclasses import dataclass
 from pathlib import Path
-from metarun.backbones.mlp import MLP
+from metarun.components.backbone.mlp import MLP
 from metarun.components import register
 
 @dataclass

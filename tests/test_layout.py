@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metarun.layout import channels_last
-from metarun.trainer import laid_out_as
+from metarun.training.layout import channels_last
+from metarun.training.loop import laid_out_as
 
 
 def test_images_and_weights_get_their_channels_last_even_if_there_is_but_one() -> None:
@@ -45,7 +45,7 @@ def test_the_fused_outer_step_takes_gradients_of_any_layout(kind: str) -> None:
 
 ALLOCATIONS = """
 import resource, sys, threading, torch
-from metarun.setup import choose_device
+from metarun.training.setup import choose_device
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     choose_device("cpu")

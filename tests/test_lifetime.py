@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from metarun.lifetime import collect_from_here, imports_not_collected
+from metarun.system.lifetime import collect_from_here, imports_not_collected
 
 END = """
 import atexit, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from metarun.lifetime import end_at_once
+from metarun.system.lifetime import end_at_once
 
 class Freed:
     def __del__(self):

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from metarun import plan
-from metarun.compose import composed, register_schemas
-from metarun.longer import check_length, keep_earlier_result, planned_for
-from metarun.metrics import read_metrics
+from metarun.config.compose import composed, register_schemas
 from metarun.reporting.gather import read_run
-from metarun.setup import build
-from metarun.training_state import fresh, snapshot
+from metarun.rundir.longer import check_length, keep_earlier_result, planned_for
+from metarun.rundir.metrics import read_metrics
+from metarun.training import plan
+from metarun.training.setup import build
+from metarun.training.state import fresh, snapshot
 from tests.conftest import Metarun
 
 # Every 2 and 3 meta-steps, so that the last of 5 would be no occasion for anything in a longer run;

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun import checkpoint
-from metarun.components import BUILDERS
-from metarun.compose import composed, register_schemas
-from metarun.setup import build
-from metarun.trainer import meta_step
-from metarun.training_state import fresh
+from metarun.components.build import BUILDERS
+from metarun.config.compose import composed, register_schemas
+from metarun.rundir import checkpoint
+from metarun.training.loop import meta_step
+from metarun.training.setup import build
+from metarun.training.state import fresh
 from tests.conftest import Metarun
 
 PLUGIN = '''
@@ -21,7 +21,7 @@ PLUGIN = '''
 from dataclasses import dataclass
 
 from metarun.components import register
-from metarun.data.sinusoid import Sinusoids
+from metarun.components.data.sinusoid import Sinusoids
 
 
 @dataclass

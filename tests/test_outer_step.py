@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarun.algos.base import OBJECTIVES
-from metarun.config import SCHEMAS, TrainConfig, TrainerConfig, settings
-from metarun.inner_torch_schemas import InnerSgdConfig
-from metarun.ranks import Ranks
-from metarun.schemas import MamlConfig, MlpConfig, OuterOptConfig, SinusoidConfig
-from metarun.setup import Setup, build
-from metarun.trainer import meta_step, over_ranks, remember
-from metarun.training_state import fresh
+from metarun.components.algo.base import OBJECTIVES
+from metarun.config.inner_torch_schemas import InnerSgdConfig
+from metarun.config.run import SCHEMAS, TrainConfig, TrainerConfig, settings
+from metarun.config.schemas import MamlConfig, MlpConfig, OuterOptConfig, SinusoidConfig
+from metarun.system.ranks import Ranks
+from metarun.training.loop import meta_step, over_ranks, remember
+from metarun.training.setup import Setup, build
+from metarun.training.state import fresh
 
 STEPS = 6
 Meta = dict[str, Tensor]

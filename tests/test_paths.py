@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from metarun import checkpoint
-from metarun.data import omniglot
+from metarun.cli.eval import find_checkpoint
+from metarun.cli.report import write_report
+from metarun.components.data import omniglot
 from metarun.errors import DataError
-from metarun.eval import find_checkpoint
-from metarun.metrics import read_metrics
-from metarun.report import write_report
 from metarun.reporting.content import report_on
 from metarun.reporting.gather import gather, read_run
-from metarun.rundir import finished_result, read_json, read_status
+from metarun.rundir import checkpoint
+from metarun.rundir.directory import finished_result, read_json, read_status
+from metarun.rundir.metrics import read_metrics
 from tests.conftest import Metarun
 
 

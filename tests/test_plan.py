@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from metarun import plan
-from metarun.compose import composed, register_schemas
-from metarun.config import EngineConfig
-from metarun.plan import Plan, choose_batching, make_plan, with_gradient
-from metarun.setup import build
-from metarun.trainer import meta_step
-from metarun.training_state import fresh
+from metarun.config.compose import composed, register_schemas
+from metarun.config.run import EngineConfig
+from metarun.training import plan
+from metarun.training.loop import meta_step
+from metarun.training.plan import Plan, choose_batching, make_plan, with_gradient
+from metarun.training.setup import build
+from metarun.training.state import fresh
 
 register_schemas()
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -211,7 +211,7 @@ def test_a_network_with_dropout_has_all_threads_for_each_task(
         models.append(Noisy())
         return models[-1]
 
-    monkeypatch.setattr("metarun.setup.build_model", made)
+    monkeypatch.setattr("metarun.training.setup.build_model", made)
     ours = trained()
     assert models[0].seen[-1] == 2
     plain = trained("engine.compile=none")

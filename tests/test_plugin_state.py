@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from metarun import checkpoint
-from metarun.algos.base import OBJECTIVES, InnerLoop, Problem, detached_parameters
-from metarun.algos.halves import halves
-from metarun.algos.maml import maml
-from metarun.compose import composed, register_schemas
-from metarun.data.episodes import Episodes
+from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem, detached_parameters
+from metarun.components.algo.halves import halves
+from metarun.components.algo.maml import maml
+from metarun.config.compose import composed, register_schemas
+from metarun.episodes.source import Episodes
 from metarun.errors import CheckpointError, ConfigError, RunError
-from metarun.ranks import Ranks
-from metarun.setup import Setup, build
-from metarun.trainer import meta_step, save, validate
-from metarun.training_state import fresh, restore, restore_meta, snapshot
+from metarun.rundir import checkpoint
+from metarun.system.ranks import Ranks
+from metarun.training.loop import meta_step, save, validate
+from metarun.training.setup import Setup, build
+from metarun.training.state import fresh, restore, restore_meta, snapshot
 from metarun.unroll import sgd
 from tests.conftest import Metarun
 
@@ -123,7 +123,7 @@ class Running(nn.Module):
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Setup]:
     def make(model: Callable[[], nn.Module], *overrides: str, **options: Any) -> Setup:
-        monkeypatch.setattr("metarun.setup.build_model", lambda config, source: model())
+        monkeypatch.setattr("metarun.training.setup.build_model", lambda config, source: model())
         return build(composed("train", [*TINY, "backbone=mlp", *overrides]), CPU, **options)
 
     return make
@@ -533,7 +533,7 @@ def test_an_algorithm_that_learns_frozen_weights_is_refused(
         return ours._replace(init=lambda: every)
 
     monkeypatch.setitem(
-        __import__("metarun.components").components.BUILDERS["algo"], "maml", greedy
+        __import__("metarun.components.build").components.BUILDERS["algo"], "maml", greedy
     )
     with pytest.raises(ConfigError, match=r"learns body\.weight, .* frozen.*detached_parameters"):
         built(frozen_body)

@@ -8,7 +8,7 @@ from tests.conftest import Metarun
 
 PLUGIN = """
 from dataclasses import dataclass
-from metarun.backbones.mlp import MLP
+from metarun.components.backbone.mlp import MLP
 from metarun.components import register
 
 @dataclass

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarun.metrics import read_metrics
-from metarun.ranks import Ranks
+from metarun.rundir.metrics import read_metrics
+from metarun.system.ranks import Ranks
 
 STEPS = 160
 TRAIN = [
@@ -29,7 +29,7 @@ import os
 from dataclasses import dataclass
 
 import torch
-from metarun.backbones.mlp import MLP
+from metarun.components.backbone.mlp import MLP
 from metarun.components import register
 
 class Odd(MLP):
@@ -60,7 +60,7 @@ DROPOUT = """
 from dataclasses import dataclass
 
 from torch import nn
-from metarun.backbones.mlp import MLP
+from metarun.components.backbone.mlp import MLP
 from metarun.components import register
 
 def noisy(*args):
@@ -80,7 +80,7 @@ HOLES = """
 from dataclasses import dataclass
 
 from metarun.components import register
-from metarun.data.sinusoid import Sinusoids
+from metarun.components.data.sinusoid import Sinusoids
 
 class Holed(Sinusoids):
     def sample(self, split, start, count):

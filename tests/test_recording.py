@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch._inductor.exc import InductorError
 
-from metarun import plan, programs
-from metarun.compose import composed, register_schemas
+from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError, RunError
-from metarun.setup import Setup, build
-from metarun.trainer import meta_step
-from metarun.training_state import fresh
+from metarun.training import plan, programs
+from metarun.training.loop import meta_step
+from metarun.training.setup import Setup, build
+from metarun.training.state import fresh
 from tests.conftest import Metarun
 
 register_schemas()
@@ -84,7 +84,7 @@ def test_auto_compiles_the_training_of_long_runs(monkeypatch: pytest.MonkeyPatch
     found = backends(monkeypatch, long, "engine.gradient=checkpoint")
     assert found[0] == "inductor" and len(found) == 2, "its step, and nothing else"
     conv = nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Conv1d(1, 1, 1), nn.Flatten())
-    monkeypatch.setattr("metarun.setup.build_model", lambda config, source: conv)
+    monkeypatch.setattr("metarun.training.setup.build_model", lambda config, source: conv)
     assert "inductor" in backends(monkeypatch, "trainer.steps=500")
     assert set(backends(monkeypatch, "trainer.steps=499")) == {"replay"}
     monkeypatch.setenv("PATH", "")
@@ -183,7 +183,7 @@ class Noisy(nn.Module):
 def test_a_network_with_dropout_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("metarun.setup.build_model", lambda config, source: Noisy())
+    monkeypatch.setattr("metarun.training.setup.build_model", lambda config, source: Noisy())
     with caplog.at_level(logging.INFO, "metarun"):
         ours = trained(setup_of())
     assert "meta-steps are not recorded: it draws random numbers" in caplog.text

@@ -16,9 +16,9 @@ import yaml
 from scipy import stats
 from selenium.webdriver.common.by import By
 
-from metarun.compose import composed, register_schemas
+from metarun.cli.report import write_report
+from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
-from metarun.report import write_report
 from metarun.reporting.gather import gather
 from metarun.reporting.groups import as_text, differing, short_names
 from tests.browser import browser, set_width

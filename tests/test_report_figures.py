@@ -15,9 +15,9 @@ import pytest
 import yaml
 from scipy import stats
 
-from metarun.compose import composed, register_schemas
-from metarun.config import NEUTRAL_KEYS, flat
-from metarun.data.identity import SAMPLED
+from metarun.config.compose import composed, register_schemas
+from metarun.config.run import NEUTRAL_KEYS, flat
+from metarun.episodes.identity import SAMPLED
 from metarun.reporting.content import report_on
 from metarun.reporting.gather import gather
 from metarun.reporting.groups import Board, boards, unique

@@ -14,8 +14,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metarun.interrupts import Aborted, Interrupted, Interruption
-from metarun.metrics import read_metrics
+from metarun.rundir.metrics import read_metrics
+from metarun.system.interrupts import Aborted, Interrupted, Interruption
 
 STEPS = 60
 TRAIN = [

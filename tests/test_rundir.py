@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from metarun import rundir
 from metarun.errors import ConfigError, RunError
-from metarun.files import write_atomically
-from metarun.metrics import read_metrics
+from metarun.rundir import directory as rundir
+from metarun.rundir.metrics import read_metrics
+from metarun.system.files import write_atomically
 
 CONFIG = {"seed": 0, "trainer": {"steps": 3}}
 
@@ -28,7 +28,7 @@ def test_the_lock_goes_with_its_process_and_not_before(
 ) -> None:
     """A child of the holder that outlives it, as a background process would, changes nothing."""
     code = (
-        "import subprocess, sys; from pathlib import Path; from metarun import rundir\n"
+        "import subprocess, sys; from pathlib import Path; from metarun.rundir import directory as rundir\n"
         f"with rundir.opened(Path(sys.argv[1]), {CONFIG}, 'cpu'):\n"
         "    child = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL)\n"
         "    print(child.pid, flush=True)\n"

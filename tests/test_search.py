@@ -16,9 +16,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from metarun.errors import ConfigError, RunError
-from metarun.job import Outcome
-from metarun.search import JOURNAL, search
-from metarun.sweep import Job, Sweep, _left_behind, _recalled
+from metarun.sweeps.job import Outcome
+from metarun.sweeps.search import JOURNAL, search
+from metarun.sweeps.sweep import Job, Sweep, _left_behind, _recalled
 
 SETTINGS = {"n_trials": 2, "n_jobs": 1, "sampler": "random", "seed": 0}
 SPACE = ("inner_opt.lr=interval(0.01,0.1)",)

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun import eval, train
-from metarun.components import BUILDERS
-from metarun.compose import composed, register_schemas
-from metarun.config import SCHEMAS
-from metarun.data.episodes import Episodes
-from metarun.data.sinusoid import Sinusoids
-from metarun.plan import Batching
-from metarun.setup import Setup, build
-from metarun.training_state import fresh
+from metarun.cli import eval
+from metarun.components.build import BUILDERS
+from metarun.components.data.sinusoid import Sinusoids
+from metarun.config.compose import composed, register_schemas
+from metarun.config.run import SCHEMAS
+from metarun.episodes.source import Episodes
+from metarun.training import run as train
+from metarun.training.plan import Batching
+from metarun.training.setup import Setup, build
+from metarun.training.state import fresh
 from metarun.unroll import map_tasks, mean_gradient
 
 register_schemas()

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.config import (
+from metarun.cli.eval import run as evaluate
+from metarun.components.data import glyphs, omniglot
+from metarun.components.data.splits import omniglot_names
+from metarun.config.run import (
     NEUTRAL_KEYS,
     SCHEMAS,
     EngineConfig,
@@ -27,18 +30,15 @@ from metarun.config import (
     TrainConfig,
     TrainerConfig,
 )
-from metarun.data import glyphs, omniglot
-from metarun.data.splits import omniglot_names
-from metarun.data.store import from_equal_classes
+from metarun.episodes.store import from_equal_classes
 from metarun.errors import MetarunError
-from metarun.eval import run as evaluate
-from metarun.interrupts import Interruption
-from metarun.metrics import read_metrics
-from metarun.results import finish
-from metarun.setup import build
-from metarun.tracking import Tracker
-from metarun.trainer import meta_step, train
-from metarun.training_state import fresh
+from metarun.rundir.metrics import read_metrics
+from metarun.system.interrupts import Interruption
+from metarun.training.loop import meta_step, train
+from metarun.training.result import finish
+from metarun.training.setup import build
+from metarun.training.state import fresh
+from metarun.training.tracker import Tracker
 
 Changes = dict[str, Any]
 PARTS = {"task": TaskConfig, "trainer": TrainerConfig, "engine": EngineConfig}

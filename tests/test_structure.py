@@ -9,31 +9,26 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from metarun.components import BUILDERS
-from metarun.config import SCHEMAS
+from metarun.components.build import BUILDERS
+from metarun.config.run import SCHEMAS
 from tests.conftest import REPO
 
 PACKAGE = REPO / "metarun"
-LAYERS = [
-    {"errors", "layout", "lifetime", "memory"},
-    {"files", "checks", "interrupts", "checkpoint_fields", "typed"},
-    {"inner_torch_schemas", "untrusted", "ranks", "longer", "own_yaml"},
-    {"inner_schemas"},
-    {"schemas"},
-    {"config", "data", "backbones", "unroll", "checkpoint", "metrics", "launchers", "network"},
-    {"algos", "compose", "plugins", "rundir", "loggers", "higher", "inner_builders", "plan"},
-    {"contract"},
-    {"evaluation", "components", "batching", "programs", "tracking", "reporting", "help", "job"},
-    {"buffers", "completion", "inert"},
-    {"setup"},
-    {"training_state", "data_check"},
-    {"results"},
-    {"trainer", "sweep"},
-    {"train", "eval", "report", "search"},
+ROOMS = [
+    {"errors"},
+    {"system"},
+    {"unroll"},
+    {"higher"},
+    {"config"},
+    {"episodes"},
+    {"rundir"},
+    {"components"},
+    {"training", "reporting"},
+    {"sweeps"},
     {"cli"},
     {"__main__"},
 ]
-"""From the bottom: a module imports from lower layers only, or from its own package."""
+"""From the bottom: a module imports from its own room, or from lower ones."""
 
 
 def modules() -> dict[str, Path]:
@@ -60,7 +55,7 @@ def within(name: str, package: str) -> bool:
 
 
 def test_imports_go_one_way() -> None:
-    rank = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+    rank = {name: level for level, rooms in enumerate(ROOMS) for name in rooms}
     known = set(modules()) - {"metarun"}
     for name, path in modules().items():
         if name == "metarun":
@@ -77,10 +72,12 @@ def test_the_engine_imports_nothing_else_of_metarun() -> None:
             assert all(within(u, "metarun.unroll") for u in imports(path) & set(modules())), name
 
 
-@pytest.mark.parametrize("package", ["metarun.unroll", "metarun.algos", "metarun.backbones"])
+@pytest.mark.parametrize(
+    "package", ["metarun.unroll", "metarun.components.algo", "metarun.components.backbone"]
+)
 def test_the_engine_and_the_components_know_nothing_of_hydra(package: str) -> None:
     for name, path in modules().items():
-        if within(name, package) or within(name, "metarun.data"):
+        if within(name, package) or within(name, "metarun.components.data"):
             roots = {used.partition(".")[0] for used in imports(path)}
             assert not roots & {"hydra", "omegaconf", "tensorboard"}, name
 

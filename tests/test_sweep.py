@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from metarun import job, train
-from metarun.compose import register_schemas
+from metarun.config.compose import register_schemas
 from metarun.errors import ConfigError
-from metarun.sweep import NAME_LENGTH, Job, _recalled, run_name
+from metarun.rundir import SWEEP_RECORD
+from metarun.sweeps import job
+from metarun.sweeps.sweep import NAME_LENGTH, Job, _recalled, run_name
+from metarun.training import run as train
 from tests.conftest import Metarun
 from tests.test_cli import SHORT, files
 
@@ -135,7 +137,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(
 def test_other_code_than_was_launched_is_noticed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    record = tmp_path / job.RECORD
+    record = tmp_path / SWEEP_RECORD
     assert not job._code_differs(tmp_path)  # nobody knows
     record.write_text(json.dumps({"code": job.code_state()}))
     assert not job._code_differs(tmp_path)

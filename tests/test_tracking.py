@@ -17,12 +17,12 @@ import torch
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metarun.algos.base import OBJECTIVES
-from metarun.evaluation import Evaluation, confidence95
-from metarun.loggers import Logged
-from metarun.loggers.tensorboard import TensorBoard
-from metarun.metrics import ELAPSED, read_metrics
-from metarun.tracking import Tracker
+from metarun.components.algo.base import OBJECTIVES
+from metarun.rundir.metrics import ELAPSED, read_metrics
+from metarun.training.evaluation import Evaluation, confidence95
+from metarun.training.loggers import Logged
+from metarun.training.loggers.tensorboard import TensorBoard
+from metarun.training.tracker import Tracker
 from tests.conftest import Metarun
 
 
@@ -117,7 +117,7 @@ def test_a_speed_is_of_the_steps_since_the_last_and_leaves_out_validations(
 ) -> None:
     now = [100.0]
     clock = SimpleNamespace(perf_counter=lambda: now[0])
-    monkeypatch.setattr("metarun.tracking.time", clock)
+    monkeypatch.setattr("metarun.training.tracker.time", clock)
     with tracker_of(tmp_path, start=0, last_eval=0) as tracker:
         for steps, seconds, validation in ((4, 2.0, 0.0), (6, 3.0, 50.0), (3, 6.0, 7.0)):
             for _ in range(steps):
@@ -208,7 +208,7 @@ def test_the_peak_memory_is_that_of_the_run_not_of_the_process() -> None:
     """In a process of its own: another test may have told this one's allocator to keep memory."""
     code = (
         "import torch\n"
-        "from metarun.results import forget_peak_memory, peak_memory_gib\n"
+        "from metarun.training.result import forget_peak_memory, peak_memory_gib\n"
         "cpu = torch.device('cpu')\n"
         "large = torch.ones(2**27)\n"  # half a GiB
         "before = peak_memory_gib(cpu)\n"

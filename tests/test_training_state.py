@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun import checkpoint
-from metarun.backbones.mlp import MLP
-from metarun.components import BUILDERS
-from metarun.config import SCHEMAS, TrainConfig, TrainerConfig
-from metarun.inner_torch_schemas import InnerAdamConfig
-from metarun.schemas import MamlConfig, MlpConfig, OuterAdamConfig, SinusoidConfig
-from metarun.setup import Setup, build
-from metarun.trainer import meta_step, remember, skip
-from metarun.training_state import TrainState, fresh, restore, snapshot
+from metarun.components.backbone.mlp import MLP
+from metarun.components.build import BUILDERS
+from metarun.config.inner_torch_schemas import InnerAdamConfig
+from metarun.config.run import SCHEMAS, TrainConfig, TrainerConfig
+from metarun.config.schemas import MamlConfig, MlpConfig, OuterAdamConfig, SinusoidConfig
+from metarun.rundir import checkpoint
+from metarun.training.loop import meta_step, remember, skip
+from metarun.training.setup import Setup, build
+from metarun.training.state import TrainState, fresh, restore, snapshot
 
 
 @dataclass

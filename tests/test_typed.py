@@ -7,8 +7,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from metarun.config.typed import as_argument, as_path, expanded, with_paths
 from metarun.errors import ConfigError
-from metarun.typed import as_argument, as_path, expanded, with_paths
 from tests.conftest import Metarun
 from tests.test_cli import SHORT
 

@@ -16,15 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from metarun import checkpoint, rundir, untrusted
-from metarun.checks import machine_memory
-from metarun.config import EvalConfig, TrainConfig
-from metarun.data.omniglot import characters, shrink
-from metarun.data.store import cached, from_equal_classes
-from metarun.errors import CheckpointError, ConfigError, DataError, explain
-from metarun.eval import changed
-from metarun.inner_torch_schemas import InnerSgdConfig
-from metarun.schemas import (
+from metarun.cli.eval import changed
+from metarun.components.data.omniglot import characters, shrink
+from metarun.config.inner_torch_schemas import InnerSgdConfig
+from metarun.config.run import EvalConfig, TrainConfig
+from metarun.config.schemas import (
     Conv4Config,
     MamlConfig,
     MlpConfig,
@@ -32,9 +28,15 @@ from metarun.schemas import (
     OuterAdamConfig,
     SinusoidConfig,
 )
-from metarun.setup import Setup, build, from_plain, to_plain
-from metarun.trainer import meta_step
-from metarun.training_state import fresh, restore, snapshot
+from metarun.episodes.store import cached, from_equal_classes
+from metarun.errors import CheckpointError, ConfigError, DataError, explain
+from metarun.rundir import checkpoint
+from metarun.rundir import directory as rundir
+from metarun.system import untrusted
+from metarun.system.memory import machine_memory
+from metarun.training.loop import meta_step
+from metarun.training.setup import Setup, build, from_plain, to_plain
+from metarun.training.state import fresh, restore, snapshot
 from tests.conftest import REPO
 
 
@@ -366,7 +368,7 @@ def test_archives_with_tricks_are_refused(whole: dict, tmp_path: Path) -> None:
 
 
 def test_whatever_torch_save_writes_for_us_has_known_instructions(file: Path) -> None:
-    from metarun.untrusted import OPCODES
+    from metarun.system.untrusted import OPCODES
 
     with zipfile.ZipFile(file) as archive:
         body = archive.read(next(n for n in archive.namelist() if n.endswith("/data.pkl")))

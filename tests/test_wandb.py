@@ -15,8 +15,8 @@ import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
 from metarun.errors import ConfigError
-from metarun.loggers import wandb as ours
-from metarun.metrics import read_metrics
+from metarun.rundir.metrics import read_metrics
+from metarun.training.loggers import wandb as ours
 from tests.conftest import Metarun
 
 RUN = (

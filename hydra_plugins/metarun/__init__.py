@@ -1,4 +1,4 @@
-"""metarun's sweepers, where Hydra looks for plugins; the work is done in `metarun.sweep`."""
+"""metarun's sweepers, where Hydra looks for plugins; the work is done in `metarun.sweeps.sweep`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +16,13 @@ from metarun.errors import ConfigError
 
 
 class GridSweeper(BasicSweeper):
-    """Every combination of the values; see `metarun.sweep`."""
+    """Every combination of the values; see `metarun.sweeps.sweep`."""
 
     def sweep(self, arguments: list[str]) -> None:
         """Run what is missing of the combinations and report how all of them ended."""
-        from metarun.sweep import Sweep  # here: Hydra imports every plugin whatever the command
+        from metarun.sweeps.sweep import (
+            Sweep,  # here: Hydra imports every plugin whatever the command
+        )
 
         assert self.config is not None
         assert self.hydra_context is not None and self.launcher is not None
@@ -46,7 +48,7 @@ class GridSweeper(BasicSweeper):
 
 
 class OptunaSweeper(Sweeper):
-    """A search with Optuna; see `metarun.search`."""
+    """A search with Optuna; see `metarun.sweeps.search`."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
@@ -65,8 +67,8 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the trials that are missing and report the best."""
-        from metarun.search import search
-        from metarun.sweep import Sweep
+        from metarun.sweeps.search import search
+        from metarun.sweeps.sweep import Sweep
 
         assert self.config is not None
         assert self.hydra_context is not None and self.launcher is not None

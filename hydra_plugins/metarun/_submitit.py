@@ -13,7 +13,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
 from metarun.errors import ConfigError, RunError
-from metarun.job import requeued_not_failed
+from metarun.sweeps.job import requeued_not_failed
 
 log = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import yaml
 
-from metarun.config import SCHEMAS, flat
+from metarun.config.run import SCHEMAS, flat
 from metarun.errors import ConfigError
-from metarun.metrics import read_metrics
+from metarun.rundir import SWEEP_RECORD
+from metarun.rundir.metrics import read_metrics
 
 LIMIT = 2**63  # of settings and costs; a loss that diverges may be larger
 LARGEST = 2**26  # bytes of a file that is read whole
 LARGEST_CONFIG = 2**17  # bytes; real ones have three thousand, and the parser takes its time
-SWEEP = "sweep.json"
 RECORDS = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
 SAMPLED = "episodes:"  # before the identity of data that is taken from episodes
 OWN_FOLDERS = ("checkpoints", "tb", "wandb")  # of a run: no other run is in there
@@ -176,15 +176,15 @@ def _candidates(root: Path, skipped: list[tuple[Path, str]]) -> Iterator[tuple[P
         if any(record in files for record in RECORDS):
             folders[:] = [folder for folder in folders if folder not in OWN_FOLDERS]
             yield Path(name), True
-        if SWEEP in files:
+        if SWEEP_RECORD in files:
             yield Path(name), False
 
 
 def _refused(folder: Path) -> list[tuple[Path, str]]:
     """The runs that a sweep could not start: their settings were wrong."""
-    runs = _json_object(folder / SWEEP).get("runs")
+    runs = _json_object(folder / SWEEP_RECORD).get("runs")
     if not isinstance(runs, dict):
-        raise ValueError(f"{SWEEP} is damaged")
+        raise ValueError(f"{SWEEP_RECORD} is damaged")
     return [
         (folder / clean(name), clean(str(entry.get("error")))[:500])
         for name, entry in runs.items()

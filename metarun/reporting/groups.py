@@ -12,9 +12,9 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from metarun.config import NEUTRAL_KEYS
-from metarun.metrics import ELAPSED
+from metarun.config.run import NEUTRAL_KEYS
 from metarun.reporting.gather import LIMIT, Figures, Run
+from metarun.rundir.metrics import ELAPSED
 
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
 SAME_TASK = ("data.", "task.")

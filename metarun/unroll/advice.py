@@ -30,7 +30,8 @@ _ADVICE = {
     r"would mutate a captured Tensor|vmap: .*in-place": (
         "the model changes a tensor in place in its forward pass, most likely the running "
         "statistics of a batch normalisation, which the tasks of a batch would share: use "
-        "track_running_stats=False (or metarun.backbones.norm.BatchNorm), or call model.eval()"
+        "track_running_stats=False (or metarun.components.backbone.norm.BatchNorm), or call "
+        "model.eval()"
     ),
     r"vmap: (inplace arithmetic|aten::\w+_\()": (
         "the model writes values of one task into a tensor that all tasks share, such as "

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import problem
 from bench.tables import seconds
 from bench.workloads import Case
-from metarun import setup
+from metarun.training import setup
 
 BEST_OF = 20
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from bench.problem import Problem
-from metarun.data.episodes import Episodes
+from metarun.episodes.source import Episodes
 
 MetaGradient = Callable[[Episodes], None]
 

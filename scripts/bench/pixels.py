@@ -5,8 +5,9 @@ from functools import cache
 
 import torch
 
-from metarun import components, compose
-from metarun.data.store import ClassStore, from_equal_classes
+from metarun.components import build as components
+from metarun.config import compose
+from metarun.episodes.store import ClassStore, from_equal_classes
 
 
 @dataclass

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from bench import pixels
-from metarun.algos.base import OBJECTIVES
-from metarun.components import build_data, build_model, build_outer_optimizer
-from metarun.compose import composed
-from metarun.config import TrainConfig
-from metarun.data.episodes import Episodes
+from metarun.components.algo.base import OBJECTIVES
+from metarun.components.build import build_data, build_model, build_outer_optimizer
+from metarun.config.compose import composed
+from metarun.config.run import TrainConfig
+from metarun.episodes.source import Episodes
 
 BATCHES = 5
 """Meta-batches that peers take in turn; the gradient check takes as many meta-steps."""

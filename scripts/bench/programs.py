@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from bench import peers, problem, sampling
-from metarun import setup, trainer, training_state
+from metarun.training import loop as trainer
+from metarun.training import setup
+from metarun.training import state as training_state
 
 Gradient = dict[str, Tensor]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from bench.workloads import omniglot_folder
-from metarun.components import build_data
-from metarun.config import TrainConfig
+from metarun.components.build import build_data
+from metarun.config.run import TrainConfig
 
 PARTS = ("images_background", "images_evaluation")
 

@@ -8,7 +8,8 @@ import time
 
 FIRST_STEP = """\
 import os
-from metarun import cli, trainer
+from metarun.cli import main as cli
+from metarun.training import loop as trainer
 whole_step = trainer.meta_step
 def first_step(setup, state):
     whole_step(setup, state)

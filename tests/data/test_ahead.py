@@ -2,10 +2,10 @@
 
 import torch
 
-from metarun.data import ahead
-from metarun.data.ahead import Ahead
-from metarun.data.episodes import Episodes
-from metarun.data.sinusoid import Sinusoids
+from metarun.components.data.sinusoid import Sinusoids
+from metarun.episodes import ahead
+from metarun.episodes.ahead import Ahead
+from metarun.episodes.source import Episodes
 
 
 class Counted(Sinusoids):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from metarun.data.episodes import ImageEpisodes, sample_indices
-from metarun.data.rng import random_bits, stream_key, uniform
-from metarun.data.sinusoid import Sinusoids
-from metarun.data.store import ClassStore, from_equal_classes, select_classes, with_rotations
+from metarun.components.data.sinusoid import Sinusoids
+from metarun.episodes.rng import random_bits, stream_key, uniform
+from metarun.episodes.source import ImageEpisodes, sample_indices
+from metarun.episodes.store import ClassStore, from_equal_classes, select_classes, with_rotations
 
 CPU = torch.device("cpu")
 

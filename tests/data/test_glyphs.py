@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarun.data import glyphs
+from metarun.components.data import glyphs
 
 Dataset = tuple[Tensor, tuple[str, ...]]
 
@@ -88,7 +88,7 @@ def test_another_process_with_other_threads_gives_the_same_bits(
 ) -> None:
     here = hashlib.sha256(draw_two_alphabets(3)[0].numpy().tobytes()).hexdigest()
     program = (
-        "import hashlib, torch; from metarun.data import glyphs; glyphs.ALPHABETS = 2\n"
+        "import hashlib, torch; from metarun.components.data import glyphs; glyphs.ALPHABETS = 2\n"
         f"torch.set_num_threads({1 + torch.get_num_threads() % 2})\n"
         "print(hashlib.sha256(glyphs.draw(3)[0].numpy().tobytes()).hexdigest())"
     )

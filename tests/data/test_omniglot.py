@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from metarun.data import omniglot
-from metarun.data._omniglot_files import download_missing, find
-from metarun.data.splits import omniglot_names, omniglot_random, omniglot_vinyals
-from metarun.data.store import from_equal_classes
+from metarun.components.data import omniglot
+from metarun.components.data._omniglot_files import download_missing, find
+from metarun.components.data.splits import omniglot_names, omniglot_random, omniglot_vinyals
+from metarun.episodes.store import from_equal_classes
 from metarun.errors import DataError
 
 PARTS = {

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarun.components import build_data
-from metarun.compose import composed, register_schemas
-from metarun.config import SCHEMAS
-from metarun.data import glyphs, omniglot
-from metarun.data.ahead import Ahead
-from metarun.data.episodes import Episodes, EpisodeSource, ImageEpisodes
-from metarun.data.splits import omniglot_names
-from metarun.data.store import ClassStore, from_equal_classes
+from metarun.components.build import build_data
+from metarun.components.data import glyphs, omniglot
+from metarun.components.data.splits import omniglot_names
+from metarun.config.compose import composed, register_schemas
+from metarun.config.run import SCHEMAS
+from metarun.episodes.ahead import Ahead
+from metarun.episodes.source import Episodes, EpisodeSource, ImageEpisodes
+from metarun.episodes.store import ClassStore, from_equal_classes
 
 register_schemas()
 

@@ -9,7 +9,7 @@ PREPARE = """
 import logging, sys
 from pathlib import Path
 import torch
-from metarun.data.store import cached, from_equal_classes
+from metarun.episodes.store import cached, from_equal_classes
 
 def build():
     print("building", flush=True)

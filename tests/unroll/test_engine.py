@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from metarun.backbones.conv4 import Conv4
-from metarun.backbones.mlp import MLP
-from metarun.data.episodes import Episodes
-from metarun.data.sinusoid import Sinusoids
+from metarun.components.backbone.conv4 import Conv4
+from metarun.components.backbone.mlp import MLP
+from metarun.components.data.sinusoid import Sinusoids
+from metarun.episodes.source import Episodes
 from metarun.unroll import (
     InnerOptimizer,
     adam,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from metarun.backbones.norm import BatchNorm
+from metarun.components.backbone.norm import BatchNorm
 from metarun.unroll import (
     BlockLoss,
     Checkpoint,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.func import functional_call
 
-from metarun.backbones.norm import BatchNorm
+from metarun.components.backbone.norm import BatchNorm
 from metarun.unroll import (
     Checkpoint,
     Evolution,

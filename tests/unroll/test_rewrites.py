@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.backbones.norm import BatchNorm
+from metarun.components.backbone.norm import BatchNorm
 from metarun.unroll import mean_gradient, meta_gradient, recorded, sgd, unroll
 from metarun.unroll.rewrites import (
     convolution,

@@ -1,0 +1,146 @@
+"""`metarun eval`."""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from metarun.config.run import PLUGIN_OPTIONS, EvalConfig, EvalData, TrainConfig
+from metarun.errors import ConfigError
+from metarun.rundir import SWEEP_RECORD
+from metarun.rundir.longer import planned_for
+from metarun.sweeps.job import job
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://metarun.conf", config_name="eval")
+def main(cfg: DictConfig) -> Any:
+    """Compose the config and run it; Hydra calls this once for each job of a sweep."""
+    return job(run)(cfg)
+
+
+def run(config: EvalConfig, directory: str | Path) -> float:
+    """Evaluate a checkpoint, print the figures and write them to `result.json`.
+
+    Returns:
+        The score.
+    """
+    # Imported here, so that --help and --cfg answer without waiting for torch.
+    from metarun.rundir import checkpoint
+    from metarun.system.files import write_json
+    from metarun.system.interrupts import Interruption
+    from metarun.system.lifetime import collect_from_here
+    from metarun.system.ranks import join
+    from metarun.training import result as results
+    from metarun.training.data_check import check_evaluated
+    from metarun.training.evaluation import evaluate
+    from metarun.training.setup import build, choose_device, from_plain
+    from metarun.training.state import restore_meta
+
+    collect_from_here()
+    ranks = join()
+    directory, content = Path(ranks.of_first(directory)), {}
+    path = Path(config.ckpt)
+    stored = directory / "result.json"
+    agree = ranks.largest if ranks.count > 1 else None
+    with Interruption(agree) as stop:
+        with ranks.together():
+            if ranks.first:
+                if stored.exists() or (directory / "config.yaml").exists():
+                    raise ConfigError(
+                        f"{directory} holds results already: choose another hydra.run.dir"
+                    )
+                if (directory / SWEEP_RECORD).exists():
+                    raise ConfigError(
+                        f"{directory} is the directory of a sweep: choose another hydra.run.dir"
+                    )
+                path = find_checkpoint(path)
+                content = checkpoint.load(path)
+            device = choose_device(config.device, ranks)
+        content = ranks.of_first(content)
+        with ranks.together():
+            trained = from_plain(content["config"])
+            train_config = changed(trained, config)
+            setup = build(
+                train_config, device, ranks, planned_for(content), trained_with=trained.seed
+            )
+            remark = check_evaluated(setup, content, trained, config)
+            meta = restore_meta(setup, content)
+        log.info("%s, after meta-step %d", path, content["step"])
+        with stop.deferred():
+            evaluation = evaluate(
+                setup.trace,
+                setup.objective,
+                meta,
+                setup.source,
+                config.split,
+                config.episodes or default_episodes(train_config, config.split),
+                train_config.engine.chunk,
+                on_progress=lambda done: stop.check(),
+                ranks=ranks,
+            )
+        figures = results.describe(setup, evaluation) | remark
+        if ranks.first:
+            write_json(stored, {"ckpt": str(path), "step": content["step"], config.split: figures})
+    print(results.line(figures, config.split))
+    print(results.per_inner_step(figures))
+    print(f"written to {stored}")
+    return evaluation.score
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that `ckpt=` means: a file, or the best (else the last) one of a run.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise ConfigError(f"ckpt={path}: there is no such run directory or checkpoint file")
+    for folder in (path / "checkpoints", path):
+        for candidate in (folder / "best.pt", folder / "last.pt"):
+            if candidate.is_file():
+                return candidate
+    raise ConfigError(f"ckpt={path}: this folder is no run directory with a checkpoint in it")
+
+
+def default_episodes(config: TrainConfig, split: str) -> int:
+    """As many tasks as the training run took of that split to score itself."""
+    return config.trainer.eval_episodes if split == "val" else config.trainer.test_episodes
+
+
+def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
+    """The checkpoint's config with what the command line changes."""
+    parts: dict[str, Any] = {}
+    if config.data.root is None and hasattr(stored.data, "root"):
+        # Of a plugin's data, the folder is what the run was given, whatever the environment says.
+        ours = ("data", stored.data.name) not in PLUGIN_OPTIONS
+        root = os.environ.get("METARUN_DATA") if ours else None
+        download = config.data.download
+        if root is None and stored.data.root is not None and hasattr(stored.data, "download"):
+            # A checkpoint may say where to read, but only the command line where to write.
+            download = bool(download)
+        config = replace(config, data=EvalData(root, download))
+    for part in ("task", "algo", "engine", "data"):
+        wanted = vars(getattr(config, part))
+        given = {key: value for key, value in wanted.items() if value is not None}
+        known = vars(getattr(stored, part))
+        if unknown := [key for key in given if key not in known]:
+            name = getattr(stored, part).name
+            raise ConfigError(f"{part}.{unknown[0]}: {part}={name} has no such setting")
+        parts[part] = replace(getattr(stored, part), **given)
+    if parts["task"].way != stored.task.way:
+        raise ConfigError(
+            f"task.way={parts['task'].way}: the checkpoint's network tells {stored.task.way} "
+            "classes apart; train one with that task.way"
+        )
+    if config.seed is not None:
+        parts["seed"] = config.seed
+    return replace(stored, device=config.device, **parts)

@@ -1,0 +1,151 @@
+"""What an algorithm is, and what it works on."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.unroll import (
+    GradientMode,
+    Granularity,
+    Groups,
+    InnerOptimizer,
+    LossOptimizer,
+    Meta,
+    Record,
+    matches,
+    unrecorded,
+)
+
+Episode = Any
+"""One task: `support_x`, `support_y`, `query_x`, `query_y`, as in `metarun.episodes.source`."""
+
+
+HYPER_PREFIX = "inner_opt."
+"""Keeps learned hyperparameters apart from weights among the meta-parameters."""
+
+
+class Objective(NamedTuple):
+    """What is minimised, and what is reported.
+
+    Attributes:
+        loss: `loss(outputs, targets)`, a mean over examples.
+        score: `score(outputs, targets)`, what results report.
+        score_name: "accuracy" or "mse".
+        higher_is_better: whether a higher score is a better model.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
+    score_name: str
+    higher_is_better: bool
+
+
+def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Fraction of examples whose highest score is that of their label; float64 scalar."""
+    return (scores.argmax(dim=-1) == labels).double().mean()
+
+
+def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean over all elements. Not `F.mse_loss`, which has no forward-mode derivative."""
+    return (outputs - targets).pow(2).mean()
+
+
+OBJECTIVES = {
+    "classification": Objective(F.cross_entropy, accuracy, "accuracy", higher_is_better=True),
+    "regression": Objective(mean_squared_error, mean_squared_error, "mse", higher_is_better=False),
+}
+
+
+class InnerLoop(NamedTuple):
+    """The inner optimizer and what of it is learned (see `metarun.unroll.hyper`)."""
+
+    optimizer: InnerOptimizer | LossOptimizer
+    learn: tuple[str, ...]
+    granularity: Granularity
+    groups: Groups
+    gradient: GradientMode = "reverse"  # how the unroll is differentiated in second order
+    record: Record = unrecorded  # applied to what is computed at each inner step
+
+
+class Problem(NamedTuple):
+    """What an algorithm is built for. `model` is only ever called functionally."""
+
+    model: nn.Module
+    objective: Objective
+    inner: InnerLoop
+    outputs: int  # size of the model's output: the way of a classification
+    inputs: Callable[[], Tensor] | None = None  # examples of a task, to try the model with
+
+
+class Trace(NamedTuple):
+    """How adaptation to one task went: each (inner steps + 1,), from before the first step."""
+
+    query_loss: Tensor
+    query_score: Tensor
+
+
+class Algorithm(NamedTuple):
+    """Pure functions of the meta-parameters and of one episode.
+
+    Attributes:
+        init: the initial meta-parameters, by name.
+        loss: `loss(meta, episode) -> (outer loss, extra)`, for training; `extra` holds
+            "loss", "score" and "inner_losses" (inner steps,).
+        trace: `trace(meta, episode) -> Trace`, for evaluation.
+        adapted: names of the parameters that the inner loop changes; None: not stated.
+    """
+
+    init: Callable[[], dict[str, Tensor]]
+    loss: Callable[[Meta, Episode], tuple[Tensor, dict[str, Tensor]]]
+    trace: Callable[[Meta, Episode], Trace]
+    adapted: tuple[str, ...] | None = None
+
+
+def detached_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of a model's learned parameters, by name.
+
+    Those that the model was built with `requires_grad=False` are frozen: they are not among them.
+    """
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def refuse_frozen(model: nn.Module, patterns: Iterable[str], setting: str) -> None:
+    """Refuse patterns that name frozen parameters and no other.
+
+    Args:
+        setting: what the patterns are given by.
+
+    Raises:
+        ValueError: names the pattern and what it may name.
+    """
+    needed = {name: p.requires_grad for name, p in model.named_parameters()}
+    for pattern in patterns:
+        named = [name for name in needed if matches(name, pattern)]
+        if named and not any(needed[name] for name in named):
+            raise ValueError(
+                f"{setting}: {pattern!r} names only parameters that the backbone has frozen by "
+                f"requires_grad=False ({', '.join(named)}); not frozen are: "
+                f"{', '.join(name for name in needed if needed[name])}"
+            )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode: without dropout, so that a figure can be repeated."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:  # a part may have been in evaluation mode all along
+            module.training = training
+
+
+def apply_model(model: nn.Module, params: Meta, x: Tensor) -> Tensor:
+    """The model's output with `params` in place of its own."""
+    outputs: Tensor = torch.func.functional_call(model, dict(params), (x,))
+    return outputs

@@ -1,0 +1,138 @@
+"""Model-Agnostic Meta-Learning (Finn, Abbeel and Levine 2017, algorithm 2)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from metarun.components.algo.base import (
+    HYPER_PREFIX,
+    Algorithm,
+    Episode,
+    Problem,
+    Trace,
+    detached_parameters,
+    evaluating,
+    refuse_frozen,
+)
+from metarun.components.algo.halves import halves
+from metarun.unroll import (
+    GradientMode,
+    Implicit,
+    LossOptimizer,
+    Meta,
+    Params,
+    RecordedLoss,
+    Unrolled,
+    group_settings,
+    learn_hyper,
+    match_names,
+    unroll,
+)
+
+
+def maml(
+    problem: Problem,
+    *,
+    order: int = 2,
+    inner_steps: int = 1,
+    eval_inner_steps: int = 3,
+    adapt: Sequence[str] = ("*",),
+    reduction: str = "mean",
+) -> Algorithm:
+    """Learn initial weights from which a few inner steps solve a task.
+
+    Args:
+        problem: model, objective and inner optimizer.
+        order: 2 differentiates through the inner steps (as `problem.inner.gradient` says), 1
+            takes the inner gradients as constants (FOMAML).
+        inner_steps: inner steps in training.
+        eval_inner_steps: inner steps in `trace`.
+        adapt: name patterns of the parameters that the inner loop changes. The others are
+            meta-learned and shared by all tasks, but for those that the model has frozen.
+        reduction: of the inner loss. "mean" is over all support examples; "per_shot" sums over
+            classes and averages over shots, as MAML's reference code does, so that its
+            learning rates mean the same here.
+
+    Raises:
+        ValueError: a pattern of `adapt` or of the inner groups matches no parameter or frozen
+            ones only, the inner optimizer cannot serve the parameters or the gradient mode, or a
+            hyperparameter is to be learned that is unknown or has no gradient in this mode.
+    """
+    model, objective, inner = problem.model, problem.objective, problem.inner
+    weights = detached_parameters(model)
+    refuse_frozen(model, adapt, "algo.adapt")
+    refuse_frozen(model, inner.groups, "inner_opt.groups")
+    adapted = match_names(weights, adapt)
+    start = {name: weights[name] for name in adapted}
+    inner.optimizer.init(start)  # refuses parameters that it cannot serve, before a run begins
+    hyper = group_settings(inner.optimizer.hyper, inner.groups, adapted)
+    learned = learn_hyper(hyper, inner.learn, inner.granularity, start, inner_steps, inner.groups)
+    gradient: GradientMode = inner.gradient if order == 2 else "first_order"
+    if isinstance(gradient, Implicit) and inner.learn:
+        raise ValueError(
+            f"implicit gradients cannot learn {', '.join(inner.learn)} of the inner optimizer: "
+            "leave inner_opt.learn empty, or choose another engine.gradient"
+        )
+    if gradient == "mixed" and isinstance(inner.optimizer, LossOptimizer):
+        raise ValueError(
+            "engine.gradient=mixed needs an inner optimizer that is driven by the gradient "
+            "alone: choose engine.gradient=checkpoint"
+        )
+    model_halves = halves(model, adapted, problem.inputs)
+    scale = problem.outputs if reduction == "per_shot" else 1
+
+    def inner_loss(fast: Params, given: tuple[Params, Tensor, Tensor]) -> Tensor:
+        shared, encoded, y = given
+        return scale * objective.loss(model_halves.decode({**shared, **fast}, encoded), y)
+
+    recorded_loss = RecordedLoss(inner_loss, inner.record)
+
+    def init() -> dict[str, Tensor]:
+        return weights | {HYPER_PREFIX + key: value for key, value in learned.initial.items()}
+
+    def shared_of(meta: Meta) -> Params:
+        return {name: meta[name] for name in model_halves.shared}
+
+    def adapted_to(
+        meta: Meta,
+        episode: Episode,
+        steps: int,
+        observe: Callable[[Params], tuple[Tensor, Tensor]] | None = None,
+    ) -> Unrolled:
+        values = {key: meta[HYPER_PREFIX + key] for key in learned.initial}
+        encoded = model_halves.encode(meta, episode.support_x)
+        return unroll(
+            recorded_loss,
+            {name: meta[name] for name in adapted},
+            inner.optimizer,
+            steps,
+            context=(shared_of(meta), encoded, episode.support_y),
+            hyper=lambda step: learned.at(values, step),
+            gradient=gradient,
+            observe=observe,
+        )
+
+    def on_query(meta: Meta, episode: Episode) -> Callable[[Params], tuple[Tensor, Tensor]]:
+        shared, encoded = shared_of(meta), model_halves.encode(meta, episode.query_x)
+
+        def outcome(fast: Params) -> tuple[Tensor, Tensor]:
+            outputs, targets = model_halves.decode({**shared, **fast}, encoded), episode.query_y
+            return objective.loss(outputs, targets), objective.score(outputs, targets)
+
+        return outcome
+
+    def loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        unrolled = adapted_to(meta, episode, inner_steps)
+        query_loss, query_score = on_query(meta, episode)(unrolled.params)
+        extra = {"loss": query_loss, "score": query_score, "inner_losses": unrolled.losses}
+        return query_loss, extra
+
+    def trace(meta: Meta, episode: Episode) -> Trace:
+        with evaluating(model):
+            outcome = on_query(meta, episode)
+            unrolled = adapted_to(meta, episode, eval_inner_steps, outcome)
+        losses, scores = zip(*unrolled.observed, strict=True)
+        return Trace(torch.stack(losses), torch.stack(scores))
+
+    return Algorithm(init, loss, trace, tuple(adapted))

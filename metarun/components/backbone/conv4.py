@@ -1,0 +1,75 @@
+"""The four-block convolutional network of the few-shot literature."""
+
+from collections import OrderedDict
+from typing import Literal
+
+from torch import Tensor, nn
+
+from metarun.components.backbone.norm import BatchNorm
+
+
+class Conv4(nn.Module):
+    """Four blocks of 3×3 convolution, batch normalisation and ReLU, then a linear head.
+
+    With `pool="stride"` the convolutions have stride 2 and the features are averaged over
+    space (Omniglot in Finn et al. 2017; 112,261 parameters for 28×28×1, width 64, 5-way). With
+    `pool="max"` a 2×2 max-pooling follows each block and the features are flattened
+    (Vinyals et al. 2016; mini-ImageNet in Finn et al. 2017).
+
+    Batch normalisation always uses the statistics of the batch that it is given: support and
+    query sets are each normalised by themselves, so predictions for a query depend on the
+    other queries (the transductive setting of MAML's reference code).
+    """
+
+    batch_norm = "batch statistics (transductive)"
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        outputs: int,
+        width: int = 64,
+        pool: Literal["stride", "max"] = "stride",
+    ) -> None:
+        """Build for images of `input_shape` (channels, height, width).
+
+        Raises:
+            ValueError: the input is not an image, or too small for four halvings.
+        """
+        super().__init__()
+        if len(input_shape) != 3:
+            raise ValueError(
+                f"backbone conv4 needs images (channels, height, width), but the examples have "
+                f"shape {tuple(input_shape)}: use backbone=mlp"
+            )
+        channels = [input_shape[0], width, width, width, width]
+        self.body = nn.Sequential(*(_block(channels[i], channels[i + 1], pool) for i in range(4)))
+        self.flatten = pool == "max"
+        height, breadth = input_shape[1:]
+        for _ in range(4):
+            height = (height + 1) // 2 if pool == "stride" else height // 2
+            breadth = (breadth + 1) // 2 if pool == "stride" else breadth // 2
+        if min(height, breadth) < 1:
+            raise ValueError(f"images of {input_shape[1]}×{input_shape[2]} are too small for conv4")
+        self.head = nn.Linear(width * height * breadth if self.flatten else width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(examples, channels, height, width) -> (examples, outputs)."""
+        scores: Tensor = self.head(self.features(x))
+        return scores
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head gets: (examples, features)."""
+        maps: Tensor = self.body(x)
+        return maps.flatten(1) if self.flatten else maps.mean(dim=(-2, -1))
+
+
+def _block(channels_in: int, channels_out: int, pool: str) -> nn.Sequential:
+    stride = 2 if pool == "stride" else 1
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv", nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1)),
+        ("norm", BatchNorm(channels_out)),
+        ("relu", nn.ReLU()),
+    ]
+    if pool == "max":
+        layers.append(("pool", nn.MaxPool2d(2)))
+    return nn.Sequential(OrderedDict(layers))

@@ -1,0 +1,150 @@
+"""Omniglot: 1623 handwritten characters of 50 alphabets, each drawn by 20 people.
+
+References:
+    Lake, Salakhutdinov and Tenenbaum 2015, Human-level concept learning through probabilistic
+    program induction (the drawings).
+    Vinyals et al. 2016, Matching networks for one shot learning (28x28, rotations, a split).
+"""
+
+import io
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageChops
+from tqdm import tqdm
+
+from metarun.components.data._omniglot_files import (
+    Drawing,
+    check_complete,
+    damaged,
+    download_missing,
+    find,
+    fingerprint,
+    list_drawings,
+    missing,
+)
+from metarun.components.data.splits import omniglot_names, omniglot_random, omniglot_vinyals
+from metarun.episodes.store import ClassStore, cached, select_classes, with_rotations
+from metarun.errors import DataError
+from metarun.system.files import cache_dir
+
+SIDE = 28  # pixels, of the 105 of the originals
+MOST_SIDE = 1000  # pixels of a drawing that is read
+MOST_BYTES = 10**6  # of its file; the largest of the originals has 522
+SPLITS = ("random", "vinyals")
+
+
+def load(
+    root: str | Path | None,
+    *,
+    download: bool,
+    split: str = "random",
+    rotations: bool = True,
+    split_seed: int = 0,
+) -> dict[str, ClassStore]:
+    """The characters of each split, 28x28 and ink = 255.
+
+    Args:
+        root: the data folder; None is a folder in the user's cache.
+        download: fetch the images (14 MB) into `root` where they are missing.
+        split: 'random', 1100/100/423 characters by `split_seed`; or 'vinyals', 1028/172/423
+            by alphabet.
+        rotations: each character turned by 0, 90, 180 and 270 degrees is four classes.
+        split_seed: of the random split; the other has no use for it.
+
+    Returns:
+        Stores 'train', 'val' and 'test'; images (classes * 20, 1, 28, 28).
+
+    Raises:
+        ValueError: there is no split of that name.
+        DataError: the images are missing, incomplete or damaged.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"omniglot has no split {split!r}; it has {' and '.join(SPLITS)}")
+    store = characters(root, download=download)
+    names = store.class_names
+    parts = omniglot_random(names, split_seed) if split == "random" else omniglot_vinyals(names)
+    index = {name: number for number, name in enumerate(names)}
+    stores = {}
+    for part, members in parts.items():
+        chosen = select_classes(store, [index[name] for name in members])
+        stores[part] = with_rotations(chosen) if rotations else chosen
+    return stores
+
+
+def characters(
+    root: str | Path | None, *, download: bool, expected: Sequence[str] | None = None
+) -> ClassStore:
+    """All characters, sorted by name and not rotated; converted once and cached.
+
+    `expected` are the names that make the data set complete, by default the real 1623.
+
+    Raises:
+        DataError: the images are missing, incomplete or damaged.
+    """
+    root = (cache_dir() / "data" if root is None else Path(root)).expanduser().absolute()
+    names = omniglot_names() if expected is None else expected
+    try:
+        source = find(root)
+        if not source and download:
+            download_missing(root)
+            source = find(root)
+        if not source:
+            raise missing(root)
+        path = cache_dir() / f"omniglot-v1-{fingerprint(source)}.pt"
+    except OSError as error:
+        raise DataError(f"cannot read the Omniglot images: {error}") from error
+
+    def build() -> ClassStore:
+        drawings = list_drawings(source)
+        check_complete(drawings, source, names)
+        return convert(drawings)
+
+    return cached(path, build)
+
+
+def convert(drawings: Sequence[Drawing]) -> ClassStore:
+    """Read and shrink the drawings, which must be sorted by character.
+
+    One thread: the work is many small calls, and several threads only wait for each other.
+
+    Raises:
+        DataError: names the file that is damaged.
+    """
+    pixels = bytearray()
+    with ExitStack() as stack:
+        zips = {part for _, _, part, _ in drawings if not part.is_dir()}
+        archives = {part: stack.enter_context(zipfile.ZipFile(part)) for part in zips}
+        for drawing in tqdm(drawings, "converting Omniglot", unit="drawing", disable=None):
+            try:
+                pixels += shrink(_read(drawing, archives))
+            except Exception as error:  # damage has many types in zipfile, zlib and Pillow
+                raise damaged(drawing.part, drawing.member, error) from error
+    images = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, 1, SIDE, SIDE)
+    counts = Counter(drawing.character for drawing in drawings)  # keeps the sorted order
+    sizes = torch.tensor(list(counts.values()))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    return ClassStore(images, offsets, tuple(counts))
+
+
+def _read(drawing: Drawing, archives: dict[Path, zipfile.ZipFile]) -> bytes:
+    archive, path = archives.get(drawing.part), drawing.part / drawing.member
+    size = path.stat().st_size if archive is None else archive.getinfo(drawing.member).file_size
+    if size > MOST_BYTES or (archive is None and not path.is_file()):  # a device may have no end
+        raise ValueError(f"no drawing of Omniglot: {size} bytes")
+    return path.read_bytes() if archive is None else archive.read(drawing.member)
+
+
+def shrink(png: bytes) -> bytes:
+    """A PNG with black ink on white as 28x28 bytes, row by row, ink = 255."""
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        if max(image.size) > MOST_SIDE:  # Pillow has read the header only
+            raise ValueError(f"no drawing of Omniglot: {image.width}x{image.height} pixels")
+        # To grey levels first, as torchvision does: the originals have 1 bit a pixel, for which
+        # Pillow ignores the filter and takes the nearest pixel, with gaps in thin strokes.
+        small = image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return ImageChops.invert(small).tobytes()

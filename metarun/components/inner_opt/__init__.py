@@ -1,0 +1,1 @@
+"""Inner optimizers: `inner_opt=<name>`."""

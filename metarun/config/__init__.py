@@ -1,0 +1,1 @@
+"""Every setting: schemas, checks, and how Hydra composes them."""

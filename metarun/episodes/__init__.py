@@ -1,0 +1,1 @@
+"""Tasks as pure functions of their index: sources, stores of images, random numbers."""

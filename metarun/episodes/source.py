@@ -1,0 +1,141 @@
+"""Episodes: the few-shot tasks drawn from a data set, each a pure function of its index."""
+
+import hashlib
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from metarun.episodes.rng import random_bits, stream_key
+from metarun.episodes.store import ClassStore
+
+
+class Episodes(NamedTuple):
+    """A batch of episodes; every tensor has the tasks as its first dimension.
+
+    Attributes:
+        support_x: (tasks, way * shot, *features), class by class.
+        support_y: labels int64 (tasks, way * shot), or targets (tasks, shot, outputs).
+        query_x: (tasks, way * query, *features).
+        query_y: like support_y.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+
+
+class EpisodeSource(Protocol):
+    """What a data set offers to the rest of the program.
+
+    It may have an `identity`, a text that another content would not have; see
+    `metarun.episodes.identity`.
+    """
+
+    input_shape: tuple[int, ...]  # of one example, without the batch
+    outputs: int  # size of the network's output: the way, or the number of targets
+    kind: str  # "classification" or "regression"
+
+    def sample(self, split: str, start: int, count: int) -> Episodes:
+        """Episodes `start` … `start + count - 1` of a split."""
+        ...
+
+
+class ImageEpisodes:
+    """N-way K-shot episodes from class-indexed images.
+
+    Episode `i` of a split depends on `(seed, split, i)` alone: not on the batch it is drawn
+    in, nor on what was drawn before, nor on the device.
+    """
+
+    kind = "classification"
+
+    def __init__(
+        self,
+        stores: dict[str, ClassStore],
+        *,
+        way: int,
+        shot: int,
+        query: int,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Check that every split can supply the episodes, and move the images to `device`.
+
+        Raises:
+            ValueError: a split has fewer classes than `way`, or a class fewer images than
+                `shot + query`.
+        """
+        for split, store in stores.items():
+            _check_feasible(split, store, way, shot, query)
+        contents = repr(sorted((split, store.identity) for split, store in stores.items()))
+        digest = f"sha256:{hashlib.sha256(contents.encode()).hexdigest()}"
+        self.identity = digest if type(self).sample is ImageEpisodes.sample else None
+        self.stores = {split: store.to(device) for split, store in stores.items()}
+        self.way, self.shot, self.query, self.seed = way, shot, query, seed
+        self.dtype = dtype
+        self.input_shape = tuple(next(iter(stores.values())).images.shape[1:])
+        self.outputs = way
+
+    def sample(self, split: str, start: int, count: int) -> Episodes:
+        """Draw episodes; images become floats in [0, 1]."""
+        store = self.stores[split]
+        chosen = sample_indices(
+            store,
+            key=stream_key("episodes", self.seed, split),
+            start=start,
+            count=count,
+            way=self.way,
+            per_class=self.shot + self.query,
+        )
+        images = store.images[chosen].to(self.dtype).div_(255.0)
+        support_x = images[:, :, : self.shot].flatten(1, 2)
+        query_x = images[:, :, self.shot :].flatten(1, 2)
+        labels = torch.arange(self.way, device=chosen.device)
+        support_y = labels.repeat_interleave(self.shot).expand(count, -1)
+        query_y = labels.repeat_interleave(self.query).expand(count, -1)
+        return Episodes(support_x, support_y, query_x, query_y)
+
+
+def sample_indices(
+    store: ClassStore, *, key: int, start: int, count: int, way: int, per_class: int
+) -> Tensor:
+    """Choose images for episodes `start` … `start + count - 1`.
+
+    Every class gets a random 64-bit rank in every episode and the `way` highest are taken, in
+    that order; the images of a chosen class are ranked likewise. So classes are distinct,
+    their labels are random, and support and query are disjoint.
+
+    Returns:
+        int64 (count, way, per_class): indices into `store.images`.
+    """
+    device = store.images.device
+    episodes = torch.arange(start, start + count, device=device)
+    episode_keys = random_bits(key, episodes)[:, None]
+    class_ranks = random_bits(episode_keys, torch.arange(len(store.class_names), device=device))
+    classes = class_ranks.topk(way, dim=1).indices  # (count, way)
+
+    class_keys = random_bits(episode_keys, -1 - classes)[:, :, None]  # negative: unused so far
+    image = torch.arange(store.largest, device=device)
+    image_ranks = random_bits(class_keys, image)
+    beyond_class = image >= store.sizes[classes][:, :, None]
+    image_ranks = image_ranks.masked_fill(beyond_class, torch.iinfo(torch.int64).min)
+    images = image_ranks.topk(per_class, dim=2).indices
+    return store.offsets[classes][:, :, None] + images
+
+
+def _check_feasible(split: str, store: ClassStore, way: int, shot: int, query: int) -> None:
+    classes = len(store.class_names)
+    if way < 2:
+        raise ValueError(f"task.way={way}: a classification task needs 2 classes or more")
+    if way > classes:
+        raise ValueError(f"task.way={way} is more than the {classes} classes of the {split} split")
+    fewest = int(store.sizes.min())
+    if shot + query > fewest:
+        name = store.class_names[int(store.sizes.argmin())]
+        raise ValueError(
+            f"task.shot + task.query = {shot} + {query} = {shot + query} is more than the "
+            f"{fewest} images of class {name!r} in the {split} split"
+        )

@@ -1,0 +1,1 @@
+"""One run: its set-up, its loop, its state, its figures."""

@@ -1,0 +1,117 @@
+"""From episodes to a figure with its uncertainty."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+from metarun.components.algo.base import Objective, Trace
+from metarun.episodes.source import EpisodeSource
+from metarun.system.ranks import ALONE, Ranks
+from metarun.unroll import Meta
+
+TASKS_AT_A_TIME = {"cpu": 16, "cuda": 128}  # a CPU's caches hold few, a GPU wants many
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of many tasks.
+
+    Attributes:
+        objective: tells what the score is.
+        scores: float64 (tasks, inner steps + 1), from before the first inner step.
+        losses: likewise, the query loss.
+    """
+
+    objective: Objective
+    scores: Tensor
+    losses: Tensor
+
+    @property
+    def score(self) -> float:
+        """Mean over tasks after the last inner step."""
+        return float(self.scores[:, -1].mean())
+
+    @property
+    def ci95(self) -> float:
+        """Half-width of the 95 % confidence interval of `score`."""
+        return confidence95(self.scores[:, -1])
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values for a JSON file; keys carry the name of the score."""
+        name = self.objective.score_name
+        return {
+            name: self.score,
+            "ci95": self.ci95,
+            "episodes": self.scores.shape[0],
+            "inner_steps": self.scores.shape[1] - 1,
+            f"{name}_per_inner_step": self.scores.mean(dim=0).tolist(),
+            "ci95_per_inner_step": [confidence95(column) for column in self.scores.T],
+            "loss_per_inner_step": self.losses.mean(dim=0).tolist(),
+            f"{name}_per_task": self.scores[:, -1].tolist(),
+        }
+
+
+def confidence95(values: Tensor) -> float:
+    """Half-width of the 95 % confidence interval of the mean of independent values.
+
+    Student's t on the standard error; NaN for fewer than two values.
+    """
+    count = values.numel()
+    if count < 2:
+        return float("nan")
+    return float(stdtrit(count - 1, 0.975) * values.double().std() / count**0.5)
+
+
+def evaluate(
+    trace: Callable[[Meta, Any], Trace],
+    objective: Objective,
+    meta: Meta,
+    source: EpisodeSource,
+    split: str,
+    episodes: int,
+    chunk: int | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+    ranks: Ranks = ALONE,
+) -> Evaluation:
+    """Adapt to episodes 0 … `episodes - 1` of a split and score the queries.
+
+    The ranks take turns at whole chunks, so that the figures have the bits that one rank alone
+    would find.
+
+    Args:
+        trace: `trace(meta, tasks)` gives the traces of a batch of tasks.
+        chunk: tasks at a time.
+        on_progress: called with the number of tasks done, now and then, as often on every rank;
+            may raise to stop.
+
+    Returns:
+        The scores of all tasks, on every rank.
+
+    Raises:
+        LostRank: another rank is gone.
+    """
+    size = chunk or TASKS_AT_A_TIME[next(iter(meta.values())).device.type]
+    traces: dict[int, Trace] = {}  # by the first task of the chunk
+    with torch.no_grad():
+        for turn in range(0, episodes, size * ranks.count):
+            start = turn + size * ranks.rank
+            if start < episodes:
+                tasks = source.sample(split, start, min(size, episodes - start))
+                traces[start] = trace(meta, tasks)
+            on_progress(min(turn + size * ranks.count, episodes))
+    own = {start: [part.double().cpu() for part in trace] for start, trace in traces.items()}
+    by_start = {start: trace for found in ranks.gather(own) for start, trace in found.items()}
+    losses, scores = zip(*(by_start[start] for start in sorted(by_start)), strict=True)
+    return Evaluation(objective, torch.cat(scores), torch.cat(losses))
+
+
+def format_score(name: str, value: float | None) -> str:
+    """Accuracies in per cent, errors as they are; "?" where there is no figure."""
+    if value is None or math.isnan(value):
+        return "?"
+    return f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4f}"

@@ -1,0 +1,103 @@
+"""Settings that change nothing with the others as they are: a run names those that were given.
+
+Where one makes the tasks others than the user may believe, it is refused.
+"""
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from metarun.config.run import PLUGIN_OPTIONS, TaskConfig, TrainConfig
+from metarun.errors import ConfigError
+from metarun.training.plan import LONG_LOOP
+
+
+def refuse_way(config: TrainConfig, kind: str) -> None:
+    """Refuse a number of classes for tasks that have none.
+
+    Args:
+        kind: of the tasks: "classification" or "regression".
+
+    Raises:
+        ConfigError: `task.way` was set.
+    """
+    name = config.data.name
+    # A plugin's data set without a YAML file has the default, which nobody has asked for.
+    unasked = {1, TaskConfig.way} if ("data", name) in PLUGIN_OPTIONS else {1}
+    if kind != "classification" and config.task.way not in unasked:
+        raise ConfigError(
+            f"task.way={config.task.way}: the tasks of data={name} are {kind}, which has no "
+            "classes: leave task.way out"
+        )
+
+
+def without_effect(config: TrainConfig, kind: str, outputs: int) -> list[str]:
+    """Settings that were given and change nothing, each with the reason, as `key=value (reason)`.
+
+    Args:
+        kind: of the tasks: "classification" or "regression".
+        outputs: of the network.
+    """
+    told = []
+    for key, reason in _reasons(config, kind, outputs).items():
+        group, _, name = key.partition(".")
+        part = getattr(config, group)
+        value = getattr(part, name, None)
+        if is_dataclass(part) and name in _changed(part):
+            told.append(f"{key}={value} ({reason})")
+    return told
+
+
+def _changed(part: Any) -> set[str]:
+    """The settings of a group that are not at their defaults."""
+    plain = type(part)()
+    return {f.name for f in fields(part) if getattr(part, f.name) != getattr(plain, f.name)}
+
+
+def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
+    """Setting -> why it changes nothing, for those that change nothing now."""
+    engine, algo, inner, outer = config.engine, config.algo, config.inner_opt, config.outer_opt
+    data, trainer = config.data, config.trainer
+    may_choose_blocks = engine.gradient == "auto" and getattr(algo, "inner_steps", 0) > LONG_LOOP
+    modes = {
+        "engine.last": ("truncated",),
+        "engine.block": ("checkpoint", "auto" if may_choose_blocks else "checkpoint"),
+        "engine.proximal": ("implicit",),
+        "engine.solver": ("implicit",),
+        "engine.solver_steps": ("implicit",),
+        "engine.solver_lr": ("implicit",),
+        "engine.samples": ("evolution",),
+        "engine.sigma": ("evolution",),
+    }
+    found = {
+        key: f"it is for engine.gradient={wanted[0]}, not {engine.gradient}"
+        for key, wanted in modes.items()
+        if engine.gradient not in wanted
+    }
+    rules = {
+        "engine.solver_lr": (
+            engine.gradient == "implicit" and engine.solver == "cg",
+            "it is for engine.solver=neumann and fixed_point",
+        ),
+        "engine.chunk": (engine.batching == "loop", "a loop takes one task at a time"),
+        "inner_opt.granularity": (not inner.learn, "inner_opt.learn names nothing to learn"),
+        "inner_opt.dampening": (not getattr(inner, "momentum", 1), "inner_opt.momentum is 0"),
+        "inner_opt.decoupled_weight_decay": (
+            not getattr(inner, "weight_decay", 1),
+            "inner_opt.weight_decay is 0",
+        ),
+        "outer_opt.min_lr": (outer.schedule == "constant", "it is for outer_opt.schedule=cosine"),
+        "algo.reduction": (
+            kind != "classification" and outputs == 1,
+            f"tasks of {kind} have no classes to sum over",
+        ),
+        "data.split_seed": (
+            getattr(data, "split", "random") != "random",
+            "it is for data.split=random",
+        ),
+        "trainer.max_skipped": (
+            trainer.nonfinite == "stop",
+            "it is for trainer.nonfinite=skip",
+        ),
+        "trainer.wandb_project": (trainer.wandb == "off", "trainer.wandb is off"),
+    }
+    return found | {key: reason for key, (holds, reason) in rules.items() if holds}

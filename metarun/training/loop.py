@@ -1,0 +1,307 @@
+"""The outer loop."""
+
+import hashlib
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+
+from metarun.components.algo.base import HYPER_PREFIX
+from metarun.episodes.rng import stream_key
+from metarun.errors import CheckpointError, RunError
+from metarun.rundir import checkpoint
+from metarun.system.interrupts import Interrupted, Interruption
+from metarun.system.ranks import Ranks
+from metarun.training.evaluation import evaluate, format_score
+from metarun.training.programs import NORM
+from metarun.training.setup import Setup
+from metarun.training.state import TrainState, snapshot
+from metarun.training.tracker import Tracker
+
+REMEDY = (
+    "A lower inner_opt.lr or outer_opt.lr, or outer_opt.clip_norm=10, usually helps (in a new run "
+    "directory)"
+)
+
+
+def train(
+    setup: Setup, state: TrainState, folder: Path, tracker: Tracker, stop: Interruption
+) -> None:
+    """Train from `state` to the last meta-step, with validations, logs and checkpoints.
+
+    Each step is a function of the state alone: step `s` learns from the training episodes
+    `s * meta_batch` and following, and a validation that is due takes place before the next
+    step. So a run that is killed and goes on from a checkpoint computes the same.
+
+    Args:
+        folder: where checkpoints go.
+
+    Raises:
+        Interrupted: a signal came; the state has been saved.
+        LostRank: another rank of the run is gone.
+        RunError: the loss, the gradient or the parameters are no longer finite, or that was so
+            more often than may be skipped.
+    """
+    config = setup.config.trainer
+    with stop.deferred():
+        try:
+            while True:
+                last = state.step == config.steps
+                if state.last_eval < state.step and (last or state.step % config.eval_every == 0):
+                    with tracker.paused():
+                        validate(setup, state, folder, tracker, stop)
+                due = state.step > 0 and state.step % config.checkpoint_every == 0
+                if stop.save_wanted() or due:
+                    with tracker.paused():
+                        save(setup, state, folder, tracker)
+                if last:
+                    break
+                stop.check()
+                meta_step(setup, state)
+                tracker.advance()
+                if state.step % config.log_every == 0 or state.step == config.steps:
+                    log_recent(setup, state, tracker)
+        except Interrupted:
+            save(setup, state, folder, tracker)
+            raise
+        save(setup, state, folder, tracker)
+
+
+def meta_step(setup: Setup, state: TrainState) -> None:
+    """One update of the meta-parameters from one meta-batch of tasks.
+
+    Each rank takes a share of the tasks; then all take the same step. Nothing here waits for the
+    GPU, unless steps may be skipped: metrics stay on the device until `log_recent`.
+    """
+    config, options, ranks = setup.config, setup.config.outer_opt, setup.ranks
+    size = config.trainer.meta_batch
+    start, own = ranks.share(size)
+    if not ranks.first:  # masks of dropout of its own, which resuming can repeat
+        torch.manual_seed(stream_key("rank", config.seed, ranks.rank, state.step))
+    tasks = setup.train_tasks.sample(state.step * size + start, own)
+    may_skip, network = config.trainer.nonfinite == "skip", setup.network
+    buffers = network.buffers() if may_skip and network.changing else {}
+    grads, row = setup.gradient(state.meta, tasks)
+    network.settle()
+    if ranks.count > 1:
+        grads, row = over_ranks(ranks, own / size, grads, row)
+        row[NORM] = get_total_norm(list(grads.values()))
+    norm = row[NORM]
+    state.step += 1
+    if may_skip and not bool(row.isfinite().all()):  # waits for the GPU
+        if network.changing:
+            network.put(buffers)
+        skip(state, config.trainer.max_skipped)
+        return
+    grads = {name: laid_out_as(leaf, grads[name]) for name, leaf in state.meta.items()}
+    for name, leaf in state.meta.items():
+        leaf.grad = grads[name]  # itself: clipping by value changes it, and then its norm counts
+    leaves = list(state.meta.values())
+    if options.clip_value is not None:
+        clip_grad_value_(leaves, options.clip_value)
+        clipped_norm = get_total_norm(list(grads.values()))
+    else:
+        clipped_norm = norm
+    if options.clip_norm is not None:
+        clip_grads_with_norm_(leaves, options.clip_norm, clipped_norm)
+    state.optimizer.step()
+    if state.scheduler is not None:
+        state.scheduler.step()
+    if state.recent and state.recent[-1].shape != row.shape:
+        raise CheckpointError("the checkpoint's recent metrics are not of this run")
+    state.recent.append(row)
+
+
+def laid_out_as(leaf: Tensor, grad: Tensor) -> Tensor:
+    """A gradient with the strides of its parameter.
+
+    torch's fused optimizers on a CPU take those for granted (torch 2.15), and would give each
+    element the step of another one.
+    """
+    return grad if grad.stride() == leaf.stride() else torch.empty_like(leaf).copy_(grad)
+
+
+def over_ranks(
+    ranks: Ranks, weight: float, grads: dict[str, Tensor], row: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Means over the meta-batch, from the means over this rank's share, in one exchange.
+
+    Args:
+        weight: this rank's part of the meta-batch.
+    """
+    parts = [*(grad.flatten() for grad in grads.values()), row]
+    summed = ranks.total(weight * torch.cat(parts))
+    *means, row = torch.split(summed, [len(part) for part in parts])
+    shaped = zip(grads.items(), means, strict=True)
+    return {name: mean.view_as(grad) for (name, grad), mean in shaped}, row
+
+
+def skip(state: TrainState, most: int) -> None:
+    """Count a meta-step that changes nothing, since its loss or gradient is not finite.
+
+    Raises:
+        RunError: more than `most` have been skipped.
+    """
+    state.skipped += 1
+    if state.skipped > most:
+        raise RunError(
+            f"meta-step {state.step} had a loss or a gradient that is NaN or infinite, as had "
+            f"{most} before it, which is all that trainer.max_skipped={most} allows. {REMEDY}"
+        )
+
+
+def log_recent(setup: Setup, state: TrainState, tracker: Tracker) -> None:
+    """Log the mean of the metrics since the last log line."""
+    check_finite(state)
+    name = setup.objective.score_name
+    values, shown = {}, {}
+    if state.recent:  # else all have been skipped
+        loss, score, norm, *inner = torch.stack(state.recent).mean(dim=0).tolist()
+        values = {"train/loss": loss, f"train/{name}": score, "optim/grad_norm": norm}
+        values |= {f"inner/loss_step{i}": value for i, value in enumerate(inner)}
+        shown = {"loss": f"{loss:.4f}", name: format_score(name, score)}
+    if setup.config.trainer.nonfinite == "skip":
+        values["train/skipped"] = state.skipped
+        shown |= {"skipped": str(state.skipped)} if state.skipped else {}
+    values["optim/lr"] = float(state.optimizer.param_groups[0]["lr"])
+    values |= learned_hyper(state)
+    values["time/tasks_per_s"] = tracker.steps_per_second() * setup.config.trainer.meta_batch
+    if setup.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(setup.device)
+        values["memory/max_allocated_gib"] = peak / 2**30
+    tracker.metrics(state.step, values)
+    tracker.show(state.step, shown)
+    state.recent.clear()
+
+
+def learned_hyper(state: TrainState) -> dict[str, float]:
+    """Learned inner hyperparameters by tag: `inner/lr`, or `inner/lr_step0` … by step."""
+    values = {}
+    for name, value in state.meta.items():
+        if name.startswith(HYPER_PREFIX):
+            tag = "inner/" + name.removeprefix(HYPER_PREFIX)
+            if value.dim() == 0:
+                values[tag] = value.item()
+            else:
+                values |= {f"{tag}_step{i}": v for i, v in enumerate(value.tolist())}
+    return values
+
+
+def validate(
+    setup: Setup, state: TrainState, folder: Path, tracker: Tracker, stop: Interruption
+) -> None:
+    """Score the validation tasks, always the same ones, and keep the best model."""
+    check_finite(state)
+    check_constant(setup, state)
+    setup.recheck()
+    name, config = setup.objective.score_name, setup.config
+    result = evaluate(
+        setup.trace,
+        setup.objective,
+        state.meta,
+        setup.source,
+        "val",
+        config.trainer.eval_episodes,
+        config.engine.chunk,
+        on_progress=lambda done: stop.check(),
+        ranks=setup.ranks,
+    )
+    state.last_eval = state.step
+    loss = float(result.losses[:, -1].mean())
+    tracker.metrics(
+        state.step, {f"val/{name}": result.score, "val/ci95": result.ci95, "val/loss": loss}
+    )
+    improved = remember(setup, state, {"score": result.score, "ci95": result.ci95})
+    top = [kept["step"] for kept in state.top]
+    with setup.ranks.together():
+        if state.step in top and setup.ranks.first:
+            checkpoint.save_best(folder, snapshot(setup, state), top, config.trainer.keep_best)
+    shown = f"{format_score(name, result.score)} ± {format_score(name, result.ci95)}"
+    tracker.note(state.step, f"val {name} {shown}{' (best so far)' if improved else ''}")
+
+
+def remember(setup: Setup, state: TrainState, validation: dict[str, float]) -> bool:
+    """Put a validation in its place among the best ones; says whether it is the best so far.
+
+    Of equal ones the earlier is better.
+    """
+    if math.isfinite(validation["score"]):
+        sign = -1 if setup.objective.higher_is_better else 1
+        state.top.append({"step": state.step, **validation})
+        state.top.sort(key=lambda kept: (sign * kept["score"], kept["step"]))
+        del state.top[setup.config.trainer.keep_best :]
+        state.best = state.top[0]
+    return state.best is not None and state.best["step"] == state.step
+
+
+def save(setup: Setup, state: TrainState, folder: Path, tracker: Tracker) -> None:
+    """Write a checkpoint, but never one of a run that has gone wrong."""
+    check_finite(state)
+    check_constant(setup, state)
+    check_same(setup, state)
+    config = setup.config.trainer
+    with setup.ranks.together():
+        if setup.ranks.first:
+            tracker.sync()
+            checkpoint.save(folder, snapshot(setup, state), config.keep_last, config.keep_every)
+
+
+def check_same(setup: Setup, state: TrainState) -> None:
+    """Stop a run whose ranks have come to different parameters.
+
+    Raises:
+        RunError: says which.
+    """
+    if setup.ranks.count == 1:
+        return
+    values = torch.cat([value.detach().flatten() for value in state.meta.values()])
+    digest = hashlib.sha256(values.cpu().numpy().tobytes())
+    for own in (setup.network.buffers(), setup.network.frozen_values()):
+        for value in own.values():
+            digest.update(value.flatten().view(torch.uint8).cpu().numpy().tobytes())
+    digests = setup.ranks.gather(digest.digest())
+    if differing := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
+        raise RunError(
+            f"the parameters of rank {differing[0]} are no longer those of rank 0 at meta-step "
+            f"{state.step}: one of the machines does not compute as the others do. Checkpoints "
+            "from before are kept"
+        )
+
+
+def check_constant(setup: Setup, state: TrainState) -> None:
+    """Stop a run whose network has changed a buffer that it did not change at the start.
+
+    Raises:
+        RunError: says which, and what to do.
+    """
+    if not setup.network.changing and (changed := setup.network.changed()):
+        raise RunError(
+            f"the backbone has changed its buffer {changed[0]} by meta-step {state.step}, but not "
+            "in the first look at it, so tasks were not computed one after the other; checkpoints "
+            "from before are kept. Change buffers whenever the network is called in training, or "
+            "never (in a new run directory)"
+        )
+
+
+def check_finite(state: TrainState) -> None:
+    """Stop a run whose numbers are no longer finite, naming the meta-step.
+
+    Raises:
+        RunError: says when, and what usually helps.
+    """
+    bad_step = None
+    if state.recent:
+        finite = torch.stack(state.recent).isfinite().all(dim=1)
+        if not finite.all():
+            bad_step = state.step - len(finite) + 1 + int(finite.logical_not().nonzero()[0])
+            what = "the loss or its gradient"
+    if bad_step is None:
+        if all(bool(value.isfinite().all()) for value in state.meta.values()):
+            return
+        bad_step, what = state.step, "a parameter"
+    raise RunError(
+        f"{what} became NaN or infinite at meta-step {bad_step}; checkpoints from before "
+        f"are kept. {REMEDY}; trainer.nonfinite=skip goes on without such meta-steps"
+    )

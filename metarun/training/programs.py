@@ -1,0 +1,230 @@
+"""What a run computes over and over, as functions that may be recorded (`engine.compile`).
+
+`Setup.gradient` is the meta-gradient of a meta-batch and its metrics, `Setup.trace` the
+evaluation of a batch of tasks.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.components.algo.base import Algorithm, Trace
+from metarun.errors import ConfigError, MetarunError, RunError
+from metarun.system.files import cache_dir
+from metarun.training.layout import channels_last
+from metarun.training.plan import Plan
+from metarun.unroll import (
+    ChangedFunction,
+    CompilationError,
+    Meta,
+    Program,
+    Recorded,
+    RecordingError,
+    mean_gradient,
+    recorded,
+    task_mapping,
+)
+
+Gradient = Callable[[Meta, Any], tuple[dict[str, Tensor], Tensor]]
+"""`(meta, tasks) -> (mean gradients by name, row of metrics)`; see `summarise`."""
+
+Traces = Callable[[Meta, Any], Trace]
+"""`(meta, tasks) -> trace`, each part with a first dimension of tasks."""
+
+NORM = 2
+"""Place of the gradient's norm in a row of metrics."""
+
+CALLS_BEFORE_RECORDING = 2  # a run of a few meta-steps is not worth a recording
+# Beyond, inductor takes minutes, and a replay gains no time for the memory that recording takes.
+MOST_OPERATIONS = 10_000
+
+log = logging.getLogger(__name__)
+
+
+def gradient_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Gradient:
+    """The mean gradient and the metrics of a meta-batch.
+
+    A run is compiled from its first meta-step on, wherever it is resumed, so that its bits do not
+    depend on when it was interrupted.
+    """
+    loss = channels_last(algorithm.loss) if plan.channels_last else algorithm.loss
+    return mean_gradient(loss, plan.batching, plan.chunk, record, summarise, plan.threads)
+
+
+def trace_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Traces:
+    """The evaluation of a batch of tasks."""
+    trace = channels_last(algorithm.trace) if plan.channels_last else algorithm.trace
+    return task_mapping(trace, plan.batching, record=record, threads=plan.threads)
+
+
+def summarise(grads: Meta, extra: dict[str, Tensor]) -> tuple[Meta, Tensor]:
+    """The gradients, and (mean loss, mean score, norm of the gradient, inner losses)."""
+    loss, inner = extra["loss"].mean(), extra["inner_losses"].mean(dim=0)
+    norms = torch.stack([torch.linalg.vector_norm(grad) for grad in grads.values()])
+    head = [loss, extra["score"].mean().to(loss.dtype), torch.linalg.vector_norm(norms)]
+    return grads, torch.cat([torch.stack(head), inner])
+
+
+class Recorder:
+    """What a value of `engine.compile` does to a function; a `Record`.
+
+    "auto" replays what can be recorded, which gives the same bits, and leaves the rest alone;
+    "auto inductor" compiles it if it can be compiled.
+
+    Args:
+        choice: the value.
+        what: what messages call that which the functions compute, in the plural.
+    """
+
+    def __init__(self, choice: str, what: str) -> None:
+        self.choice, self.what = choice, what
+        self.made: list[Recording] = []
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        choice, what = self.choice, self.what
+        if choice == "none":
+            return fn
+        if choice == "auto":
+            made = Recording([_replayed(fn), fn], what)
+        elif choice == "auto inductor":
+            ways: list[Callable[..., Any]] = [
+                _compiled(fn, what, MOST_OPERATIONS),
+                _replayed(fn),
+                fn,
+            ]
+            made = Recording(ways, what)
+        elif choice == "inductor":
+            made = Recording([_compiled(fn, what)], what, choice)
+        else:
+            made = Recording([recorded(fn)], what, choice)
+        self.made.append(made)
+        return made
+
+    def recheck(self) -> None:
+        """Compare every recording with its function at the next call."""
+        for made in self.made:
+            made.recheck()
+
+
+class Recording:
+    """A function in the first of several ways that turns out to be possible.
+
+    Args:
+        ways: `Recorded` ones, and perhaps the function itself as the last.
+        what: what it computes, in the plural.
+        insisted: the value of `engine.compile` that leaves no choice, if there is one.
+    """
+
+    def __init__(
+        self, ways: list[Callable[..., Any]], what: str, insisted: str | None = None
+    ) -> None:
+        self.ways, self.what, self.insisted = ways, what, insisted
+
+    def __call__(self, *args: Any) -> Any:
+        return self._first(lambda way: way(*args))
+
+    def program(self, *args: Any) -> Program | None:
+        """See `Recorded.program`; None if the function is not recorded."""
+        program: Program | None = self._first(
+            lambda way: way.program(*args) if isinstance(way, Recorded) else None, called=False
+        )
+        return program
+
+    def recheck(self) -> None:
+        """See `Recorded.recheck`."""
+        for way in self.ways:
+            if isinstance(way, Recorded):
+                way.recheck()
+
+    def _first(self, act: Callable[[Callable[..., Any]], Any], called: bool = True) -> Any:
+        while True:
+            way = self.ways[0]
+            try:
+                return act(way)
+            except ChangedFunction as error:
+                self._drop(error)
+                if called:
+                    return error.outcome[0]
+            except RecordingError as error:
+                if isinstance(error.__cause__, MetarunError):  # of a function that was refused
+                    raise error.__cause__ from error
+                compiling = isinstance(error, CompilationError)
+                failed = "compiled" if compiling else "recorded"
+                if self.insisted is not None:
+                    instead = "replay or none" if compiling else "none"
+                    raise ConfigError(
+                        f"engine.compile={self.insisted}: {self.what} with this algorithm and this "
+                        f"network cannot be {failed}: {error}; use engine.compile={instead}"
+                    ) from error
+                log.info("%s are not %s: %s", self.what, failed, error)
+                # What cannot be recorded for a compiler cannot be for a replay either.
+                del self.ways[: 1 if compiling else -1]
+
+    def _drop(self, error: ChangedFunction) -> None:
+        """Go on with the function itself, and say so.
+
+        Every rank comes to this by itself: all have the same function and count its calls.
+        """
+        since = error.replays
+        if self.insisted is not None:
+            kind = RunError if since else ConfigError
+            raise kind(
+                f"engine.compile={self.insisted}: {self.what} cannot be recorded: {error}; use "
+                "engine.compile=none"
+            ) from error
+        lost = "a checkpoint does not hold what is kept in Python, so a resumed run differs"
+        if since:
+            log.warning(
+                "%s are no longer recorded: %s. The %d calls before may have had an old value: to "
+                "be sure, begin again with engine.compile=none; %s", self.what, error, since, lost,
+            )  # fmt: skip
+        else:
+            log.info("%s are not recorded: %s; %s", self.what, error, lost)
+        del self.ways[:-1]
+
+
+def _replayed(fn: Callable[..., Any]) -> Recorded:
+    return recorded(fn, after=CALLS_BEFORE_RECORDING, most_operations=MOST_OPERATIONS)
+
+
+def _compiled(fn: Callable[..., Any], what: str, most_operations: int | None = None) -> Recorded:
+    making = partial(_announced, what)
+    return recorded(fn, "inductor", most_operations=most_operations, making=making)
+
+
+def keep_compiled() -> None:
+    """Have torch keep what it compiles in metarun's cache, if the user has chosen no place.
+
+    To be called before anything imports torch's compiler, as making an optimizer does: it chooses
+    a place at that moment. Where the cache cannot be made, that choice stands.
+    """
+    place = cache_dir() / "compiled"
+    with suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place))
+
+
+@contextmanager
+def _announced(what: str) -> Iterator[None]:
+    """Words around a compilation: it takes a while."""
+    # It warns of a CUDA toolkit without a GPU, which is no concern of a run on the CPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    logging.getLogger("torch._inductor.ir").setLevel(logging.ERROR)  # of operations it only calls
+    log.info("compiling %s, for up to some minutes; engine.compile=replay starts at once", what)
+    start = time.monotonic()
+    try:
+        yield
+    except OSError as error:
+        place = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "the folder of temporary files")
+        raise RunError(
+            f"compiled programs cannot be kept in {place}: {error.strerror or error}; set "
+            "METARUN_CACHE to another folder, or use engine.compile=replay"
+        ) from error
+    log.info("compiled %s in %.0f s", what, time.monotonic() - start)

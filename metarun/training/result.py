@@ -1,0 +1,194 @@
+"""The end of a run: the test, result.json, and the summary that a person reads."""
+
+import contextlib
+import resource
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarun.config.typed import as_argument, as_path
+from metarun.errors import RunError
+from metarun.rundir import checkpoint
+from metarun.system.files import write_json
+from metarun.system.interrupts import Interruption
+from metarun.training.evaluation import Evaluation, evaluate, format_score
+from metarun.training.setup import Setup
+from metarun.training.state import TrainState, restore_meta
+from metarun.training.tracker import Tracker
+
+
+def finish(
+    setup: Setup, state: TrainState, directory: Path, tracker: Tracker, stop: Interruption
+) -> dict[str, Any]:
+    """Test the model that was best on validation, and store the run's final figures.
+
+    Raises:
+        Interrupted: a signal came.
+        LostRank: another rank of the run is gone.
+        RunError: no validation had a finite score, so there is no best model.
+    """
+    if state.best is None:
+        raise RunError(
+            "no validation had a finite score: a lower inner_opt.lr or algo.eval_inner_steps "
+            "may help (in a new run directory)"
+        )
+    seconds = tracker.elapsed()
+    ranks, content = setup.ranks, {}
+    with ranks.together():
+        if ranks.first:
+            content = checkpoint.load_best(directory / "checkpoints", state.best["step"])
+    content = ranks.of_first(content)
+    start = time.perf_counter()
+    setup.recheck()
+    with stop.deferred():
+        evaluation = evaluate(
+            setup.trace,
+            setup.objective,
+            restore_meta(setup, content),
+            setup.source,
+            "test",
+            setup.config.trainer.test_episodes,
+            setup.config.engine.chunk,
+            on_progress=lambda done: stop.check(),
+            ranks=ranks,
+        )
+    name = setup.objective.score_name
+    test = describe(setup, evaluation)
+    curves = {f"test/{n}_by_inner_step": test[f"{n}_per_inner_step"] for n in (name, "loss")}
+    figures = {
+        f"test/{name}": test[name],
+        "test/loss": test["loss_per_inner_step"][-1],
+        f"val/best_{name}": state.best["score"],
+    }
+    tracker.final(figures, curves, state.step)
+    result = {
+        "test": test,
+        "best": state.best,
+        "steps": state.step,
+        "skipped_steps": state.skipped,
+        "train_seconds": round(seconds, 2),
+        "test_seconds": round(time.perf_counter() - start, 2),
+        "parameters": setup.parameters,
+        "device": device_name(setup.device),
+        "ranks": ranks.count,
+        "peak_memory_gib": peak_memory_gib(setup.device),
+    }
+    if ranks.first:
+        write_json(directory / "result.json", result)
+    return result
+
+
+def describe(setup: Setup, evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation's figures with the protocol that they were measured under."""
+    config = setup.config
+    return {
+        **evaluation.summary(),
+        "score": setup.objective.score_name,
+        "algo": config.algo.name,
+        "data": config.data.name,
+        "data_identity": setup.identity,
+        "way": config.task.way,
+        "shot": config.task.shot,
+        "query": config.task.query,
+        "seed": config.seed,
+        "batch_norm": setup.batch_norm,
+    }
+
+
+def line(figures: dict[str, Any], split: str) -> str:
+    """One line with a figure, its confidence interval and its protocol."""
+    name = figures["score"]
+    if name == "accuracy":
+        shape = f"{figures['way']}-way {figures['shot']}-shot, {figures['query']} queries a class"
+    else:
+        shape = f"{figures['shot']} shots, {figures['query']} queries"
+    other = ", other data than in training" if figures.get("other_data") else ""
+    return (
+        f"{split} {name} {format_score(name, figures[name])} ± "
+        f"{format_score(name, figures['ci95'])} (95 % CI; {figures['episodes']} tasks, {shape}, "
+        f"{figures['inner_steps']} inner steps, batch norm: {figures['batch_norm']}{other})"
+    )
+
+
+def per_inner_step(figures: dict[str, Any]) -> str:
+    """The score before adaptation and after each inner step."""
+    name = figures["score"]
+    values = [format_score(name, value) for value in figures[f"{name}_per_inner_step"]]
+    return f"{name} after 0, 1, … inner steps: {', '.join(values)}"
+
+
+def is_whole(result: dict[str, Any]) -> bool:
+    """Whether a stored result has all that is shown of one: its file may have been damaged."""
+    try:
+        return bool(summary(result, Path())) and type(result["best"]["score"]) is float
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
+        return False
+
+
+def summary(result: dict[str, Any], directory: Path) -> str:
+    """What a person wants to know at the end of a run, and what to type next."""
+    test, best = result["test"], result["best"]
+    name = test["score"]
+    best_score = f"{format_score(name, best['score'])} ± {format_score(name, best['ci95'])}"
+    seconds = result["train_seconds"]
+    memory = result["peak_memory_gib"]
+    return "\n".join(
+        [
+            "",
+            f"{test['algo']} on {test['data']}, seed {test['seed']}: {result['steps']} meta-steps "
+            f"on {result['device']}, {seconds:.0f} s of training, "
+            f"{result['test_seconds']:.0f} s of test, peak memory {memory:.2f} GiB",
+            f"  best validation {name} {best_score}, at meta-step {best['step']}",
+            f"  {line(test, 'test')}",
+            f"  {per_inner_step(test)}",
+            *counted(result.get("parameters")),
+            f"  run directory {directory}",
+            f"next: metarun eval {as_argument('ckpt', directory)} episodes=1000",
+            f"      tensorboard --logdir {shlex.quote(as_path(directory.parent))}",
+        ]
+    )
+
+
+def counted(parameters: dict[str, Any] | None) -> list[str]:
+    """The line of a summary on how many parameters there are; none for an older result."""
+    if parameters is None:
+        return []
+    adapted = parameters["adapted"]
+    inner = "" if adapted is None else f", {adapted:,} adapted in the inner loop"
+    frozen = f"{parameters['frozen']:,}" if parameters["frozen"] else "none"
+    return [f"  parameters: {parameters['learned']:,} learned{inner}, {frozen} frozen"]
+
+
+def device_name(device: torch.device) -> str:
+    """A device as people name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU ({threads} thread{'s' * (threads != 1)})"
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Measure the peak anew: this process may have had other runs of a sweep before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:  # Linux's way; elsewhere the peak stays that of the process
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory of the GPU's tensors, or of the process on the CPU, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    # Not ru_maxrss where there is another way: Linux hands a new program the peak of the process
+    # that started it (a launcher with gigabytes, say), and that part cannot be forgotten.
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

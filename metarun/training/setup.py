@@ -1,0 +1,279 @@
+"""From a config to live objects; training and evaluation share this."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from metarun.components.algo.base import HYPER_PREFIX, OBJECTIVES, Algorithm, Objective
+from metarun.components.build import build_algorithm, build_data, build_model
+from metarun.components.network import Network, refuse_lost_state
+from metarun.config.checks import fits, read
+from metarun.config.run import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, TrainerConfig
+from metarun.episodes.ahead import Ahead
+from metarun.episodes.identity import identity_of
+from metarun.episodes.rng import stream_key
+from metarun.episodes.source import EpisodeSource
+from metarun.errors import CheckpointError, ConfigError
+from metarun.system.memory import keep_memory, machine_memory
+from metarun.system.ranks import ALONE, Ranks
+from metarun.training.batching import TriedByVmap
+from metarun.training.buffers import settle, with_kept_buffers
+from metarun.training.plan import Plan, make_plan, with_gradient
+from metarun.training.programs import (
+    Gradient,
+    Recorder,
+    Traces,
+    gradient_program,
+    keep_compiled,
+    trace_program,
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a config describes, built."""
+
+    config: TrainConfig
+    device: torch.device
+    ranks: Ranks
+    source: EpisodeSource
+    network: Network  # its buffers and frozen parameters
+    train_tasks: Ahead  # the source's, drawn in larger batches
+    algorithm: Algorithm
+    objective: Objective
+    plan: Plan
+    planned_for: int  # meta-steps that the plan was made for: those the run began with
+    gradient: Gradient
+    trace: Traces
+    recheck: Callable[[], None]  # have recordings compared with their functions at the next call
+    identity: str  # of the data
+    batch_norm: str  # which statistics batch normalisation uses, for the result line
+    parameters: dict[str, int | None]  # numbers: how many are learned, adapted and frozen
+
+
+def build(
+    config: TrainConfig,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    planned_for: int | None = None,
+    trained_with: int | None = None,
+) -> Setup:
+    """Load the data, make the network and the algorithm.
+
+    The initial weights are drawn on the CPU from the seed, so they do not depend on the device.
+
+    Args:
+        planned_for: meta-steps that the run began with, if it has become longer since.
+        trained_with: the seed of the run whose network is evaluated, which may be another one
+            than that of the episodes; None for a run that is trained.
+
+    Raises:
+        ConfigError: the parts of the config do not fit together.
+        DataError: the data are missing or damaged.
+    """
+    keep_compiled()
+    source = build_data(config, device)
+    _check_size(config, source)
+    torch.manual_seed(seed_of_weights(config.seed if trained_with is None else trained_with))
+    model = build_model(config, source)
+    refuse_lost_state(model)
+    network = Network(model.to(device))
+    changes, engine = settle(config, network, model, source, device, ranks, trained_with is None)
+    settled = replace(config, engine=engine)
+    planned_for = config.trainer.steps if planned_for is None else planned_for
+    begun = replace(settled, trainer=replace(config.trainer, steps=planned_for))
+    computed = with_gradient(begun, model, device)
+    plan = make_plan(computed, model, device)
+    record_step = Recorder(plan.step, "inner steps")
+    algorithm = build_algorithm(computed, model, source, record_step)
+    if changes.evaluation:
+        algorithm = with_kept_buffers(model, algorithm)
+    batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
+    programs = _Programs(config, computed, algorithm, plan, model, device, [record_step])
+    return Setup(
+        config,
+        device,
+        ranks,
+        source,
+        network,
+        Ahead(source, "train"),
+        algorithm,
+        OBJECTIVES[source.kind],
+        plan,
+        planned_for,
+        programs.make(gradient_program, "meta-steps", "compile"),
+        programs.make(trace_program, "evaluations", "evaluate"),
+        programs.recheck,
+        identity_of(source),
+        batch_norm,
+        _parameters(algorithm, network),
+    )
+
+
+class _Programs(NamedTuple):
+    """What makes the programs of a run, and has their recordings compared.
+
+    Attributes:
+        config: the user's config.
+        computed: the config with what "auto" was settled to.
+        recorders: of all programs.
+    """
+
+    config: TrainConfig
+    computed: TrainConfig
+    algorithm: Algorithm
+    plan: Plan
+    model: nn.Module
+    device: torch.device
+    recorders: list[Recorder]
+
+    def make(self, program: Callable[..., Any], what: str, choice: str) -> Callable[..., Any]:
+        """A program of the plan; where vmap turns out not to do, of a plan with a loop.
+
+        Args:
+            program: `gradient_program` or `trace_program`.
+            what: what it computes, in the plural.
+            choice: the plan's field that says how it is recorded.
+        """
+        if self.plan.batching == "loop":
+            return self._made(program, what, choice, self.plan)
+        engine = replace(self.computed.engine, batching="loop")
+        looped = make_plan(replace(self.computed, engine=engine), self.model, self.device)
+        return TriedByVmap(
+            self._made(program, what, choice, self.plan),
+            lambda: self._made(program, what, choice, looped),
+            what,
+            insisted=self.config.engine.batching == "vmap",
+        )
+
+    def _made(
+        self, program: Callable[..., Any], what: str, choice: str, plan: Plan
+    ) -> Callable[..., Any]:
+        self.recorders.append(Recorder(getattr(plan, choice), what))
+        made: Callable[..., Any] = program(self.algorithm, plan, self.recorders[-1])
+        return made
+
+    def recheck(self) -> None:
+        """Have every recording compared with its function at its next call."""
+        for recorder in self.recorders:
+            recorder.recheck()
+
+
+def seed_of_weights(seed: int) -> int:
+    """What torch's generator gets for a run's seed: the seed, or a digest of a large one.
+
+    On the CPU torch takes the lowest 32 bits only, so `2**32` would draw the weights of 0.
+    """
+    return seed if seed < 2**32 else stream_key("weights", seed) % 2**32
+
+
+def _parameters(algorithm: Algorithm, network: Network) -> dict[str, int | None]:
+    """How many parameters are learned, adapted and frozen (None: the algorithm does not say).
+
+    Raises:
+        ConfigError: the algorithm would learn frozen parameters.
+    """
+    meta = algorithm.init()
+    if stirred := [name for name in meta if name in network.frozen]:
+        raise ConfigError(
+            f"the algorithm learns {stirred[0]}, which the backbone has frozen by "
+            "requires_grad=False: start from detached_parameters(model) of "
+            "metarun.components.algo.base"
+        )
+    sizes = {n: p.numel() for n, p in meta.items() if not n.startswith(HYPER_PREFIX)}
+    adapted = algorithm.adapted
+    return {
+        "learned": sum(sizes.values()),
+        "adapted": None if adapted is None else sum(sizes.get(name, 0) for name in adapted),
+        "frozen": sum(p.numel() for p in network.frozen.values()),
+    }
+
+
+def _check_size(config: TrainConfig, source: EpisodeSource) -> None:
+    """Refuse tasks of which a batch is larger than the memory of the machine."""
+    task, size = config.task, max(config.trainer.meta_batch, config.engine.chunk or 0)
+    examples = (task.shot + task.query) * (task.way if source.kind == "classification" else 1)
+    needed = size * examples * math.prod(source.input_shape) * 8
+    if needed > machine_memory():
+        raise ConfigError(
+            f"{size} tasks of {examples} examples each are {needed / 2**30:.0f} GiB, more than "
+            "the memory of this machine: lower trainer.meta_batch, engine.chunk or task.query"
+        )
+
+
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device of "auto", "cpu", "cuda" or "cuda:N", ready for reproducible work.
+
+    Several ranks on a machine take a GPU each, unless `cuda:N` names one for all of them.
+
+    Raises:
+        ConfigError: no such device.
+    """
+    count = torch.cuda.device_count()
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
+        raise ConfigError(f"device={name}: choose one of auto, cpu, cuda, cuda:N")
+    if kind == "cpu":
+        keep_memory()
+        return torch.device("cpu")
+    if int(index or 0) >= count:
+        seen = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
+        raise ConfigError(f"device={name}: torch sees {seen}; use device=auto or device=cpu")
+    if not index and ranks.count > 1:
+        own = ranks.local if count > 1 else 0  # a single one: SLURM may show each task its own
+        if own >= count:
+            raise ConfigError(
+                f"rank {ranks.rank} has no GPU of its own: torch sees {count} CUDA devices; start "
+                "as many processes on a machine as it has GPUs"
+            )
+        name = f"cuda:{own}"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False  # engine.precision=float32 means float32
+    torch.backends.cudnn.benchmark = False  # it may choose another algorithm in another run
+    return torch.device(name)
+
+
+def to_plain(config: TrainConfig) -> dict[str, Any]:
+    """A config as plain values, for config.yaml and checkpoints."""
+    return asdict(config)
+
+
+def from_plain(plain: dict[str, Any]) -> TrainConfig:
+    """The config that `to_plain` wrote, checked again; components are looked up by name.
+
+    Raises:
+        CheckpointError: it names a component that is not there, has unknown settings or values
+            that are not allowed.
+    """
+    try:
+        parts: dict[str, Any] = {}
+        for group, schemas in SCHEMAS.items():
+            settings = plain.get(group)
+            name = settings.get("name") if isinstance(settings, dict) else None
+            if not isinstance(name, str):
+                raise ConfigError(f"it names no {group}")
+            if name not in schemas:
+                raise CheckpointError(
+                    f"the checkpoint needs {group}={name[:80]}, unknown here{_hint(plain)}"
+                )
+            parts[group] = read(group, schemas[name], settings)
+        parts["task"] = read("task", TaskConfig, plain.get("task"))
+        parts["trainer"] = read("trainer", TrainerConfig, plain.get("trainer"))
+        parts["engine"] = read("engine", EngineConfig, plain.get("engine"))
+        return read("the config", TrainConfig, plain | parts)
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's config cannot be read: {error}") from error
+
+
+def _hint(plain: dict[str, Any]) -> str:
+    """What to type for a component that came with a plugin, if the config says which."""
+    plugins = plain.get("plugins")
+    if not fits(plugins, list[str]) or not plugins:
+        return ""
+    return f": give +plugins=[{', '.join(plugins)[:200]}], as in training"

@@ -1,0 +1,200 @@
+"""The state of a training run: made fresh, turned into a checkpoint, restored from one."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.components.algo.base import HYPER_PREFIX
+from metarun.components.build import OUTER_IMPLEMENTATION, build_outer_optimizer
+from metarun.config.run import TrainConfig
+from metarun.errors import CheckpointError
+from metarun.rundir.checkpoint_fields import same_structure
+from metarun.training.setup import Setup, to_plain
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainState:
+    """All that changes during training.
+
+    Attributes:
+        meta: meta-parameters by name, leaf tensors that the outer optimizer changes in place.
+        step: meta-steps done.
+        skipped: how many of them changed nothing, because their gradient was not finite.
+        best: {"step", "score", "ci95"} of the best validation so far.
+        top: the same of the best few, the best first.
+        last_eval: step of the last validation.
+        recent: one row of metrics for each meta-step since the last log line.
+    """
+
+    meta: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    step: int = 0
+    skipped: int = 0
+    best: dict[str, Any] | None = None
+    top: list[dict[str, Any]] = field(default_factory=list)
+    last_eval: int = 0
+    recent: list[Tensor] = field(default_factory=list)
+
+
+def fresh(setup: Setup) -> TrainState:
+    """The state before the first meta-step."""
+    return _with_optimizer(setup, setup.algorithm.init())
+
+
+def restore(setup: Setup, content: dict[str, Any]) -> TrainState:
+    """The state that `snapshot` saved, on this setup's device.
+
+    Args:
+        content: a checkpoint that `metarun.rundir.checkpoint.load` has let pass.
+
+    Raises:
+        CheckpointError: it does not fit this setup.
+    """
+    steps = setup.config.trainer.steps
+    if content["step"] > steps:
+        raise CheckpointError(
+            f"the checkpoint is of meta-step {content['step']}, beyond the {steps} of this run"
+        )
+    frozen = next(iter(setup.network.frozen), None)
+    if frozen is not None and _is_older(content):
+        raise CheckpointError(
+            f"the checkpoint is of an older metarun, which trained {frozen} although the backbone "
+            "has frozen it: train in a new hydra.run.dir"
+        )
+    state = _with_optimizer(setup, restore_meta(setup, content))
+    _restore_optimizer(setup, state, content)
+    state.step, state.skipped = content["step"], content.get("skipped", 0)
+    state.best, state.last_eval = content["best"], content["last_eval"]
+    state.top = content.get("top") or ([] if state.best is None else [state.best])
+    state.recent = [row.to(setup.device) for row in content["recent"]]
+    try:
+        torch.set_rng_state(content["rng"]["cpu"])
+        if setup.device.type == "cuda" and content["rng"]["cuda"]:
+            torch.cuda.set_rng_state(content["rng"]["cuda"][0], setup.device)
+    except RuntimeError as error:
+        raise CheckpointError("the checkpoint's random state is none of torch's") from error
+    return state
+
+
+def _restore_optimizer(setup: Setup, state: TrainState, content: dict[str, Any]) -> None:
+    """Load the outer optimizer and its schedule, if they are those of this setup.
+
+    torch checks little of what it loads and would stumble over it at the next step. What a
+    state looks like after a step is seen from an optimizer that takes one on copies.
+    """
+    trial = _with_optimizer(setup, state.meta)
+    for leaf in trial.meta.values():
+        leaf.grad = torch.zeros_like(leaf)
+    trial.optimizer.step()
+    stored = content["outer_optimizer"]
+    expected = trial.optimizer.state_dict()
+    if not stored["state"]:  # before the first step
+        expected["state"] = {}
+    groups = stored["param_groups"]
+    if isinstance(groups, list) and all(isinstance(group, dict) for group in groups):
+        stored = stored | {"param_groups": [group | OUTER_IMPLEMENTATION for group in groups]}
+    same_structure(expected, stored, "the checkpoint's outer_optimizer")
+    state.optimizer.load_state_dict(stored)
+    if state.scheduler is not None:
+        expected = state.scheduler.state_dict()
+        same_structure(expected, content["scheduler"], "the checkpoint's scheduler")
+        state.scheduler.load_state_dict(content["scheduler"])
+
+
+def restore_meta(setup: Setup, content: dict[str, Any]) -> dict[str, Tensor]:
+    """The meta-parameters of a checkpoint, on this setup's device; the network gets its buffers.
+
+    Raises:
+        CheckpointError: their names, shapes or types are not those of this setup.
+    """
+    network, meta = setup.network, content["meta"]
+    frozen = network.frozen_values()
+    if (frozen or network.buffers()) and _is_older(content):
+        log.warning(
+            "the checkpoint is of an older metarun, which kept no buffers and froze no parameters: "
+            "buffers are those that the backbone is built with, and what is frozen here has the "
+            "values that it was trained to"
+        )
+        _check_forms(frozen | setup.algorithm.init(), meta)
+        network.put(network.buffers(), {name: meta[name].to(setup.device) for name in frozen})
+        meta = {name: value for name, value in meta.items() if name not in frozen}
+    else:
+        _check_forms(setup.algorithm.init(), meta)
+        own, found = network.buffers(), content.get("buffers", {})
+        free = set(network.changing)  # may also appear or change its shape
+        _check_forms(_without(own, free), _without(found, free))
+        _check_forms(frozen, content.get("frozen", {}))
+        network.put(
+            {name: value.to(setup.device) for name, value in found.items()},
+            {name: value.to(setup.device) for name, value in content.get("frozen", {}).items()},
+        )
+    return {name: value.to(setup.device) for name, value in meta.items()}
+
+
+def _is_older(content: dict[str, Any]) -> bool:
+    """Whether a checkpoint of a network with buffers or frozen parameters knows of none."""
+    return not content.keys() & {"buffers", "frozen"}
+
+
+def _without(values: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def _check_forms(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    expected = {name: _form(value) for name, value in wanted.items()}
+    found = {name: _form(value) for name, value in given.items()}
+    if expected != found:
+        name = min(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+        raise CheckpointError(
+            f"the checkpoint does not fit this network: {name[:120]} is "
+            f"{found.get(name, 'not')} there and {expected.get(name, 'not')} here"
+        )
+
+
+def _form(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
+def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
+    """The content of a checkpoint (see `metarun.rundir.checkpoint`)."""
+    cuda = [torch.cuda.get_rng_state(setup.device)] if setup.device.type == "cuda" else []
+    own = {"buffers": setup.network.buffers(), "frozen": setup.network.frozen_values()}
+    return {
+        "config": to_plain(setup.config),
+        "planned_for": setup.planned_for,
+        "step": state.step,
+        "skipped": state.skipped,
+        "meta": {name: value.detach() for name, value in state.meta.items()},
+        "outer_optimizer": state.optimizer.state_dict(),
+        "scheduler": None if state.scheduler is None else state.scheduler.state_dict(),
+        "best": state.best,
+        "top": state.top,
+        "last_eval": state.last_eval,
+        "recent": torch.stack(state.recent) if state.recent else torch.empty(0, 0),
+        "data_identity": setup.identity,
+        "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        **{part: values for part, values in own.items() if values},
+    }
+
+
+def _with_optimizer(setup: Setup, meta: dict[str, Tensor]) -> TrainState:
+    config: TrainConfig = setup.config
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in meta.items()}
+    weights = [v for name, v in leaves.items() if not name.startswith(HYPER_PREFIX)]
+    learned = [v for name, v in leaves.items() if name.startswith(HYPER_PREFIX)]
+    groups: list[dict[str, Any]] = [{"params": weights}]
+    if learned:  # decaying a learning rate towards zero is never what weight decay is for
+        groups.append({"params": learned, "weight_decay": 0.0})
+    optimizer = build_outer_optimizer(config, groups)
+    scheduler = None
+    if config.outer_opt.schedule == "cosine":
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, T_max=config.trainer.steps, eta_min=config.outer_opt.min_lr
+        )
+    return TrainState(leaves, optimizer, scheduler)
