@@ -14,7 +14,8 @@ from scipy.special import stdtrit
 
 from metarun.config import NEUTRAL_KEYS
 from metarun.metrics import ELAPSED
-from metarun.reporting.gather import LIMIT, Figures, Run
+from metarun.reporting.gather import Figures, Run
+from metarun.reporting.reading import LIMIT
 
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
 SAME_TASK = ("data.", "task.")
