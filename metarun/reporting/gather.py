@@ -4,8 +4,6 @@ What is read may be cut short, of another program, or hostile: every field is ch
 loses its control characters, and nothing is executed or resolved.
 """
 
-import json
-import math
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -17,11 +15,18 @@ import yaml
 
 from metarun.config.run import SCHEMAS, flat
 from metarun.errors import ConfigError
+from metarun.reporting.reading import (
+    LIMIT,
+    bounded,
+    clean,
+    finite,
+    finite_or_nan,
+    json_object,
+    read_text,
+)
 from metarun.rundir import SWEEP_RECORD
 from metarun.rundir.metrics import read_metrics
 
-LIMIT = 2**63  # of settings and costs; a loss that diverges may be larger
-LARGEST = 2**26  # bytes of a file that is read whole
 LARGEST_CONFIG = 2**17  # bytes; real ones have three thousand, and the parser takes its time
 RECORDS = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
 SAMPLED = "episodes:"  # before the identity of data that is taken from episodes
@@ -140,11 +145,11 @@ def read_run(folder: str | Path) -> Run:
         ValueError: it is no run, or damaged; the message says which file.
     """
     folder = Path(folder)
-    if not (folder / "config.yaml").exists() and "ckpt" in _json_object(folder / "result.json"):
+    if not (folder / "config.yaml").exists() and "ckpt" in json_object(folder / "result.json"):
         raise ValueError("an evaluation, not a training run")
     settings = _settings(folder / "config.yaml")
-    status = _json_object(folder / "status.json")
-    provenance = _json_object(folder / "provenance.json")
+    status = json_object(folder / "status.json")
+    provenance = json_object(folder / "provenance.json")
     state = clean(str(status.get("status", "never started")))[:40]
     if state == "running" and _is_gone(provenance):
         state = "killed"
@@ -158,11 +163,6 @@ def read_run(folder: str | Path) -> Run:
         records=read_metrics(folder / "metrics.jsonl"),
         code=_code(provenance),
     )
-
-
-def clean(text: str) -> str:
-    """Text on one line without what would steer a terminal."""
-    return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
 def _candidates(root: Path, skipped: list[tuple[Path, str]]) -> Iterator[tuple[Path, bool]]:
@@ -182,7 +182,7 @@ def _candidates(root: Path, skipped: list[tuple[Path, str]]) -> Iterator[tuple[P
 
 def _refused(folder: Path) -> list[tuple[Path, str]]:
     """The runs that a sweep could not start: their settings were wrong."""
-    runs = _json_object(folder / SWEEP_RECORD).get("runs")
+    runs = json_object(folder / SWEEP_RECORD).get("runs")
     if not isinstance(runs, dict):
         raise ValueError(f"{SWEEP_RECORD} is damaged")
     return [
@@ -199,7 +199,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
     Aliases are refused: metarun writes none, and a few lines with them can mean gigabytes.
     """
-    text = _text(path, LARGEST_CONFIG)
+    text = read_text(path, LARGEST_CONFIG)
     try:
         events = yaml.parse(text, Loader=_Loader)
         if any(isinstance(event, yaml.AliasEvent) for event in events):
@@ -234,7 +234,7 @@ def _plain_keys(config: dict[Any, Any]) -> bool:
 
 
 def _test(path: Path, settings: dict[str, Any]) -> Figures:
-    result = _json_object(path)
+    result = json_object(path)
     if not result:
         raise ValueError("completed, but result.json is missing or damaged: repeat its command")
     if (steps := result.get("steps")) not in (None, settings["trainer.steps"]):
@@ -250,15 +250,15 @@ def _test(path: Path, settings: dict[str, Any]) -> Figures:
         ci95 = test["ci95"]
         return Figures(
             score=score,
-            value=_number(test[score]),
-            ci95=None if ci95 is None else _number(ci95),
-            episodes=int(_bounded(test["episodes"])),
-            scores=[_number_or_nan(value) for value in test[f"{score}_per_inner_step"]],
-            losses=[_number_or_nan(value) for value in test["loss_per_inner_step"]],
-            validation=_number(result["best"]["score"]),
+            value=finite(test[score]),
+            ci95=None if ci95 is None else finite(ci95),
+            episodes=int(bounded(test["episodes"])),
+            scores=[finite_or_nan(value) for value in test[f"{score}_per_inner_step"]],
+            losses=[finite_or_nan(value) for value in test["loss_per_inner_step"]],
+            validation=finite(result["best"]["score"]),
             device=clean(str(result["device"])),
-            train_seconds=_bounded(result["train_seconds"]),
-            peak_memory_gib=_bounded(result["peak_memory_gib"]),
+            train_seconds=bounded(result["train_seconds"]),
+            peak_memory_gib=bounded(result["peak_memory_gib"]),
             content=_content(result.get("data_identity")),
         )
     except KeyError as error:
@@ -275,55 +275,6 @@ def _content(identity: Any) -> str | None:
     if not isinstance(identity, str) or identity.startswith(SAMPLED):
         return None
     return clean(identity)[:19]
-
-
-def _number(value: Any) -> float:
-    try:
-        number = float(value) if type(value) in (int, float) else math.nan
-    except OverflowError:  # an integer of hundreds of digits
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{clean(repr(value))[:50]} is no finite number")
-    return number
-
-
-def _bounded(value: Any) -> float:
-    if abs(number := _number(value)) >= LIMIT:
-        raise ValueError(f"{clean(repr(value))[:50]} is beyond all bounds")
-    return number
-
-
-def _number_or_nan(value: Any) -> float:
-    return math.nan if value is None else _number(value)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    """A JSON object; nothing if the file is not there.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name} is damaged") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} is damaged")
-    return value
-
-
-def _text(path: Path, largest: int = LARGEST) -> str:
-    if not path.is_file():  # reading a pipe would wait for ever
-        what = "is no file" if path.exists() else "is missing"
-        raise ValueError(f"{path.name} {what}")
-    if path.stat().st_size > largest:
-        raise ValueError(f"{path.name} is larger than {largest // 2**10} KiB")
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is damaged") from error
 
 
 def _is_gone(provenance: dict[str, Any]) -> bool:

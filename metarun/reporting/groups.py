@@ -13,7 +13,8 @@ from typing import Any
 from scipy.special import stdtrit
 
 from metarun.config.run import NEUTRAL_KEYS
-from metarun.reporting.gather import LIMIT, Figures, Run
+from metarun.reporting.gather import Figures, Run
+from metarun.reporting.reading import LIMIT
 from metarun.rundir.metrics import ELAPSED
 
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
