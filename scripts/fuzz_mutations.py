@@ -250,7 +250,7 @@ INSTRUCTIONS = (
     b"ctorch._utils\n_rebuild_qtensor\n",
     b"ctorch\nUntypedStorage\n",
     b"ctorch.storage\n_load_from_bytes\n",
-    b"cmetarun.cli\nmain\n)R",
+    b"cmetarun.cli.main\nmain\n)R",
 )
 
 CHECKPOINT_MUTATIONS: dict[str, Mutation] = {

@@ -28,7 +28,8 @@ def test_the_lock_goes_with_its_process_and_not_before(
 ) -> None:
     """A child of the holder that outlives it, as a background process would, changes nothing."""
     code = (
-        "import subprocess, sys; from pathlib import Path; from metarun.rundir import directory as rundir\n"
+        "import subprocess, sys; from pathlib import Path\n"
+        "from metarun.rundir import directory as rundir\n"
         f"with rundir.opened(Path(sys.argv[1]), {CONFIG}, 'cpu'):\n"
         "    child = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL)\n"
         "    print(child.pid, flush=True)\n"
