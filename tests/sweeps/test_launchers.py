@@ -26,8 +26,8 @@ from metarun.sweeps.search import distribution
 from metarun.system import interrupts
 from metarun.system.files import LockedError, locked
 from metarun.system.interrupts import Interruption, Preempted
+from tests.cli.test_cli import SHORT
 from tests.conftest import Metarun
-from tests.test_cli import SHORT
 
 LONG = (
     "data=sinusoid", "backbone=mlp", "inner_opt=adam", "inner_opt.learn=[lr]",

@@ -22,8 +22,8 @@ from metarun.errors import ConfigError
 from metarun.reporting.gather import gather
 from metarun.reporting.groups import as_text, differing, short_names
 from tests.browser import browser, set_width
+from tests.cli.test_cli import SHORT
 from tests.conftest import Metarun
-from tests.test_cli import SHORT
 
 __all__ = ["browser"]
 

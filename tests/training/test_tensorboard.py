@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.cli.test_cli import SHORT
 from tests.conftest import Metarun
-from tests.test_cli import SHORT
 
 Get = Callable[..., Any]
 

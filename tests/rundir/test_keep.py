@@ -9,7 +9,7 @@ import torch
 from metarun.rundir import checkpoint
 from metarun.system import untrusted
 from tests.conftest import Metarun
-from tests.test_checkpoint import content, save
+from tests.rundir.test_checkpoint import content, save
 
 TINY = (
     "train", "data=sinusoid", "backbone=mlp", "backbone.hidden=[4]", "trainer.meta_batch=2",

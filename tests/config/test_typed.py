@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 from metarun.config.typed import as_argument, as_path, expanded, with_paths
 from metarun.errors import ConfigError
+from tests.cli.test_cli import SHORT
 from tests.conftest import Metarun
-from tests.test_cli import SHORT
 
 NASTY = (
     "a b", "a'b", 'a"b', "a\\b", "a\\", "a\\'b", "a=b", "a#b", "größe", "日本", "a${b}", "a\\${b}",

@@ -8,8 +8,8 @@ from metarun.config import run as configs
 from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
 from metarun.training.inert import refuse_way, without_effect
+from tests.cli.test_cli import SHORT
 from tests.conftest import Metarun
-from tests.test_cli import SHORT
 
 register_schemas()
 

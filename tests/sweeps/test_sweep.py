@@ -16,8 +16,8 @@ from metarun.rundir import SWEEP_RECORD
 from metarun.sweeps import job
 from metarun.sweeps.sweep import NAME_LENGTH, Job, _recalled, run_name
 from metarun.training import run as train
+from tests.cli.test_cli import SHORT, files
 from tests.conftest import Metarun
-from tests.test_cli import SHORT, files
 
 register_schemas()
 
