@@ -82,6 +82,35 @@ def test_the_engine_and_the_components_know_nothing_of_hydra(package: str) -> No
             assert not roots & {"hydra", "omegaconf", "tensorboard"}, name
 
 
+DOORS = {"metarun.unroll._torch", "metarun.config._hydra"}
+"""The modules that may use what torch and Hydra do not promise to keep."""
+
+
+def private_names(path: Path) -> set[str]:
+    """What a module uses of torch or Hydra whose name begins with an underscore."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        for name in names:
+            root, *parts = name.split(".")
+            own = any(part.startswith("_") and not part.startswith("__") for part in parts)
+            if root in ("torch", "hydra") and own:
+                found.add(name)
+    return found
+
+
+def test_private_names_of_torch_and_hydra_come_by_their_doors() -> None:
+    used = {name: private_names(path) for name, path in modules().items()}
+    assert all(used[door] for door in DOORS), "the test sees what is private"
+    assert {name: found for name, found in used.items() if found and name not in DOORS} == {}
+
+
 def test_the_engine_needs_torch_only() -> None:
     others = ["hydra", "omegaconf", "torchvision", "tensorboard", "scipy", "learn2learn"]
     imported = "import sys, metarun.unroll, metarun.higher"

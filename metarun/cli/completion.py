@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import initialize_config_module
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
 from metarun.cli.help import Setting, as_typed, options, settings
 from metarun.config import compose
+from metarun.config._hydra import get_args_parser
 from metarun.config.checks import ALLOWED
 from metarun.errors import ConfigError
 

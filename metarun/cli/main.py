@@ -98,9 +98,9 @@ def _run(command: str, arguments: list[str]) -> None:
 
 def _run_job(command: str, arguments: list[str]) -> None:
     import yaml
-    from hydra._internal.utils import get_args_parser
 
     from metarun.config import compose, launchers
+    from metarun.config._hydra import get_args_parser
     from metarun.config.own_yaml import unreadable
     from metarun.config.typed import with_paths
     from metarun.sweeps import job
@@ -199,7 +199,7 @@ def _with_plugins(arguments: list[str]) -> list[str]:
 
 
 def _check_options(command: str, arguments: list[str]) -> None:
-    from hydra._internal.utils import get_args_parser
+    from metarun.config._hydra import get_args_parser
 
     known = [o for action in get_args_parser()._actions for o in action.option_strings]
     for argument in arguments:
@@ -217,7 +217,7 @@ def _check_options(command: str, arguments: list[str]) -> None:
 
 def _options_first(arguments: list[str]) -> list[str]:
     """The arguments with options before settings: Hydra's parser takes no others."""
-    from hydra._internal.utils import get_args_parser
+    from metarun.config._hydra import get_args_parser
 
     actions = {o: action for action in get_args_parser()._actions for o in action.option_strings}
     options: list[str] = []

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
 from metarun.errors import ConfigError
 from metarun.system.untrusted import STORAGES
+from metarun.unroll._torch import get_unwrapped, is_functorch_wrapped_tensor, pytree
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 

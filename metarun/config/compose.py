@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
-from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from metarun.config import own_yaml, typed
+from metarun.config._hydra import Hydra
 from metarun.config.checks import check_types
 from metarun.config.launchers import register as register_launchers
 from metarun.config.run import PLUGIN_OPTIONS, SCHEMAS, EvalConfig, TrainConfig, flat

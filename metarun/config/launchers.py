@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.plugin import Plugin
 
+from metarun.config._hydra import BasicSweeperConf, forget_launcher
 from metarun.errors import ConfigError
 
 NEEDS = {
@@ -72,7 +72,7 @@ def register() -> None:
     for name, node in nodes.items():
         store.store(group="_schema/launcher", name=name, node=node, package="hydra.launcher")
         # conf/hydra/launcher has an option of this name, which Hydra would merge with theirs.
-        store.repo["hydra"]["launcher"].pop(f"{name}.yaml", None)
+        forget_launcher(name)
 
 
 def check_installed(overrides: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
 from metarun.components.algo.base import Algorithm, Trace
 from metarun.components.build import build_algorithm, build_inner_optimizer
@@ -24,6 +23,7 @@ from metarun.errors import ConfigError
 from metarun.system.ranks import Ranks
 from metarun.training.plan import choose_batching
 from metarun.unroll import LossOptimizer, Meta
+from metarun.unroll._torch import pytree
 
 log = logging.getLogger(__name__)
 

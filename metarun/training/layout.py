@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree  # what torch.func itself maps over
+
+from metarun.unroll._torch import pytree
 
 
 def channels_last(fn: Callable[..., Any]) -> Callable[..., Any]:

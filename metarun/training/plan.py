@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from metarun.config.run import EngineConfig, TrainConfig
 from metarun.errors import ConfigError
 from metarun.unroll import Batching, matches
+from metarun.unroll._torch import ConvNd
 
 SAVE_MEMORY = ("checkpoint", "mixed")  # values of engine.gradient; inductor and vmap undo it
 SHORT_RUN = 10  # meta-steps: below, recording a network of convolutions takes longer than it saves
@@ -54,7 +54,7 @@ def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -
     """
     engine, algo = config.engine, config.algo
     adapted = getattr(algo, "adapt", ["*"])
-    weights = {id(module.weight) for module in model.modules() if isinstance(module, _ConvNd)}
+    weights = {id(module.weight) for module in model.modules() if isinstance(module, ConvNd)}
     convolutions = any(
         parameter.requires_grad
         and id(parameter) in weights
@@ -167,7 +167,7 @@ def saves_memory(engine: EngineConfig) -> bool:
 
 def convolves(model: nn.Module) -> bool:
     """Whether a network has convolutions, and so much to compute for each example."""
-    return any(isinstance(module, _ConvNd) for module in model.modules())
+    return any(isinstance(module, ConvNd) for module in model.modules())
 
 
 def has_compiler() -> bool:

@@ -8,12 +8,21 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
+from metarun.unroll._torch import (
+    disable_current_modes,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    maybe_current_level,
+    maybe_get_bdim,
+    maybe_get_level,
+    pytree,
+    temporarily_clear_interpreter_stack,
+    vmap_decrement_nesting,
+    vmap_increment_nesting,
+)
 from metarun.unroll.advice import UnsuitableModel
 from metarun.unroll.recompute import RandomState, tensor_leaves
 from metarun.unroll.surroundings import Observer, Place, put_back
@@ -73,8 +82,8 @@ class _Watch(TorchFunctionMode):
 
     def _check(self, outside: list[Tensor], detaches: bool = False) -> None:
         for x in outside:
-            wrapped = _functorch.is_functorch_wrapped_tensor(x)
-            if wrapped and not 1 <= _functorch.maybe_get_level(x) <= self.depth:
+            wrapped = is_functorch_wrapped_tensor(x)
+            if wrapped and not 1 <= maybe_get_level(x) <= self.depth:
                 continue  # of a transform inside, under way or just over
             if wrapped or (x.requires_grad and not torch.is_grad_enabled() and not detaches):
                 raise _closure_error(x)
@@ -112,9 +121,9 @@ def check_closure(fn: Callable[[Any], Any], inputs: Any, loss: Any) -> Seen:
             a surrounding `torch.func.vmap` or `grad`.
         UnsuitableModel: a second evaluation would not be like the first.
     """
-    depth = _functorch.maybe_current_level() or 0
+    depth = maybe_current_level() or 0
     # A recording under way sees nothing of this either.
-    with temporarily_clear_interpreter_stack(), _disable_current_modes(), torch.no_grad():
+    with temporarily_clear_interpreter_stack(), disable_current_modes(), torch.no_grad():
         plain = plain_values(inputs)
         given = tensor_leaves(plain)
         random_state = RandomState(given)
@@ -201,12 +210,12 @@ def _levels(depth: int) -> Iterator[None]:
     as well.
     """
     for _ in range(depth):
-        _functorch._vmap_increment_nesting(1, "same")
+        vmap_increment_nesting(1, "same")
     try:
         yield
     finally:
         for _ in range(depth):
-            _functorch._vmap_decrement_nesting()
+            vmap_decrement_nesting()
 
 
 def _evaluated(fn: Callable[[Any], Any], plain: Any, given: list[Tensor]) -> Any:
@@ -283,15 +292,15 @@ def plain_values(tree: Any) -> Any:
 
 def _plain(x: Tensor) -> Tensor:
     """The values of a tensor below all transforms: of the first task, where tasks are mapped."""
-    while _functorch.is_functorch_wrapped_tensor(x):
-        task_dim = _functorch.maybe_get_bdim(x) if _functorch.is_batchedtensor(x) else None
-        x = _functorch.get_unwrapped(x)
+    while is_functorch_wrapped_tensor(x):
+        task_dim = maybe_get_bdim(x) if is_batchedtensor(x) else None
+        x = get_unwrapped(x)
         if task_dim is not None:
             x = x.select(task_dim, 0)
     return x.detach().clone()  # so that a loss which writes on its arguments writes on this
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:
-    while _functorch.is_functorch_wrapped_tensor(x):
-        x = _functorch.get_unwrapped(x)
+    while is_functorch_wrapped_tensor(x):
+        x = get_unwrapped(x)
     return tuple(x.shape)

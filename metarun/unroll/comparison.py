@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree  # what torch.func itself maps over
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from metarun.unroll._torch import TorchDispatchMode, pytree
 
 NOISE = 100.0
 """A GPU's kernels that add in any order do not repeat their bits. There a difference counts if it

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from metarun.unroll._torch import temporarily_clear_interpreter_stack
 from metarun.unroll.gradients import Evolution
 from metarun.unroll.recompute import Flat, Pullback, RandomState, of_wanted
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
+
+from metarun.unroll._torch import pytree
 
 # By the names of torch's functions and methods, as scripts/op_zoo found them.
 NEEDS_GRAPH = frozenset(

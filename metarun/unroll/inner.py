@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metarun.unroll._torch import import_forward_rules
 from metarun.unroll.forward_mode import (
     ForwardRules,
     WrongForwardMode,
@@ -204,4 +205,4 @@ def load_forward_rules() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        import torch._decomp.decompositions_for_jvp  # noqa: F401
+        import_forward_rules()

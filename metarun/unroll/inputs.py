@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
+from metarun.unroll._torch import pytree
 from metarun.unroll.optim.base import InnerOptimizer, LossOptimizer, Params
 
 _BY_NAME = "give a dict from names to tensors, such as dict(model.named_parameters())"

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from metarun.unroll._torch import pytree
 from metarun.unroll.engine import unroll
 from metarun.unroll.gradients import GradientMode
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State

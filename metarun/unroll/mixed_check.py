@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch._C._functorch import maybe_current_level
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.utils import _pytree as pytree  # what torch.func itself maps over
-from torch.utils._python_dispatch import _disable_current_modes
 
+from metarun.unroll._torch import (
+    disable_current_modes,
+    maybe_current_level,
+    pytree,
+    temporarily_clear_interpreter_stack,
+)
 from metarun.unroll.blocks import BlockLoss, block_gradient, by_blocks
 from metarun.unroll.closure import plain_values
 from metarun.unroll.gradients import Checkpoint
@@ -51,7 +53,7 @@ def checked_mixed(
     # What surrounds the unroll does not matter here, transforms or a recording under way; but
     # where there are transforms, the pullback uses them, and does so where gradients are enabled.
     mapped = maybe_current_level() is not None
-    with temporarily_clear_interpreter_stack(), _disable_current_modes():
+    with temporarily_clear_interpreter_stack(), disable_current_modes():
         with torch.no_grad():
             given = plain_values((params, context))
         layouts = tuple((x.shape, x.dtype, x.device) for x in tensor_leaves(given))

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from metarun.unroll._torch import pytree
 from metarun.unroll.derivatives import derivatives_of_value
 from metarun.unroll.optim.base import (
     HyperValue,

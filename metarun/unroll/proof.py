@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from metarun.unroll._torch import get_current_dispatch_mode, is_functorch_wrapped_tensor
 from metarun.unroll.advice import UnsuitableModel, explained
 from metarun.unroll.closure import layout_of, met_with
 from metarun.unroll.recompute import tensor_leaves
@@ -49,7 +49,7 @@ def check_differentiable(step: Any, inputs: Any, loss: Any, params: dict[str, Te
     Raises:
         UnsuitableModel: an operation cannot be differentiated so often.
     """
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    if torch.compiler.is_compiling() or get_current_dispatch_mode() is not None:
         return  # under recording: whoever records takes the derivative
     outputs, inputs = tensor_leaves(step), tensor_leaves(inputs)
     met, layout = met_with(loss), (_last_operations(outputs), *layout_of(params))
@@ -99,4 +99,4 @@ def try_derivative(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
 
 
 def _in_graph(x: Tensor) -> bool:
-    return x.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return x.requires_grad and not is_functorch_wrapped_tensor(x)

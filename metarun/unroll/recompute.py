@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor, maybe_current_level
-from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
+from metarun.unroll._torch import is_functorch_wrapped_tensor, maybe_current_level, pytree
 from metarun.unroll.advice import explained
 from metarun.unroll.surroundings import put_back, tracked, tracking, values_of
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
+from metarun.unroll._torch import inductor, pytree
 from metarun.unroll.comparison import Rewritten, agree, undone
 from metarun.unroll.python_state import changed, python_state
 from metarun.unroll.recompute import RandomState
@@ -257,8 +257,7 @@ def _layout(value: Any, leaves: list[Tensor]) -> Any:
 
 def _compiled(graph: fx.GraphModule, leaves: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
     # Not torch.compile: what its guards would check at each call is the key of the recording.
-    from torch._inductor import config, standalone_compile  # takes a second to import
-
+    config, standalone_compile = inductor()
     given: list[Any] = [leaf.detach() for leaf in leaves]
     # On a CPU the calls of the kernels are compiled as well: Python's would hold its lock (GIL)
     # while a kernel runs, so the kernels of tasks in several threads would wait for each other.

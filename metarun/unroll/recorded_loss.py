@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
+from metarun.unroll._torch import pytree
 from metarun.unroll.inner import ContextLoss, inner_gradient, loss_gradient, one_number
 from metarun.unroll.optim.base import Params
 from metarun.unroll.recompute import (

@@ -21,16 +21,17 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C import (
-    _get_function_stack_at,
-    _len_torch_function_stack,
-    _pop_torch_function_stack,
-    _push_on_torch_function_stack,
-)
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.overrides import TorchFunctionMode
 
+from metarun.unroll._torch import (
+    TransformType,
+    get_function_stack_at,
+    len_torch_function_stack,
+    pop_torch_function_stack,
+    push_on_torch_function_stack,
+    retrieve_all_functorch_interpreters,
+    weight_norm_kernels,
+)
 from metarun.unroll.advice import WrongDerivative
 from metarun.unroll.written_functions import (
     cdist,
@@ -126,15 +127,15 @@ def aside(forward: Callable[P, R]) -> Callable[P, R]:
     """
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        depth = _len_torch_function_stack()
-        mode: Any = _get_function_stack_at(depth - 1) if depth else None
+        depth = len_torch_function_stack()
+        mode: Any = get_function_stack_at(depth - 1) if depth else None
         if type(mode) is not RightDerivatives or mode.table is not _SECOND:
             return forward(*args, **kwargs)
-        _pop_torch_function_stack()
+        pop_torch_function_stack()
         try:
             return forward(*args, **kwargs)
         finally:
-            _push_on_torch_function_stack(mode)
+            push_on_torch_function_stack(mode)
 
     return call
 
@@ -279,8 +280,8 @@ def _kernels() -> Iterator[tuple[str, Any]]:
 
 
 _SECOND: Table = {
-    torch._weight_norm: weight_norm,
-    torch._weight_norm_interface: weight_norm_interface,
+    weight_norm_kernels[0]: weight_norm,
+    weight_norm_kernels[1]: weight_norm_interface,
     torch.det: det_of,
     torch.linalg.det: det,
     Tensor.det: det_of,

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import unwrap_if_dead
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.modules import module as hooks
+
+from metarun.unroll._torch import temporarily_clear_interpreter_stack, unwrap_if_dead
 
 _MISSING: Any = object()
 _SIMPLE = (int, float, complex, str, bytes, type(None))

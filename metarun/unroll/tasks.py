@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree  # what torch.func itself maps over
 
+from metarun.unroll._torch import pytree
 from metarun.unroll.advice import explained
 from metarun.unroll.inputs import check_tasks, checked_params
 from metarun.unroll.recorded import Record, unrecorded

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree  # what torch.func itself maps over
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from metarun.unroll._torch import TorchDispatchMode, pytree
 from metarun.unroll.advice import plain_reason
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metarun.unroll._torch import DisableTorchFunctionSubclass
 from metarun.unroll.recompute import tensor_leaves
 
 Current = Callable[[str], Tensor | None]
@@ -63,7 +64,7 @@ class _Recognised:
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         watched = runs()  # nothing in a thread that uses the original itself
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             if not watched or _is_free_of_values(func):
                 return func(*args, **(kwargs or {}))
             return _checked(watched, func, args, kwargs or {})

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from metarun.unroll._torch import NormBase
 from metarun.unroll.higher.fast_weights import FastWeights
 from metarun.unroll.higher.guards import guarded_call, without_cudnn
 from metarun.unroll.higher.originals import Watched
@@ -197,7 +197,7 @@ def patched_class(kind: Any, base: type[PatchedModule]) -> type:
     """
     name = ("InnerFunctional" if base is PatchedModule else "Functional") + kind.__name__
     forward: Any = kind.forward
-    if issubclass(kind, _NormBase):
+    if issubclass(kind, NormBase):
         forward = _with_fresh_statistics(forward)
     if issubclass(kind, nn.RNNBase):
         forward = _without_cudnn(forward)

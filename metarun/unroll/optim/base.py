@@ -5,7 +5,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree  # what torch.func itself maps over
+
+from metarun.unroll._torch import pytree
 
 Params = dict[str, Tensor]
 """Parameters by name, as `named_parameters()` gives them."""

@@ -1,0 +1,65 @@
+"""What the package uses of torch that torch does not promise to keep.
+
+All of it comes by here, under torch's own names without a leading underscore. So this is where an
+upgrade of torch can break something, and `tests/unroll/test_torch_door.py` says so.
+"""
+
+from typing import Any
+
+import torch
+from torch._C import DisableTorchFunctionSubclass as DisableTorchFunctionSubclass
+from torch._C import _get_function_stack_at as get_function_stack_at
+from torch._C import _len_torch_function_stack as len_torch_function_stack
+from torch._C import _pop_torch_function_stack as pop_torch_function_stack
+from torch._C import _push_on_torch_function_stack as push_on_torch_function_stack
+from torch._C._functorch import TransformType as TransformType
+from torch._C._functorch import _vmap_decrement_nesting as vmap_decrement_nesting
+from torch._C._functorch import _vmap_increment_nesting as vmap_increment_nesting
+from torch._C._functorch import get_unwrapped as get_unwrapped
+from torch._C._functorch import is_batchedtensor as is_batchedtensor
+from torch._C._functorch import is_functorch_wrapped_tensor as is_functorch_wrapped_tensor
+from torch._C._functorch import maybe_current_level as maybe_current_level
+from torch._C._functorch import maybe_get_bdim as maybe_get_bdim
+from torch._C._functorch import maybe_get_level as maybe_get_level
+from torch._C._functorch import unwrap_if_dead as unwrap_if_dead
+from torch._functorch.pyfunctorch import (
+    retrieve_all_functorch_interpreters as retrieve_all_functorch_interpreters,
+)
+from torch._functorch.pyfunctorch import (
+    temporarily_clear_interpreter_stack as temporarily_clear_interpreter_stack,
+)
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.conv import _ConvNd as ConvNd
+from torch.utils import _pytree as pytree  # what torch.func itself maps over
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
+from torch.utils._python_dispatch import _get_current_dispatch_mode as get_current_dispatch_mode
+
+__all__ = [
+    "ConvNd",
+    "NormBase",
+    "disable_current_modes",
+    "get_current_dispatch_mode",
+    "get_function_stack_at",
+    "len_torch_function_stack",
+    "pop_torch_function_stack",
+    "push_on_torch_function_stack",
+    "pytree",
+    "vmap_decrement_nesting",
+    "vmap_increment_nesting",
+]
+
+weight_norm_kernels: tuple[Any, Any] = (torch._weight_norm, torch._weight_norm_interface)
+"""torch's fused weight normalisation, and the same with the norm beside it."""
+
+
+def inductor() -> tuple[Any, Any]:
+    """inductor's settings and `standalone_compile`. They take a second to import."""
+    from torch._inductor import config, standalone_compile
+
+    return config, standalone_compile
+
+
+def import_forward_rules() -> None:
+    """Import the rules for forward mode that torch compiles at their first use."""
+    import torch._decomp.decompositions_for_jvp  # noqa: F401
