@@ -37,7 +37,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1
     if is_out_of_memory(error):
         return f"out of memory: {_first_line(error)}. {_LESS_MEMORY}", 1
-    if _ABOUT_MODELS & {kind.__name__ for kind in type(error).__mro__}:
+    if is_about_a_model(error):
         return printable(str(error)), 1
     # a defect of ours: still one line, and where to find more
     hint = "METARUN_DEBUG=1 shows where"
@@ -45,13 +45,17 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 _ABOUT_MODELS = {"UnsuitableModel", "ClosureError", "WrongDerivative"}
-"""Errors of the unroll that say what to change in a model. They are no MetarunErrors: the unroll
-is a library of its own."""
+"""They are no MetarunErrors: the unroll is a library of its own."""
 
 _LESS_MEMORY = (
     "A smaller engine.chunk, trainer.meta_batch, task.query or backbone needs less, as does "
     "engine.gradient=checkpoint in training"
 )
+
+
+def is_about_a_model(error: BaseException) -> bool:
+    """Whether an error of the unroll says what to change in a model. Imports no torch."""
+    return bool(_ABOUT_MODELS & {kind.__name__ for kind in type(error).__mro__})
 
 
 def is_out_of_memory(error: BaseException) -> bool:

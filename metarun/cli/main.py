@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 
 from metarun import __version__
 from metarun.cli import report
@@ -119,6 +120,8 @@ def _run_job(command: str, arguments: list[str]) -> None:
     # Without these Hydra prints its own errors and exits with 1 whatever the cause, and
     # CUDA's matrix products are not reproducible. Both are read later than here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # What torch asks its own users to report: that vmap loops within some operation.
+    warnings.filterwarnings("ignore", message="There is a performance drop because")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     compose.register_schemas()
     module = importlib.import_module(f"metarun.cli.{command}")

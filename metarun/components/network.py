@@ -6,7 +6,8 @@ hold them, and who restores a checkpoint puts them back. Whether torch would kee
 `state_dict` (`persistent`) makes no difference here, since a run must go on with the same bits.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -24,13 +25,26 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 class _Slot(NamedTuple):
     """Where a buffer is, and the tensor that was there when the network was built."""
 
-    owner: nn.Module
+    holder: dict[str, Any]
     key: str
     original: Tensor | None
 
 
+def _is_constant(value: Any) -> bool:
+    """Whether an attribute of a module is a tensor that a checkpoint can hold."""
+    return (
+        type(value) is Tensor
+        and not value.requires_grad
+        and value.layout is torch.strided
+        and value.dtype in STORAGES.values()
+    )
+
+
 class Network:
     """A network's buffers and frozen parameters, to be read and put back.
+
+    Tensors in plain attributes of its modules (`self.projection = torch.randn(3, 4)`) are buffers
+    as well.
 
     Attributes:
         frozen: parameters that the network was built with `requires_grad=False`, by name.
@@ -42,9 +56,12 @@ class Network:
         self.frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
         self.changing: tuple[str, ...] = ()
         self._slots = {
-            f"{prefix}.{key}" if prefix else key: _Slot(module, key, value)
+            f"{prefix}.{key}" if prefix else key: _Slot(holder, key, value)
             for prefix, module in model.named_modules()
-            for key, value in module._buffers.items()
+            # Hooks before each call make attributes anew (nn.utils.spectral_norm): no state.
+            for holder in (module._buffers, {} if module._forward_pre_hooks else vars(module))
+            for key, value in holder.items()
+            if holder is module._buffers or _is_constant(value)
         }
         self._constants = self.buffers()
 
@@ -55,7 +72,7 @@ class Network:
 
     def buffers(self) -> dict[str, Tensor]:
         """Copies of the buffers by name, without those that are None."""
-        found = {name: slot.owner._buffers[slot.key] for name, slot in self._slots.items()}
+        found = {name: slot.holder.get(slot.key) for name, slot in self._slots.items()}
         return {name: _plain(value) for name, value in found.items() if value is not None}
 
     def frozen_values(self) -> dict[str, Tensor]:
@@ -72,7 +89,7 @@ class Network:
             frozen: some of the frozen parameters, likewise.
         """
         for name, slot in self._slots.items():
-            slot.owner._buffers[slot.key] = _filled(slot.original, buffers.get(name))
+            slot.holder[slot.key] = _filled(slot.original, buffers.get(name))
         for name, value in (frozen or {}).items():
             self.frozen[name].data = _filled(self.frozen[name].data, value)
         if not self.changing:
@@ -85,7 +102,7 @@ class Network:
 
     def with_graph(self) -> tuple[str, ...]:
         """Names of the buffers that hold a result with its graph, and not just its value."""
-        found = {name: slot.owner._buffers[slot.key] for name, slot in self._slots.items()}
+        found = {name: slot.holder.get(slot.key) for name, slot in self._slots.items()}
         return tuple(n for n, v in found.items() if v is not None and _unwrapped(v).requires_grad)
 
     def settle(self) -> None:
@@ -155,6 +172,12 @@ def refuse_lost_state(model: nn.Module) -> None:
                 f"{name} of the backbone has the type {value.dtype} and the layout {value.layout}, "
                 "which checkpoints cannot hold: use a dense tensor of an ordinary type"
             )
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+            raise ConfigError(
+                f"{name or 'the backbone'} has sparse gradients, which cannot be added up over "
+                "tasks: build it with sparse=False"
+            )
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("the backbone has no parameter that could be learned")
     for name in _unregistered(model):
@@ -163,6 +186,50 @@ def refuse_lost_state(model: nn.Module) -> None:
             "so it would never be learned: use nn.Parameter, nn.ParameterList or nn.ModuleList, or "
             "requires_grad_(False) for what is to stay as it is"
         )
+
+
+def refuse_kept_results(model: nn.Module, input_shape: Sequence[int]) -> None:
+    """Refuse a network that keeps what it has computed of its first data in an attribute.
+
+    Whether it does is seen from calls with two inputs. A mask that is built at the first call and
+    is the same for both may be kept.
+
+    Args:
+        input_shape: of one example.
+
+    Raises:
+        ConfigError: names the attribute.
+    """
+    p = next(model.parameters())
+    numbers = torch.linspace(-1, 1, 4 * math.prod(input_shape), dtype=p.dtype, device=p.device)
+    x = numbers.reshape(4, *input_shape)
+    first = _kept_results(model, x)
+    second = _kept_results(model, x.cos()) if first else {}
+    for name, value in first.items():
+        if name in second and not _same(value, second[name]):
+            raise ConfigError(
+                f"the backbone keeps in {name} what it computes of the first data that it sees, so "
+                "its results depend on what was computed before: compute it anew at each call, or "
+                "register it as a buffer that has a value from the beginning"
+            )
+
+
+def _kept_results(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The tensors that a call leaves in attributes of the modules; they are taken back."""
+    modules = dict(model.named_modules())
+    before = {name: dict(vars(module)) for name, module in modules.items()}
+    with untouched(model):
+        try:
+            with torch.no_grad():
+                model(x)
+        except Exception:  # which whatever calls the model next will meet
+            return {}
+        return {
+            f"{name}.{key}" if name else key: _plain(value)
+            for name, module in modules.items()
+            for key, value in vars(module).items()
+            if type(value) is Tensor and not isinstance(before[name].get(key), Tensor)
+        }
 
 
 def _unregistered(model: nn.Module) -> Iterator[str]:

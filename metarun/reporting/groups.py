@@ -20,6 +20,8 @@ from metarun.rundir.metrics import ELAPSED
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
 SAME_TASK = ("data.", "task.")
 """Settings that say what is solved; scores can be compared where they agree."""
+LOGGED = ("trainer.log_every", "trainer.checkpoint_every")
+"""Settings that change what is written down of a run, and not the run."""
 CONTENT = "data.content"  # stands for what the data are, where settings do not tell
 
 
@@ -199,7 +201,8 @@ def _content(run: Run) -> str | None:
 
 def group_settings(run: Run) -> dict[str, Any]:
     """What makes runs the same but for chance: all settings that matter without the seed."""
-    return {k: v for k, v in run.settings.items() if k != "seed" and k not in NEUTRAL_KEYS}
+    left_out = {"seed", *NEUTRAL_KEYS, *LOGGED}
+    return {k: v for k, v in run.settings.items() if k not in left_out}
 
 
 def task_settings(run: Run) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from metarun import __version__
 from metarun.config.compose import first_line, to_config
 from metarun.config.typed import as_argument
-from metarun.errors import ConfigError, MetarunError
+from metarun.errors import ConfigError, MetarunError, is_about_a_model
 from metarun.rundir import SWEEP_RECORD
 from metarun.system.interrupts import Interrupted, Preempted
 
@@ -105,7 +105,7 @@ def _in_a_sweep(
         with requeued_not_failed():
             return Outcome("completed", run(to_config(cfg), directory), other_code=differs)
     except Exception as error:
-        unexpected = not isinstance(error, MetarunError)
+        unexpected = not _has_words_of_ours(error)
         shown = unexpected or os.environ.get("METARUN_DEBUG") == "1"
         log.error("this run failed: %s", describe(error), exc_info=error if shown else None)
         return Outcome("failed", error=describe(error), other_code=differs)
@@ -114,7 +114,11 @@ def _in_a_sweep(
 def describe(error: BaseException) -> str:
     """An error as one line; the class is named where the message is not ours."""
     text = first_line(error)
-    return text if isinstance(error, MetarunError) else f"{type(error).__name__}: {text}"
+    return text if _has_words_of_ours(error) else f"{type(error).__name__}: {text}"
+
+
+def _has_words_of_ours(error: BaseException) -> bool:
+    return isinstance(error, MetarunError) or is_about_a_model(error)
 
 
 def to_go_on(key: str, directory: Path) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 from metarun.components.algo.base import HYPER_PREFIX, OBJECTIVES, Algorithm, Objective
 from metarun.components.build import build_algorithm, build_data, build_model
-from metarun.components.network import Network, refuse_lost_state
+from metarun.components.network import Network, refuse_kept_results, refuse_lost_state
 from metarun.config.checks import fits, read
 from metarun.config.run import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, TrainerConfig
 from metarun.episodes.ahead import Ahead
@@ -81,6 +81,7 @@ def build(
     torch.manual_seed(seed_of_weights(config.seed if trained_with is None else trained_with))
     model = build_model(config, source)
     refuse_lost_state(model)
+    refuse_kept_results(model, source.input_shape)
     network = Network(model.to(device))
     changes, engine = settle(config, network, model, source, device, ranks, trained_with is None)
     settled = replace(config, engine=engine)

@@ -58,16 +58,22 @@ def check_differentiable(step: Any, inputs: Any, loss: Any, params: dict[str, Te
 
 
 _tried: set[Any] = set()
-_FEW = 6
+_FEW = 16
 
 
-def try_once(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+def try_once(
+    loss: Tensor, outputs: Sequence[Tensor], inputs: Sequence[Tensor], kinds: tuple[type, ...]
+) -> None:
     """Differentiate a step once, when the first of its kind is taken.
+
+    Args:
+        loss: what the step was taken on; its last operations tell kinds of steps apart.
+        kinds: the classes of the modules that computed it, which do so as well.
 
     Raises:
         UnsuitableModel: an operation cannot be differentiated so often.
     """
-    key = (_last_operations(outputs), *(x.shape for x in inputs))
+    key = (kinds, _last_operations([loss]), *(x.shape for x in inputs))
     if key not in _tried and try_derivative(outputs, inputs):
         _tried.add(key)
 

@@ -313,6 +313,23 @@ def test_failed_download_leaves_nothing_and_says_why(error, tmp_path, monkeypatc
     assert socket.getdefaulttimeout() is None
 
 
+def test_a_failed_download_takes_back_its_folders_and_spoils_no_other(tmp_path, monkeypatch):
+    """A root that is mistyped, as a part of one that is complete."""
+
+    def fetch(folder, part):
+        raise urllib.error.URLError("no route to host")
+
+    fake_torchvision(monkeypatch, fetch)
+    root = make("zips", tmp_path / "good")
+    for wrong in (root / "omniglot-py" / "images_background", tmp_path / "no" / "such"):
+        with pytest.raises(DataError, match="The download failed"):
+            characters(wrong, download=True)
+        assert not wrong.exists()
+    assert not (tmp_path / "no").exists()
+    (root / "omniglot-py" / "images_background").mkdir()  # as an earlier version left it
+    assert len(characters(root).class_names) == len(NAMES)
+
+
 def test_download_into_an_unwritable_place(tmp_path, monkeypatch):
     fake_torchvision(monkeypatch, fetch_whole)
     (tmp_path / "file").write_text("in the way")

@@ -20,7 +20,7 @@ from metarun.config.run import NEUTRAL_KEYS, flat
 from metarun.episodes.identity import SAMPLED
 from metarun.reporting.content import report_on
 from metarun.reporting.gather import gather
-from metarun.reporting.groups import Board, boards, unique
+from metarun.reporting.groups import LOGGED, Board, boards, unique
 from metarun.reporting.plots import plots
 from metarun.reporting.table import board_table, groups_csv, runs_csv
 from metarun.reporting.text import markdown, terminal
@@ -230,7 +230,7 @@ def test_every_setting_splits_groups_unless_it_is_neutral(
         found, notes = compared(tmp_path / "base", tmp_path / key)
         sizes = sorted([[len(group.runs) for group in board.groups] for board in found])
         solved = key.startswith(("data.", "task."))
-        if key in NEUTRAL_KEYS:
+        if key in (*NEUTRAL_KEYS, *LOGGED):
             assert sizes == [[2]], f"{key} splits what belongs together"
             changed = {key: another(key, value), "inner_opt.lr": 0.9}
             make(f"{key}/other", score=score, settings=changed)
@@ -261,6 +261,13 @@ def test_runs_of_the_same_data_in_different_folders_are_compared(
     report, _ = report_on([tmp_path / "runs"])
     assert len(report.sections) == 1
     assert not any(folder in markdown(report) for folder in ("/scratch", "/home"))
+
+
+def test_what_is_logged_and_saved_makes_no_difference(make: Make, tmp_path: Path) -> None:
+    make("runs/a", seed=0)
+    make("runs/b", seed=1, settings={"trainer.log_every": 7, "trainer.checkpoint_every": 3})
+    (board,), _ = compared(tmp_path / "runs")
+    assert [len(group.runs) for group in board.groups] == [2]
 
 
 def test_runs_of_the_same_settings_on_other_data_are_kept_apart(make: Make, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem, detached_parameters
 from metarun.components.algo.halves import halves
 from metarun.components.algo.maml import maml
+from metarun.components.build import BUILDERS
 from metarun.config.compose import composed, register_schemas
 from metarun.episodes.source import Episodes
 from metarun.errors import CheckpointError, ConfigError, RunError
@@ -532,9 +533,7 @@ def test_an_algorithm_that_learns_frozen_weights_is_refused(
         every = {n: p.detach().clone() for n, p in problem.model.named_parameters()}
         return ours._replace(init=lambda: every)
 
-    monkeypatch.setitem(
-        __import__("metarun.components.build").components.BUILDERS["algo"], "maml", greedy
-    )
+    monkeypatch.setitem(BUILDERS["algo"], "maml", greedy)
     with pytest.raises(ConfigError, match=r"learns body\.weight, .* frozen.*detached_parameters"):
         built(frozen_body)
 
@@ -709,3 +708,72 @@ def test_the_comparison_changes_neither_the_network_nor_the_random_state() -> No
     halves(model, ["head.weight", "head.bias"], lambda: torch.ones(3, 1))
     assert torch.equal(torch.get_rng_state(), state) and model.training
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+
+
+# --- tensors in plain attributes ---------------------------------------------------------------
+
+
+class Attributed(Net):
+    """A projection that is drawn when it is built, and kept as an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = torch.randn(1, 1) + 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = super().forward(x @ self.projection)
+        return result
+
+
+def test_a_tensor_in_an_attribute_is_a_buffer(built: Callable[..., Setup]) -> None:
+    """Whatever another build draws, the network that was trained is the one that goes on."""
+    models: list[nn.Module] = []
+    setup = built(lambda: models.append(Attributed()) or models[-1])
+    kept = snapshot(setup, fresh(setup))
+    projection = models[0].projection.clone()
+    assert torch.equal(kept["buffers"]["projection"], projection)
+    torch.manual_seed(99)
+    other = built(lambda: models.append(Attributed()) or models[-1], "seed=5")
+    assert not torch.equal(models[-1].projection, projection)
+    restore_meta(other, kept)
+    assert torch.equal(models[-1].projection, projection)
+
+
+class Keeping(Net):
+    """It subtracts the mean of whatever it sees first."""
+
+    mean: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mean is None:
+            self.mean = x.mean().detach()
+        result: Tensor = super().forward(x - self.mean)
+        return result
+
+
+class Masking(Net):
+    """It builds a mask at its first call, the same for any data."""
+
+    mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.ones(x.shape[-1])
+        result: Tensor = super().forward(x * self.mask)
+        return result
+
+
+def test_what_is_kept_of_the_first_data_is_refused(built: Callable[..., Setup]) -> None:
+    with pytest.raises(ConfigError, match="keeps in mean what it computes of the first data"):
+        built(Keeping)
+    built(Masking)
+
+
+def test_sparse_gradients_are_refused(built: Callable[..., Setup]) -> None:
+    def network() -> nn.Module:
+        net = Net()
+        net.table = nn.Embedding(3, 2, sparse=True)
+        return net
+
+    with pytest.raises(ConfigError, match=r"table has sparse gradients.* sparse=False"):
+        built(network)

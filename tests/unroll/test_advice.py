@@ -138,6 +138,20 @@ def test_newton_names_it_too(name: str) -> None:
         meta(make().double(), "reverse", "loop", newton(damping=1.0))
 
 
+def test_the_drop_in_names_it_also_after_a_model_of_the_same_shapes() -> None:
+    """What was found of one model says nothing of another."""
+    for kind in (nn.Hardsigmoid, nn.Tanh, nn.Hardsigmoid):
+        net = nn.Sequential(nn.Linear(2, 4), kind(), nn.Linear(4, 1))
+        opt = torch.optim.SGD(net.parameters(), 0.1)
+        with higher.innerloop_ctx(net, opt) as (fnet, diffopt):
+            loss = fnet(torch.ones(3, 2)).pow(2).mean()
+            if kind is nn.Tanh:
+                diffopt.step(loss)
+            else:
+                with advised("hardsigmoid"):
+                    diffopt.step(loss)
+
+
 @pytest.mark.parametrize("name", ONCE)
 def test_a_step_on_a_loss_that_is_there_names_it_too(name: str) -> None:
     make, message = ONCE[name]

@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +71,7 @@ def _parts(folder: Path) -> dict[str, Path]:
         inner = folder / name / name  # unpacked, or put, into a folder of its own name
         places = [inner, inner.with_suffix(".zip"), folder / name, folder / f"{name}.zip"]
         for place in places:
-            if place.is_file() if place.suffix else place.is_dir():
+            if place.is_file() if place.suffix else place.is_dir() and any(place.iterdir()):
                 parts[name] = place
                 break
     return parts
@@ -169,6 +169,7 @@ def download_missing(root: Path) -> None:
     """
     home = root if root.name == FOLDER or _parts(root) else root / FOLDER
     lacking = [name for name in PARTS if name not in _parts(home)]
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         from torchvision.datasets import Omniglot  # takes seconds to import
 
@@ -180,6 +181,9 @@ def download_missing(root: Path) -> None:
                 for part in (name, f"{name}.zip"):  # torchvision itself wants to find both
                     _move(Path(draft) / FOLDER / part, home / part)
     except (OSError, RuntimeError, ImportError, http.client.HTTPException) as error:
+        for folder in made:  # innermost first
+            with suppress(OSError):  # another process has put something there
+                folder.rmdir()
         raise missing(root, f"The download failed: {error}.\n") from error
 
 

@@ -126,7 +126,8 @@ class DifferentiableOptimizer(abc.ABC):
         new_params = self._stepped(params, grads, override or {})
         if not self._tried and self._track_higher_grads and torch.is_grad_enabled():
             self._tried = True
-            try_once(new_params, params)
+            kinds = () if self._fmodel is None else self._fmodel._weights().kinds
+            try_once(loss, new_params, params, kinds)
         if self._fmodel is not None:
             self._fmodel.update_params(new_params)
         return new_params

@@ -22,6 +22,7 @@ class FastWeights:
         history: the fast weights at each time; only the latest unless `track`.
         track: whether to keep the history, and derivatives through updates.
         running: whether a call of the module is under way.
+        kinds: the classes of the modules.
         originals: the original model's parameters and buffers by name.
         original_names: their names by id.
         watched: those of them that are not fast weights themselves.
@@ -35,6 +36,7 @@ class FastWeights:
         self.history: list[list[Tensor]] = []
         self.track = True
         self.running = False
+        self.kinds: tuple[type, ...] = ()
         self.originals = originals
         self.original_names = {id(x): name for name, x in originals.items()}
         self.watched: Sequence[Tensor] = list(originals.values())
@@ -46,6 +48,7 @@ class FastWeights:
     def attach(self, modules: Sequence[nn.Module]) -> None:
         """Make `modules`, the outermost one first, those that hold these weights."""
         self._root = weakref.ref(modules[0])  # a reference would be a cycle
+        self.kinds = tuple(map(type, modules))
         for module in modules:
             attributes = vars(module)
             attributes["_metarun"] = self
