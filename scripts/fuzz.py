@@ -212,7 +212,7 @@ class Fuzz:
         lay_out: Callable[[int], tuple[str, set[str]]],
     ) -> None:
         """Compose a command once and fork a process for each case where it would run."""
-        module = sys.modules[f"metarun.{command}"]
+        module = sys.modules[f"metarun.cli.{command}"]
         run = module.run  # type: ignore[attr-defined]
 
         class _InChild(BaseException):
