@@ -5,6 +5,7 @@ import resource
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,13 @@ def is_whole(result: dict[str, Any]) -> bool:
         return False
 
 
-def summary(result: dict[str, Any], directory: Path) -> str:
-    """What a person wants to know at the end of a run, and what to type next."""
+def summary(result: dict[str, Any], directory: Path, plugins: Sequence[str] = ()) -> str:
+    """What a person wants to know at the end of a run, and what to type next.
+
+    Args:
+        plugins: the modules of the run, which the next command needs as well.
+    """
+    own = shlex.quote(f"+plugins=[{','.join(plugins)}]") + " " if plugins else ""
     test, best = result["test"], result["best"]
     name = test["score"]
     best_score = f"{format_score(name, best['score'])} ± {format_score(name, best['ci95'])}"
@@ -147,7 +153,7 @@ def summary(result: dict[str, Any], directory: Path) -> str:
             f"  {per_inner_step(test)}",
             *counted(result.get("parameters")),
             f"  run directory {directory}",
-            f"next: metarun eval {as_argument('ckpt', directory)} episodes=1000",
+            f"next: metarun eval {own}{as_argument('ckpt', directory)} episodes=1000",
             f"      tensorboard --logdir {shlex.quote(as_path(directory.parent))}",
         ]
     )

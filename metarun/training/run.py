@@ -55,7 +55,7 @@ def run(config: TrainConfig, directory: str | Path) -> float:
         log.info("%s holds this run, finished: nothing to do", directory)
     else:
         result = _train(config, directory, ranks)
-    print(results.summary(result, directory))
+    print(results.summary(result, directory, config.plugins))
     return float(result["best"]["score"])
 
 

@@ -1,5 +1,6 @@
 """`+plugins=[…]` imports the user's module, or says why not."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,14 @@ def test_what_a_network_cannot_do_is_told_without_surprise(
     )  # fmt: skip
     told = [line for line in done.stderr.splitlines() if line.startswith("metarun: ")]
     assert message in told[0] and "unexpected" not in done.stderr
+
+
+def test_the_next_command_names_the_plugins_too(metarun: Metarun, tmp_path: Path) -> None:
+    (tmp_path / "wide.py").write_text(PLUGIN)
+    small = ("trainer.steps=2", "trainer.eval_episodes=4", "trainer.test_episodes=4")
+    given = ("data=sinusoid", "+plugins=[wide]", "backbone=wide", "hydra.run.dir=run")
+    done = metarun("train", *given, *small)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("next: metarun ")]
+    command = shlex.split(line.removeprefix("next: metarun "))
+    assert command == ["eval", "+plugins=[wide]", "ckpt=run", "episodes=1000"]
+    metarun(*command[:-1], "episodes=4")
