@@ -11,11 +11,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from metarun.config._hydra import BasicSweeper
+from metarun.config._hydra import basic_sweeper
 from metarun.errors import ConfigError
 
 
-class GridSweeper(BasicSweeper):
+class GridSweeper(basic_sweeper()):  # type: ignore[misc]
     """Every combination of the values; see `metarun.sweeps.sweep`."""
 
     def sweep(self, arguments: list[str]) -> None:

@@ -1,8 +1,14 @@
 """What is used of Hydra beyond its promises does what the command line takes for granted."""
 
+from importlib import import_module
+
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 from metarun.config import _hydra as door
+from metarun.config.compose import register_schemas
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper"
 
 
 def test_the_parser_knows_hydra_s_options() -> None:
@@ -22,4 +28,12 @@ def test_a_launcher_can_be_forgotten() -> None:
 def test_classes_are_those_that_are_meant() -> None:
     assert hasattr(door.Hydra, "compose_config")
     assert {"max_batch_size", "params"} <= set(door.BasicSweeperConf.__dataclass_fields__)
-    assert hasattr(door.BasicSweeper, "sweep")
+    assert door.basic_sweeper() is import_module(BASIC).BasicSweeper
+
+
+def test_a_sweeper_can_be_made_after_hydra_has_looked_for_its_plugins() -> None:
+    """It imports them anew, and a class of before does not fit its own module any more."""
+    Plugins.instance()
+    register_schemas()
+    sweeper = import_module("hydra_plugins.metarun").GridSweeper(max_batch_size=None)
+    assert isinstance(sweeper, door.basic_sweeper())
