@@ -4,6 +4,7 @@ The update rules are those of `metarun.unroll.optim`. Each parameter has a state
 `torch.optim` leaves a parameter that has no gradient at some step, and its state, as they are.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -104,11 +105,31 @@ class _Translated(DifferentiableOptimizer):
         values = [value for key, value in group.items() if key != "params"]
         known = self._counterparts.get(number)
         if known is None or not all(map(operator.is_, values, known[0])):
-            known = self._counterparts[number] = (values, translate(self.kind, group))
+            known = self._counterparts[number] = (values, _counterpart(self.kind, group))
         return known[1]
 
     def _torch_state(self, state: Any) -> dict[str, Any]:
         return dict(state) if isinstance(state, dict) else torch_state(self.kind, state)
+
+
+_PLAIN = {bool, int, float, str, type(None)}
+
+
+def _counterpart(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> InnerOptimizer:
+    """What `translate` gives: the same object for the same plain numbers, as in every task."""
+    options = tuple((key, value) for key, value in group.items() if key != "params")
+    if all(_is_plain(value) for _, value in options):
+        return _counterpart_of(kind, *options)
+    return translate(kind, group)
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in _PLAIN or (type(value) is tuple and all(map(_is_plain, value)))
+
+
+@functools.lru_cache(maxsize=64)
+def _counterpart_of(kind: type[torch.optim.Optimizer], *options: tuple[str, Any]) -> InnerOptimizer:
+    return translate(kind, dict(options))
 
 
 class DifferentiableSGD(_Translated):

@@ -18,7 +18,12 @@ Place = tuple[Any, Any]
 _CONSTANTS = {type(None), bool, int, float, str, type, torch.dtype, torch.device, torch.Size}
 """Classes of values that lead nowhere: most attributes of most modules."""
 
-_CONTAINERS = {dict, OrderedDict, list, set}
+_OF_EVERY_MODULE = {
+    key: type(value)
+    for key, value in vars(nn.Module()).items()
+    if type(value) in (dict, OrderedDict, set)
+}
+"""The containers of `nn.Module`: hooks, parameters, submodules."""
 
 
 class Twins(NamedTuple):
@@ -59,12 +64,11 @@ def copy_modules(
     """
     copier = _Copier(tensors)
     copies = [copier.add(module, kind(module)) for module in modules]
-    for module in modules:
-        copier.fill(copier.memo[id(vars(module))], vars(module))
+    for module, twin in zip(modules, copies, strict=True):
+        copier.fill_module(vars(twin), vars(module))
         kind_of: Any = type(module)
         for slot in _slots(kind_of):
             if hasattr(module, slot):
-                twin = copier.memo[id(module)]
                 object.__setattr__(twin, slot, copier.copied(getattr(module, slot)))
     return Twins(copies[0], copies, copier.memo, copier.places)
 
@@ -86,23 +90,32 @@ class _Copier:  # a class, since functions that call each other would be a cycle
                 self.memo[id(buffer)] = buffer.detach().clone()
         return twin
 
+    def fill_module(self, copy: dict[str, Any], given: dict[str, Any]) -> None:
+        """Put copies of a module's attributes into its twin's, most of them without a look."""
+        copy.update(given)
+        for key, empty in _worth_a_look(tuple(given), tuple(map(type, given.values()))):
+            value = given[key]
+            if empty is not None and not value:  # most hooks
+                copy[key] = empty()
+            else:
+                self.put(copy, key, value)
+
     def fill(self, copy: dict[Any, Any], given: dict[Any, Any]) -> dict[Any, Any]:
         """Put copies of a dict's values into another dict."""
-        memo = self.memo
         copy.update(given)
         for key, value in given.items():
-            kind = type(value)
-            if kind in _CONSTANTS:
-                continue
-            number = id(value)
-            if kind in _CONTAINERS and not value:  # most of a module's hooks, quickly
-                twin = memo.get(number)
-                copy[key] = memo.setdefault(number, kind()) if twin is None else twin
-                continue
-            if number in self.index:
-                self.places[self.index[number]].append((copy, key))
-            copy[key] = self.copied(value)
+            if type(value) not in _CONSTANTS:
+                self.put(copy, key, value)
         return copy
+
+    def put(self, copy: dict[Any, Any], key: Any, value: Any) -> None:
+        """Put the copy of a value into a dict or list."""
+        number = id(value)
+        if number in self.index:
+            self.places[self.index[number]].append((copy, key))
+            copy[key] = value
+        else:
+            copy[key] = self.memo[number] if number in self.memo else self.copied(value)
 
     def copied(self, value: Any) -> Any:
         """What the copy has in place of a value."""
@@ -178,6 +191,22 @@ class _Copier:  # a class, since functions that call each other would be a cycle
             return True
         seen.add(id(value))
         return any(self.leads(item, seen) for item in _behind(value))
+
+
+@functools.lru_cache(maxsize=1024)
+def _worth_a_look(
+    keys: tuple[str, ...], kinds: tuple[type, ...]
+) -> tuple[tuple[str, type | None], ...]:
+    """The attributes of a module that its twin cannot share, by their names and classes.
+
+    Beside each name stands the class of what the twin has where the attribute is empty: for the
+    containers that every module has.
+    """
+    return tuple(
+        (key, kind if _OF_EVERY_MODULE.get(key) is kind else None)
+        for key, kind in zip(keys, kinds, strict=True)
+        if kind not in _CONSTANTS
+    )
 
 
 def _behind(value: Any) -> Iterable[Any]:
