@@ -16,6 +16,7 @@ from metarun.components.algo.base import OBJECTIVES, Algorithm, Trace
 from metarun.episodes.source import EpisodeSource
 from metarun.errors import ConfigError
 from metarun.unroll import InnerOptimizer, LossOptimizer
+from metarun.unroll.advice import explained
 
 FIELDS = ("support_x", "support_y", "query_x", "query_y")
 EXTRA = ("loss", "score", "inner_losses")
@@ -59,7 +60,7 @@ def check_outputs(name: str, model: nn.Module, source: EpisodeSource) -> None:
         ConfigError: says what it gives and what it should.
     """
     x = source.sample("train", 0, 1).support_x[0]
-    with torch.no_grad(), _undisturbed(x.device):
+    with torch.no_grad(), _undisturbed(x.device), explained():
         outputs = copy.deepcopy(model).to(x.device).eval()(x)
     wanted = (len(x), source.outputs)
     if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:

@@ -77,6 +77,8 @@ def _check_components(config: TrainConfig) -> None:
     """Each group holds a component under its own name: neither `~group` nor `group.name=…`."""
     for group, schemas in SCHEMAS.items():
         component = getattr(config, group)
+        if isinstance(component, dict) and "name" in component:  # of a file without defaults
+            raise _without_defaults(group, str(component["name"]))
         name = str(getattr(component, "name", None))
         if type(component) is not schemas.get(name):
             raise ConfigError(f"choose {group}={'|'.join(schemas)}, not {group}.name={name}")
@@ -116,6 +118,9 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if (path := own_yaml.file_of(error)) is not None:
         return _wrong_file(path, str(error), command)
+    text = first_line(cause or error)
+    if wrong := own_yaml.wrong_defaults(text, SCHEMAS):
+        return wrong
     if signed := re.match(r"Could not append to config\. .*'(.*)'", first_line(error)):
         return ConfigError(f"{signed[1]} is a setting already: write {signed[1]}=… without the '+'")
     key = getattr(cause, "full_key", None)
@@ -132,7 +137,6 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
         return ConfigError(
             f"there is no setting {key!r}{hint}. `metarun {command} --help` lists them all"
         )
-    text = first_line(cause or error)
     if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'", text):
         return ConfigError(
             f"{several[1]} has several values: add -m for a run of each, or write key=[a,b] if it "
@@ -189,11 +193,7 @@ def _nothing_to_put_in(name: str, error: BaseException) -> ConfigError:
     """The error for `${name}` that refers to no setting."""
     group = name.removesuffix(".name")
     if group != name and group in SCHEMAS:
-        return ConfigError(
-            f"the file of this {group}=… does not say which {group} it is: begin it with "
-            f"'defaults: [{next(iter(SCHEMAS[group]))}, _self_]', or another one of "
-            f"{', '.join(SCHEMAS[group])}"
-        )
+        return _without_defaults(group, next(iter(SCHEMAS[group])))
     found = set()
     for frame, _ in traceback.walk_tb(error.__traceback__):
         for config in frame.f_locals.values():
@@ -203,6 +203,15 @@ def _nothing_to_put_in(name: str, error: BaseException) -> ConfigError:
                 found |= {str(k) for k, v in values.items() if f"${{{name}" in str(v)}
     where = " and ".join(sorted(found - {"hydra.overrides.task", "hydra.overrides.hydra"}))
     return ConfigError(f"{where or 'a value'} refers to ${{{name}}}, and there is no such setting")
+
+
+def _without_defaults(group: str, name: str) -> ConfigError:
+    """The error for a file that is an option of a group, and has no defaults list."""
+    return ConfigError(
+        f"the file of this {group}=… does not say which {group} it is: begin it with "
+        f"'defaults: [{name}, _self_]' (there are {', '.join(SCHEMAS[group])}), and leave the "
+        "name out"
+    )
 
 
 def _wrong_file(path: Path, text: str, command: str) -> ConfigError:

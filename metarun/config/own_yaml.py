@@ -73,6 +73,29 @@ def wrong_package(path: Path, key: str) -> ConfigError | None:
     return None
 
 
+def wrong_defaults(text: str, groups: Collection[str]) -> ConfigError | None:
+    """The error for a defaults list that names a group where there is none.
+
+    Args:
+        text: what Hydra says.
+        groups: those that there are.
+    """
+    below = re.match(r"In '(.+)': Could not override '([\w/]+)@(.+)\.\2'", text)
+    if below:
+        return ConfigError(
+            f"{below[1]}.yaml: its first line must be '# @package _global_', else the override of "
+            f"{below[2]!r} in its defaults is looked for below {below[3]!r}"
+        )
+    missing = re.match(r"In '(.+)': Could not find '(?:.+/)?([\w-]+)/([^/']+)'", text)
+    if missing and missing[2] in groups:
+        group, option = missing[2], missing[3]
+        return ConfigError(
+            f"{missing[1]}.yaml: to choose {group}={option}, write '- override /{group}: {option}' "
+            "in its defaults"
+        )
+    return None
+
+
 def no_group(path: Path, groups: Collection[str]) -> str:
     """`path, line N: key`, where a file has a value in the place of a group of settings."""
     tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)

@@ -166,7 +166,9 @@ def counted(parameters: dict[str, Any] | None) -> list[str]:
     adapted = parameters["adapted"]
     inner = "" if adapted is None else f", {adapted:,} adapted in the inner loop"
     frozen = f"{parameters['frozen']:,}" if parameters["frozen"] else "none"
-    return [f"  parameters: {parameters['learned']:,} learned{inner}, {frozen} frozen"]
+    hyper = parameters.get("hyperparameters", 0)  # an older result has no number of them
+    also = f"; {hyper:,} hyperparameter{'s' * (hyper != 1)} learned" if hyper else ""
+    return [f"  parameters: {parameters['learned']:,} learned{inner}, {frozen} frozen{also}"]
 
 
 def device_name(device: torch.device) -> str:

@@ -52,7 +52,7 @@ class Setup:
     recheck: Callable[[], None]  # have recordings compared with their functions at the next call
     identity: str  # of the data
     batch_norm: str  # which statistics batch normalisation uses, for the result line
-    parameters: dict[str, int | None]  # numbers: how many are learned, adapted and frozen
+    parameters: dict[str, int | None]  # numbers: how many are learned, adapted, frozen
 
 
 def build(
@@ -76,6 +76,8 @@ def build(
         DataError: the data are missing or damaged.
     """
     keep_compiled()
+    # Attention has a fast path for evaluations alone, which cannot be recorded.
+    torch.backends.mha.set_fastpath_enabled(False)
     source = build_data(config, device)
     _check_size(config, source)
     torch.manual_seed(seed_of_weights(config.seed if trained_with is None else trained_with))
@@ -185,10 +187,12 @@ def _parameters(algorithm: Algorithm, network: Network) -> dict[str, int | None]
             "requires_grad=False: start from detached_parameters(model) of "
             "metarun.components.algo.base"
         )
-    sizes = {n: p.numel() for n, p in meta.items() if not n.startswith(HYPER_PREFIX)}
+    sizes = {name: p.numel() for name, p in meta.items()}
+    hyper = sum(size for name, size in sizes.items() if name.startswith(HYPER_PREFIX))
     adapted = algorithm.adapted
     return {
-        "learned": sum(sizes.values()),
+        "learned": sum(sizes.values()) - hyper,
+        "hyperparameters": hyper,
         "adapted": None if adapted is None else sum(sizes.get(name, 0) for name in adapted),
         "frozen": sum(p.numel() for p in network.frozen.values()),
     }

@@ -90,6 +90,11 @@ _ADVICE = {
         "the loss uses nested tensors, which torch.func cannot differentiate: pad them "
         "(torch.nn.utils.rnn.pad_sequence) and use a mask"
     ),
+    r"have the same dtype|type \(.+\) should be the same|expected scalar type": (
+        "the loss mixes tensors of two types, such as float32 and float64: make a tensor with "
+        "dtype=x.dtype (x.new_zeros(…)) of what it meets, and keep a constant of a module as a "
+        "buffer, which follows the module's type"
+    ),
     r"once_differentiable": (
         "an operation of the model can be differentiated once only (samples of a Dirichlet or Beta "
         "distribution can, for one): " + _FIRST_ORDER

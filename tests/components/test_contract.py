@@ -20,6 +20,7 @@ from metarun.errors import ConfigError
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh
+from metarun.unroll.advice import UnsuitableModel
 
 register_schemas()
 TINY = ("data=sinusoid", "backbone=mlp", "backbone.hidden=[4]", "trainer.meta_batch=2")
@@ -148,6 +149,22 @@ def test_a_network_is_checked(
 ) -> None:
     with pytest.raises(ConfigError, match=r"backbone=mlp .*" + message):
         setup_with(monkeypatch, "backbone", "mlp", lambda shape, outputs, **_: network())
+
+
+class InFloat32(nn.Linear):
+    """A network that meets its input, of whatever type, with a tensor of float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.ones(len(x), 1, dtype=torch.float32)) + x
+
+
+def test_a_network_that_mixes_types_is_told_how_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def builder(shape: Any, outputs: int, **_: Any) -> nn.Module:
+        return InFloat32(1, 1)
+
+    setup_with(monkeypatch, "backbone", "mlp", builder)
+    with pytest.raises(UnsuitableModel, match=r"mixes tensors of two types.*dtype=x\.dtype"):
+        setup_with(monkeypatch, "backbone", "mlp", builder, "engine.precision=float64")
 
 
 def test_checking_a_network_leaves_it_and_the_random_state_alone(

@@ -105,6 +105,12 @@ FILES = {
     "list": ("# @package _global_\n- seed\n", "list.yaml: expected groups of settings"),
     "twofold": ("# @package _global_\ndefaults:\n  - /algo: maml\n",
                 "in a file of your own 'override /algo: …'"),
+    "first": ("defaults:\n  - override /data: glyphs\n",
+              "experiment/first.yaml: its first line must be '# @package _global_', else the"),
+    "gobal": ("# @package _gobal_\ndefaults:\n  - override /algo: anil\n",
+              "override of 'algo' in its defaults is looked for below '_gobal_'"),
+    "bare_choice": ("# @package _global_\ndefaults:\n  - data: sinusoid\n",
+                    "to choose data=sinusoid, write '- override /data: sinusoid' in its defaults"),
     "refers": ("# @package _global_\ntrainer: {steps: '${sede}'}\n",
                "trainer.steps refers to ${sede}, and there is no such setting"),
 }  # fmt: skip
@@ -128,6 +134,9 @@ def test_a_mistake_in_a_file_of_ones_own_is_named_with_file_line_and_key(
     (own / "mine.yaml").write_text("inner_steps: 3\n")
     done = metarun("train", "--config-dir", "own", "algo=mine", code=2)
     assert "does not say which algo it is: begin it with 'defaults: [maml, _self_]'" in done.stderr
+    (own / "mine.yaml").write_text("name: anil\ninner_steps: 3\n")
+    done = metarun("train", "--config-dir", "own", "algo=mine", code=2)
+    assert "begin it with 'defaults: [anil, _self_]' (there are maml, anil)" in done.stderr
     (own / "mine.yaml").write_text("defaults: [maml, _self_]\ninner_steps: 3\n")
     done = metarun("train", "--config-dir", "own", "--cfg", "job", "algo=mine")
     assert "inner_steps: 3" in done.stdout

@@ -332,14 +332,31 @@ class Attending(nn.Module):
         return result
 
 
+class Transformer(nn.Module):
+    """A layer of torch's, which computes in another way where nothing is differentiated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.head = nn.Linear(1, 4), nn.Linear(4, 1)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.layer(self.project(x)[None])[0])
+        return result
+
+
+@pytest.mark.parametrize("model", [Attending, Transformer])
 @pytest.mark.parametrize("batching", ["vmap", "loop"])
 def test_attention_without_dropout_draws_nothing(
-    batching: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    batching: str,
+    model: Callable[[], nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     found = []
     for how in ("auto", "none"):
         options = (f"engine.compile={how}", f"engine.batching={batching}")
-        setup = setup_of(monkeypatch, Attending, *options)
+        setup = setup_of(monkeypatch, model, *options)
         with caplog.at_level(logging.INFO, "metarun"):
             values = list(trained(setup, 5).values())
             meta = setup.algorithm.init()

@@ -482,7 +482,10 @@ def test_frozen_is_frozen(built: Callable[..., Setup], settings: tuple[str, ...]
         meta_step(setup, state)
     assert not any(name.endswith(("body.weight", "body.bias")) for name in state.meta)
     assert all(map(torch.equal, models[0].body.parameters(), start))
-    assert setup.parameters == {"learned": 7, "adapted": 7, "frozen": 12}
+    rates = sum(p.numel() for name, p in state.meta.items() if name.startswith("inner_opt."))
+    assert (rates > 0) == ("inner_opt.learn=[lr]" in settings)
+    counts = {"learned": 7, "hyperparameters": rates, "adapted": 7, "frozen": 12}
+    assert setup.parameters == counts
     assert torch.equal(snapshot(setup, state)["frozen"]["body.bias"], start[1])
 
 
@@ -545,9 +548,11 @@ def test_the_summary_says_how_many_are_learned_adapted_and_frozen(
     done = metarun(*RUN, "backbone=half_frozen", "hydra.run.dir=run")
     assert "parameters: 7 learned, 7 adapted in the inner loop, 12 frozen" in done.stdout
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert stored["parameters"] == {"learned": 7, "adapted": 7, "frozen": 12}
+    assert stored["parameters"] == {"learned": 7, "hyperparameters": 0, "adapted": 7, "frozen": 12}
     whole = metarun("train", *TINY, "algo=anil", "backbone=mlp", "trainer.steps=2")
     assert "parameters: 1,761 learned, 41 adapted in the inner loop, none frozen" in whole.stdout
+    rates = metarun("train", *TINY, "backbone=mlp", "inner_opt.learn=[lr]", "trainer.steps=2")
+    assert "none frozen; 1 hyperparameter learned" in rates.stdout
 
 
 def test_a_part_in_evaluation_mode_stays_in_it(built: Callable[..., Setup]) -> None:

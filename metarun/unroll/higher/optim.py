@@ -119,7 +119,8 @@ def _counterpart(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) ->
     """What `translate` gives: the same object for the same plain numbers, as in every task."""
     options = tuple((key, value) for key, value in group.items() if key != "params")
     if all(_is_plain(value) for _, value in options):
-        return _counterpart_of(kind, *options)
+        known: InnerOptimizer = _counterpart_of(kind, *options)  # type: ignore[arg-type]
+        return known
     return translate(kind, group)
 
 
