@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from metarun.config.catalogue import components
+
 REPO = Path(__file__).parent.parent
 
 
@@ -44,6 +46,19 @@ def environment(cache: Path) -> dict[str, str]:
     ours = ("METARUN_", "HYDRA_", "TORCHINDUCTOR_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return kept | {"METARUN_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+
+
+def swap_builder(
+    monkeypatch: pytest.MonkeyPatch,
+    group: str,
+    name: str,
+    build: Callable[..., Any],
+    is_plugin: bool = False,
+) -> None:
+    """Build a component of ours in another way during a test."""
+    known = components(group)
+    changed = known[name]._replace(build=build, is_plugin=is_plugin)
+    monkeypatch.setitem(known, name, changed)
 
 
 Metarun = Callable[..., subprocess.CompletedProcess[str]]

@@ -17,9 +17,9 @@ import torch
 from metarun.cli.eval import run as evaluate
 from metarun.components.data import glyphs, omniglot
 from metarun.components.data.splits import omniglot_names
+from metarun.config.catalogue import GROUPS, schemas
 from metarun.config.run import (
     NEUTRAL_KEYS,
-    SCHEMAS,
     EngineConfig,
     EvalAlgo,
     EvalConfig,
@@ -208,8 +208,8 @@ def keys_of(prefix: str, schema: type) -> dict[str, Field[Any]]:
 def every_setting() -> dict[str, Field[Any]]:
     """Dotted key with the component's name in it -> field."""
     found: dict[str, Field[Any]] = {}
-    for group, schemas in SCHEMAS.items():
-        for name, schema in schemas.items():
+    for group in GROUPS:
+        for name, schema in schemas(group).items():
             if schema.__module__.startswith("metarun."):  # not what other tests have registered
                 found |= keys_of(f"{group}.{name}", schema)
     for part, schema in PARTS.items():
@@ -243,7 +243,7 @@ def config_of(changes: Changes) -> TrainConfig:
     """A tiny run with some settings changed."""
     built: dict[str, Any] = {"seed": changes.get("seed", 1), "device": "cpu"}
     for group, default in DEFAULTS.items():
-        schema = SCHEMAS[group][changes.get(group, default)]
+        schema = schemas(group)[changes.get(group, default)]
         built[group] = schema(**_of(group, schema, SMALL | changes))
     for part, schema in PARTS.items():
         built[part] = schema(**_of(part, schema, SMALL | changes))

@@ -21,7 +21,6 @@ from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from metarun.cli.help import Setting, as_typed, options, settings
 from metarun.config import compose
 from metarun.config._hydra import get_args_parser
-from metarun.config.checks import ALLOWED
 from metarun.errors import ConfigError
 
 HELP = """\
@@ -149,7 +148,7 @@ def _values(setting: Setting) -> dict[str, str]:
         return {"true": "", "false": ""}
     if setting.key == "device":
         return {"auto": "", "cpu": "", "cuda": ""}
-    allowed = ALLOWED.get(setting.key) or (setting.value,)
+    allowed = setting.choices or (setting.value,)
     return {as_typed(value): "" for value in allowed}
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.config.run import PLUGIN_OPTIONS, EvalConfig, EvalData, TrainConfig
+from metarun.config.catalogue import is_plugin
+from metarun.config.run import EvalConfig, EvalData, TrainConfig
 from metarun.errors import ConfigError
 from metarun.rundir import SWEEP_RECORD
 from metarun.rundir.longer import planned_for
@@ -121,7 +122,7 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
     parts: dict[str, Any] = {}
     if config.data.root is None and hasattr(stored.data, "root"):
         # Of a plugin's data, the folder is what the run was given, whatever the environment says.
-        ours = ("data", stored.data.name) not in PLUGIN_OPTIONS
+        ours = not is_plugin("data", stored.data.name)
         root = os.environ.get("METARUN_DATA") if ours else None
         download = config.data.download
         if root is None and stored.data.root is not None and hasattr(stored.data, "download"):

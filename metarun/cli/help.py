@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from metarun.config.checks import ALLOWED
-from metarun.config.run import SCHEMAS
+from metarun.config.catalogue import GROUPS, schemas, source_of
+from metarun.config.component import choices_of
 
 _USAGE = {
     "train": "metarun train [group=option …] [key=value …]",
@@ -42,11 +42,12 @@ _INDENT = 32
 
 
 class Setting(NamedTuple):
-    """A key of the command line, its value as one would type it, and what it means."""
+    """A key of the command line, its value as one would type it, what it means, what it may be."""
 
     key: str
     value: Any
     meaning: str
+    choices: tuple[Any, ...] = ()
 
     def typed(self) -> str:
         """`key=value`."""
@@ -85,8 +86,8 @@ def command_help(command: str, what: str, config: Any) -> str:
 def options() -> dict[str, dict[str, str]]:
     """Group -> option -> one line on it: components, experiments, launchers and sweepers."""
     found = {
-        group: {name: _first_line(schema) for name, schema in schemas.items()}
-        for group, schemas in SCHEMAS.items()
+        group: {name: _first_line(schema) for name, schema in schemas(group).items()}
+        for group in GROUPS
     }
     for group, folder in _folders(files("metarun.conf")):
         described = {
@@ -113,14 +114,15 @@ def _sections(config: Any, prefix: str = "", heading: str = "") -> list[tuple[st
             title = f"{prefix}{name}: {_first_line(type(value))}"
             below += _sections(value, f"{prefix}{name}.", title)
         elif not (prefix and name == "name"):  # chosen by the group, not set
-            meaning = _with_choices(prefix + name, comments.get(name, ""))
-            own.append(Setting(prefix + name, value, meaning))
+            choices = choices_of(type(config)).get(name, ())
+            meaning = _with_choices(comments.get(name, ""), choices)
+            own.append(Setting(prefix + name, value, meaning, choices))
     return [(heading, own), *below]
 
 
-def _with_choices(key: str, meaning: str) -> str:
-    choices = [str(value) for value in ALLOWED.get(key, ())]
-    return meaning if all(c in meaning for c in choices) else f"{meaning} ({', '.join(choices)})"
+def _with_choices(meaning: str, choices: tuple[Any, ...]) -> str:
+    named = [str(value) for value in choices]
+    return meaning if all(c in meaning for c in named) else f"{meaning} ({', '.join(named)})"
 
 
 def _folders(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
@@ -169,7 +171,7 @@ def _comments(schema: type) -> dict[str, str]:
     """Field -> the comment behind it, own fields before inherited ones."""
     found: dict[str, str] = {}
     for kind in reversed([k for k in schema.__mro__ if is_dataclass(k)]):
-        for line in inspect.getsource(kind).splitlines():
+        for line in source_of(kind).splitlines():
             if match := re.match(r"    (\w+): .*?  # (.*)", line):
                 found[match.group(1)] = match.group(2)
     return found

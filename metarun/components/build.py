@@ -6,18 +6,13 @@ out of a checkpoint cannot make the program import or call anything else.
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from metarun.components.algo.anil import anil
 from metarun.components.algo.base import OBJECTIVES, Algorithm, InnerLoop, Problem, refuse_frozen
-from metarun.components.algo.maml import maml
-from metarun.components.backbone.conv4 import Conv4
-from metarun.components.backbone.mlp import MLP
 from metarun.components.contract import (
     check_inner_optimizer,
     check_network,
@@ -26,13 +21,13 @@ from metarun.components.contract import (
     check_source,
     checked_algorithm,
 )
-from metarun.components.data import glyphs, omniglot
-from metarun.components.data.sinusoid import Sinusoids
-from metarun.components.inner_opt.build import TORCH_BUILDERS
-from metarun.config.inner_schemas import part_settings
-from metarun.config.run import PLUGIN_OPTIONS, SCHEMAS, TaskConfig, TrainConfig, settings
-from metarun.episodes.source import EpisodeSource, ImageEpisodes
-from metarun.episodes.store import ClassStore
+from metarun.components.inner_opt.base import OF_EVERY_INNER_OPTIMIZER
+from metarun.components.inner_opt.mixed import part_settings
+from metarun.components.outer_opt.base import IMPLEMENTATION, OF_EVERY_OUTER_OPTIMIZER
+from metarun.config.catalogue import GROUPS, Component, builder, components, is_plugin
+from metarun.config.component import as_keywords
+from metarun.config.run import TrainConfig
+from metarun.episodes.source import EpisodeSource
 from metarun.errors import ConfigError
 from metarun.system.memory import machine_memory
 from metarun.unroll import (
@@ -43,89 +38,13 @@ from metarun.unroll import (
     InnerOptimizer,
     LossOptimizer,
     Record,
-    Solver,
     Truncated,
-    mixed,
-    newton,
-    partition,
     unrecorded,
 )
 
 log = logging.getLogger(__name__)
 
 Builder = Callable[..., Any]
-
-OF_EVERY_INNER_OPTIMIZER = ("learn", "granularity", "groups")
-
-
-def image_episodes(load: Callable[..., dict[str, ClassStore]]) -> Builder:
-    """What builds the episodes of a data set of images, from what loads it: split -> images."""
-
-    def build(
-        task: TaskConfig, seed: int, device: torch.device, dtype: torch.dtype, /, **where: Any
-    ) -> ImageEpisodes:
-        return ImageEpisodes(
-            load(**where),
-            way=task.way,
-            shot=task.shot,
-            query=task.query,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-        )
-
-    return build
-
-
-def _load_omniglot(root: str | None, **options: Any) -> dict[str, ClassStore]:
-    return omniglot.load(None if root is None else Path(root), **options)
-
-
-def _sinusoids(task: TaskConfig, seed: int, device: torch.device, dtype: torch.dtype) -> Sinusoids:
-    return Sinusoids(shot=task.shot, query=task.query, seed=seed, device=device, dtype=dtype)
-
-
-def _mixed(parts: list[dict[str, Any]]) -> InnerOptimizer | LossOptimizer:
-    built = []
-    for part in parts:
-        patterns, config = part_settings(part)
-        build = BUILDERS["inner_opt"][config.name]
-        built.append((patterns, build(**settings(config, *OF_EVERY_INNER_OPTIMIZER))))
-    # Gradient-driven parts alone make a whole that is: every gradient mode serves it.
-    loss_driven = any(isinstance(optimizer, LossOptimizer) for _, optimizer in built)
-    return mixed(built) if loss_driven else partition(built)
-
-
-def _outer_adam(kind: Callable[..., torch.optim.Optimizer]) -> Builder:
-    def build(params: Any, beta1: float, beta2: float, **rest: Any) -> torch.optim.Optimizer:
-        return kind(params, betas=(beta1, beta2), **rest)
-
-    return build
-
-
-OUTER_IMPLEMENTATION = {"fused": True}
-"""How torch is to take the outer step: in one kernel. It is in param groups, but no setting."""
-
-BUILDERS: dict[str, dict[str, Builder]] = {
-    # build(problem, **settings) -> Algorithm
-    "algo": {"maml": maml, "anil": anil},
-    # build(task, seed, device, dtype, **settings) -> EpisodeSource
-    "data": {
-        "glyphs": image_episodes(glyphs.load),
-        "omniglot": image_episodes(_load_omniglot),
-        "sinusoid": _sinusoids,
-    },
-    # build(input_shape, outputs, **settings) -> nn.Module
-    "backbone": {"conv4": Conv4, "mlp": MLP},
-    # build(**settings) -> InnerOptimizer or LossOptimizer
-    "inner_opt": {**TORCH_BUILDERS, "newton": newton, "mixed": _mixed},
-    # build(params, **settings) -> torch.optim.Optimizer
-    "outer_opt": {
-        "adam": _outer_adam(torch.optim.Adam),
-        "adamw": _outer_adam(torch.optim.AdamW),
-        "sgd": torch.optim.SGD,
-    },
-}
 
 
 def register(group: str, name: str, schema: type, build: Builder) -> None:
@@ -134,20 +53,20 @@ def register(group: str, name: str, schema: type, build: Builder) -> None:
     Args:
         group: "algo", "data", "backbone", "inner_opt" or "outer_opt".
         name: what configs call it.
-        schema: a dataclass of its settings, with a field `name` that defaults to `name`
-            (of the base class in `metarun.config.run`, for inner and outer optimizers).
-        build: as in `BUILDERS`.
+        schema: the class of its settings, a dataclass with a field `name` that defaults to
+            `name`; of an inner or outer optimizer it inherits from `InnerOptConfig` or
+            `OuterOptConfig`, in `base` of the group's folder.
+        build: what builds it. It gets what components of that group get, and the settings as
+            keywords; `metarun.config.component.builds` makes one object of these.
 
     Raises:
         ValueError: an unknown group, or a name that is taken.
     """
-    if group not in BUILDERS:
-        raise ValueError(f"unknown group {group!r}: choose from {', '.join(BUILDERS)}")
-    if name in BUILDERS[group]:
+    if group not in GROUPS:
+        raise ValueError(f"unknown group {group!r}: choose from {', '.join(GROUPS)}")
+    if name in components(group):
         raise ValueError(f"{group}={name} exists already")
-    BUILDERS[group][name] = build
-    SCHEMAS[group][name] = schema
-    PLUGIN_OPTIONS.append((group, name))
+    components(group)[name] = Component(schema, build, is_plugin=True)
 
 
 def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
@@ -164,9 +83,9 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
         config.seed,
         device,
         dtype_of(config),
-        **settings(config.data),
+        **as_keywords(config.data),
     )
-    if ("data", config.data.name) in PLUGIN_OPTIONS:
+    if is_plugin("data", config.data.name):
         check_source(config.data.name, source, device, dtype_of(config))
     return source
 
@@ -180,15 +99,15 @@ def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
             config.backbone,
             source.input_shape,
             source.outputs,
-            **settings(config.backbone),
+            **as_keywords(config.backbone),
         )
         check_network(config.backbone.name, model)
         return model
 
     _check_parameters(build)
     model = build().to(dtype_of(config))
-    given = (("backbone", config.backbone.name), ("algo", config.algo.name))
-    if [part in PLUGIN_OPTIONS for part in given] == [True, False]:  # its own may want otherwise
+    # A plugin's algorithm may want a network of its own to give something else.
+    if is_plugin("backbone", config.backbone.name) and not is_plugin("algo", config.algo.name):
         check_outputs(config.backbone.name, model, source)
     return model
 
@@ -225,7 +144,7 @@ def build_inner_optimizer(config: TrainConfig) -> InnerOptimizer | LossOptimizer
     Raises:
         ConfigError: its settings contradict.
     """
-    own = settings(config.inner_opt, *OF_EVERY_INNER_OPTIMIZER)
+    own = as_keywords(config.inner_opt, *OF_EVERY_INNER_OPTIMIZER)
     optimizer: InnerOptimizer | LossOptimizer = _build("inner_opt", config.inner_opt, **own)
     return optimizer
 
@@ -268,7 +187,7 @@ def build_algorithm(
     problem = Problem(
         model, OBJECTIVES[source.kind], inner, source.outputs, inputs if compares else None
     )
-    algorithm = _build("algo", config.algo, problem, **settings(config.algo))
+    algorithm = _build("algo", config.algo, problem, **as_keywords(config.algo))
     return checked_algorithm(config.algo.name, algorithm)
 
 
@@ -296,7 +215,7 @@ def _gradient_mode(config: TrainConfig) -> GradientMode:
         "checkpoint": Checkpoint(engine.block),
         "implicit": Implicit(
             engine.proximal,
-            cast(Solver, engine.solver),
+            engine.solver,
             engine.solver_steps,
             engine.solver_lr,
         ),
@@ -311,8 +230,10 @@ def build_outer_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> 
     Raises:
         ConfigError: torch refuses the settings.
     """
-    options = settings(config.outer_opt, "schedule", "min_lr", "clip_norm", "clip_value")
-    optimizer = _build("outer_opt", config.outer_opt, groups, **options, **OUTER_IMPLEMENTATION)
+    options = as_keywords(config.outer_opt, *OF_EVERY_OUTER_OPTIMIZER)
+    if is_plugin("outer_opt", config.outer_opt.name):
+        options |= IMPLEMENTATION
+    optimizer = _build("outer_opt", config.outer_opt, groups, **options)
     check_outer_optimizer(config.outer_opt.name, optimizer)
     return optimizer
 
@@ -324,6 +245,6 @@ def dtype_of(config: TrainConfig) -> torch.dtype:
 
 def _build(group: str, component: Any, *args: Any, **options: Any) -> Any:
     try:
-        return BUILDERS[group][component.name](*args, **options)
+        return builder(group, component.name)(*args, **options)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -7,15 +7,11 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from metarun.errors import ConfigError
 
-ALLOWED: dict[str, tuple[Any, ...]] = {}
-"""Key -> the values that `one_of` allows for it, once it has been checked: for help, completion."""
-
 Config = TypeVar("Config")
 
 
 def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Refuse a value that is not among the allowed ones."""
-    ALLOWED[key] = allowed
     if value not in allowed:
         choices = ", ".join(str(choice) for choice in allowed)
         raise ConfigError(f"{key}={value}: choose one of {choices}")

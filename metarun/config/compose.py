@@ -25,9 +25,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from metarun.config import own_yaml, typed
 from metarun.config._hydra import Hydra
+from metarun.config.catalogue import GROUPS, plugins, schemas
 from metarun.config.checks import check_types
 from metarun.config.launchers import register as register_launchers
-from metarun.config.run import PLUGIN_OPTIONS, SCHEMAS, EvalConfig, TrainConfig, flat
+from metarun.config.run import EvalConfig, TrainConfig, flat
 from metarun.errors import ConfigError
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
@@ -39,11 +40,11 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(group="_schema", name="train", node=TrainConfig, package="_global_")
     store.store(group="_schema", name="eval", node=EvalConfig, package="_global_")
-    for group, schemas in SCHEMAS.items():
-        for name, schema in schemas.items():
+    for group in GROUPS:
+        for name, schema in schemas(group).items():
             store.store(group=f"_schema/{group}", name=name, node=schema, package=group)
-    for group, name in PLUGIN_OPTIONS:  # these have no YAML file: the schema is the option
-        store.store(group=group, name=name, node=SCHEMAS[group][name], package=group)
+    for group, name in plugins():  # these have no YAML file: the schema is the option
+        store.store(group=group, name=name, node=schemas(group)[name], package=group)
 
 
 def to_config(cfg: DictConfig) -> Any:
@@ -75,13 +76,13 @@ def to_config(cfg: DictConfig) -> Any:
 
 def _check_components(config: TrainConfig) -> None:
     """Each group holds a component under its own name: neither `~group` nor `group.name=…`."""
-    for group, schemas in SCHEMAS.items():
+    for group in GROUPS:
         component = getattr(config, group)
         if isinstance(component, dict) and "name" in component:  # of a file without defaults
             raise _without_defaults(group, str(component["name"]))
         name = str(getattr(component, "name", None))
-        if type(component) is not schemas.get(name):
-            raise ConfigError(f"choose {group}={'|'.join(schemas)}, not {group}.name={name}")
+        if type(component) is not schemas(group).get(name):
+            raise ConfigError(f"choose {group}={'|'.join(schemas(group))}, not {group}.name={name}")
 
 
 def composed(command: str, overrides: list[str]) -> Any:
@@ -119,7 +120,7 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
     if (path := own_yaml.file_of(error)) is not None:
         return _wrong_file(path, str(error), command)
     text = first_line(cause or error)
-    if wrong := own_yaml.wrong_defaults(text, SCHEMAS):
+    if wrong := own_yaml.wrong_defaults(text, GROUPS):
         return wrong
     if signed := re.match(r"Could not append to config\. .*'(.*)'", first_line(error)):
         return ConfigError(f"{signed[1]} is a setting already: write {signed[1]}=… without the '+'")
@@ -169,13 +170,13 @@ def refuse_signs(command: str, overrides: Sequence[str]) -> None:
         if key.startswith("~") and name.partition(".")[0] not in ("hydra", "experiment", "_tuned"):
             if name not in _known_keys(command, []):
                 continue  # Hydra says so
-            choices = "|".join(SCHEMAS[name]) if name in SCHEMAS else "…"
+            choices = "|".join(schemas(name)) if name in GROUPS else "…"
             raise ConfigError(
                 f"{override}: {name} cannot be taken away: leave the argument out for the default, "
                 f"or write {name}={choices}"
             )
-        if name in SCHEMAS and value in ("null", "None"):
-            raise ConfigError(f"{override}: choose {name}={'|'.join(SCHEMAS[name])}")
+        if name in GROUPS and value in ("null", "None"):
+            raise ConfigError(f"{override}: choose {name}={'|'.join(schemas(name))}")
 
 
 def _unreadable_argument(argument: str) -> ConfigError:
@@ -192,8 +193,8 @@ def _unreadable_argument(argument: str) -> ConfigError:
 def _nothing_to_put_in(name: str, error: BaseException) -> ConfigError:
     """The error for `${name}` that refers to no setting."""
     group = name.removesuffix(".name")
-    if group != name and group in SCHEMAS:
-        return _without_defaults(group, next(iter(SCHEMAS[group])))
+    if group != name and group in GROUPS:
+        return _without_defaults(group, next(iter(schemas(group))))
     found = set()
     for frame, _ in traceback.walk_tb(error.__traceback__):
         for config in frame.f_locals.values():
@@ -209,7 +210,7 @@ def _without_defaults(group: str, name: str) -> ConfigError:
     """The error for a file that is an option of a group, and has no defaults list."""
     return ConfigError(
         f"the file of this {group}=… does not say which {group} it is: begin it with "
-        f"'defaults: [{name}, _self_]' (there are {', '.join(SCHEMAS[group])}), and leave the "
+        f"'defaults: [{name}, _self_]' (there are {', '.join(schemas(group))}), and leave the "
         "name out"
     )
 
@@ -226,7 +227,7 @@ def _wrong_file(path: Path, text: str, command: str) -> ConfigError:
         hint = suggest_key(key, [k for k in _known_keys(command, []) if k != key])
         return ConfigError(f"{where}: there is no setting {key!r}{hint}")
     if "Merge error" in reason[0] or "Cannot merge" in reason[0]:
-        where = own_yaml.no_group(path, [*SCHEMAS, "task", "trainer", "engine"])
+        where = own_yaml.no_group(path, [*GROUPS, "task", "trainer", "engine"])
         return ConfigError(
             f"{where}: expected groups of settings, as in 'trainer: {{steps: 100}}', not a value "
             "or a list in the place of one"
@@ -284,7 +285,7 @@ def _choices_without(key: str, command: str, overrides: list[str]) -> list[str]:
     """Of the options that a sweep takes of a group, those that lack a key; if some have it."""
     groups = {_key_of(o): o for o in overrides if "." not in _key_of(o).partition("=")[0]}
     swept = {group: found for group, o in groups.items() if (found := _options(group, o))}
-    fixed = [o for group, o in groups.items() if group not in swept and group in SCHEMAS]
+    fixed = [o for group, o in groups.items() if group not in swept and group in GROUPS]
     for group, options in swept.items():
         choices = [f"{group}={option}" for option in options]
         lacking = [c for c in choices if key not in _known_keys(command, [*fixed, c])]
@@ -299,11 +300,11 @@ def _options(group: str, override: str) -> list[str]:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
         return []
-    if not parsed.is_sweep_override() or not (group in SCHEMAS or group == "experiment"):
+    if not parsed.is_sweep_override() or not (group in GROUPS or group == "experiment"):
         return []
     value = parsed.value()
     if isinstance(value, Glob):
-        return value.filter(list(SCHEMAS.get(group, ())))
+        return value.filter(list(schemas(group)) if group in GROUPS else [])
     return list(parsed.sweep_string_iterator()) if isinstance(value, ChoiceSweep) else []
 
 

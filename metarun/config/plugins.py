@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from metarun.config.run import PLUGIN_OPTIONS
+from metarun.config.catalogue import plugins
 from metarun.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def import_plugins(names: list[str]) -> None:
     for name in names:
         _refuse_path(name)
         _refuse_hidden(name)
-        before, new = len(PLUGIN_OPTIONS), name not in sys.modules
+        before, new = len(plugins()), name not in sys.modules
         try:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:  # whatever a user's module may do wrong
@@ -33,7 +33,7 @@ def import_plugins(names: list[str]) -> None:
             if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
                 reason += f"; a plugin is an installed module or a file in {os.getcwd()}"
             raise ConfigError(f"cannot import the plugin {name!r}: {reason}") from error
-        if new and len(PLUGIN_OPTIONS) == before:
+        if new and len(plugins()) == before:
             log.warning(
                 "the plugin %r registers no component: it must call "
                 "metarun.components.register(group, name, schema, build)", name,

@@ -1,26 +1,14 @@
-"""The whole config of each command, and the table of components.
+"""The whole config of each command.
 
-Every key of the command line is a field here or in `metarun.config.schemas`. Imports neither torch
-nor Hydra.
+Every key of the command line is a field here, or in the file of a component
+(`metarun.config.catalogue`). Imports neither torch nor Hydra.
 """
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import field, fields
+from typing import Any, Literal
 
-from metarun.config.checks import between, one_of, positive
-from metarun.config.inner_schemas import INNER_SCHEMAS
-from metarun.config.schemas import (
-    AnilConfig,
-    Conv4Config,
-    GlyphsConfig,
-    MamlConfig,
-    MlpConfig,
-    OmniglotConfig,
-    OuterAdamConfig,
-    OuterAdamWConfig,
-    OuterSgdConfig,
-    SinusoidConfig,
-)
+from metarun.config.checks import between, positive
+from metarun.config.component import section
 from metarun.errors import ConfigError
 
 # Beyond what anybody means; products of a few stay within 64 bits.
@@ -28,7 +16,7 @@ MOST = 10**9
 MOST_TASKS = 10**5  # and what tasks are made of
 
 
-@dataclass
+@section("task.")
 class TaskConfig:
     """The shape of an episode."""
 
@@ -41,7 +29,7 @@ class TaskConfig:
             between(f"task.{name}", getattr(self, name), 1, MOST_TASKS)
 
 
-@dataclass
+@section("trainer.")
 class TrainerConfig:
     """The outer loop."""
 
@@ -55,9 +43,9 @@ class TrainerConfig:
     keep_best: int = 1  # best checkpoints by validation that stay; from 2 on as best-step-*.pt too
     keep_every: int | None = None  # checkpoints of multiples of this many meta-steps stay as well
     log_every: int = 20  # meta-steps between lines in metrics.jsonl and TensorBoard
-    nonfinite: str = "stop"  # a gradient that is NaN or infinite: stop, or skip the meta-step
+    nonfinite: Literal["stop", "skip"] = "stop"  # where a gradient is NaN or infinite
     max_skipped: int = 100  # a run that skips more meta-steps than this fails
-    wandb: str = "off"  # Weights & Biases: off, online or offline
+    wandb: Literal["off", "online", "offline"] = "off"  # Weights & Biases
     wandb_project: str = "metarun"  # where Weights & Biases files the run
 
     def __post_init__(self) -> None:
@@ -65,16 +53,16 @@ class TrainerConfig:
             if isinstance(value := getattr(self, own.name), int):
                 between(f"trainer.{own.name}", value, 1, MOST)
         between("trainer.meta_batch", self.meta_batch, 1, MOST_TASKS)
-        one_of("trainer.nonfinite", self.nonfinite, ("stop", "skip"))
         if self.keep_every is not None and self.keep_every % self.checkpoint_every:
             raise ConfigError(
                 f"trainer.keep_every={self.keep_every}: must be a multiple of "
                 f"trainer.checkpoint_every={self.checkpoint_every}, when checkpoints are written"
             )
-        one_of("trainer.wandb", self.wandb, ("off", "online", "offline"))
 
 
-GRADIENTS = (
+Batching = Literal["auto", "vmap", "loop"]
+Compile = Literal["auto", "none", "replay", "inductor"]
+Gradient = Literal[
     "auto",
     "reverse",
     "first_order",
@@ -83,33 +71,28 @@ GRADIENTS = (
     "mixed",
     "implicit",
     "evolution",
-)
+]
 
 
-@dataclass
+@section("engine.")
 class EngineConfig:
     """How the tasks of a batch are computed, and the inner loop is differentiated."""
 
-    batching: str = "auto"  # auto, vmap or loop
+    batching: Batching = "auto"  # of the tasks
     chunk: int | None = None  # tasks at a time under vmap; null: all, or 8 if a CPU convolves
-    precision: str = "float32"  # float32 or float64
-    compile: str = "auto"  # auto, none, replay or inductor: whether a meta-step is recorded
-    gradient: str = "auto"  # how the inner loop is differentiated; auto: by algo.order and length
+    precision: Literal["float32", "float64"] = "float32"  # of weights and data
+    compile: Compile = "auto"  # whether a meta-step is recorded
+    gradient: Gradient = "auto"  # of the inner loop; auto: by algo.order and length
     last: int = 1  # truncated: inner steps, the last ones, that are differentiated through
     block: int | None = 1  # checkpoint: inner steps in a block; null: the root of their number
     proximal: float = 2.0  # implicit: weight of the pull to the initial weights
-    solver: str = "cg"  # implicit: cg, neumann or fixed_point
+    solver: Literal["cg", "neumann", "fixed_point"] = "cg"  # implicit
     solver_steps: int = 5  # implicit: iterations of the solver
     solver_lr: float = 0.1  # implicit: step size of neumann and fixed_point
     samples: int = 16  # evolution: antithetic pairs
     sigma: float = 0.01  # evolution: size of the perturbations
 
     def __post_init__(self) -> None:
-        one_of("engine.batching", self.batching, ("auto", "vmap", "loop"))
-        one_of("engine.precision", self.precision, ("float32", "float64"))
-        one_of("engine.compile", self.compile, ("auto", "none", "replay", "inductor"))
-        one_of("engine.gradient", self.gradient, GRADIENTS)
-        one_of("engine.solver", self.solver, ("cg", "neumann", "fixed_point"))
         for name in ("chunk", "block", "solver_steps", "samples"):
             if getattr(self, name) is not None:
                 between(f"engine.{name}", getattr(self, name), 1, MOST_TASKS)
@@ -118,7 +101,7 @@ class EngineConfig:
             positive(f"engine.{name}", getattr(self, name))
 
 
-@dataclass
+@section("")
 class TrainConfig:
     """`metarun train`."""
 
@@ -138,7 +121,7 @@ class TrainConfig:
         between("seed", self.seed, 0, 2**63 - 1)
 
 
-@dataclass
+@section("task.")
 class EvalTask:
     """Changes to the episode's shape; null keeps the checkpoint's."""
 
@@ -147,22 +130,22 @@ class EvalTask:
     query: int | None = None  # query examples of each class
 
 
-@dataclass
+@section("algo.")
 class EvalAlgo:
     """Changes to the adaptation."""
 
     eval_inner_steps: int | None = None  # inner steps
 
 
-@dataclass
+@section("engine.")
 class EvalEngine:
     """Changes to the computation."""
 
-    batching: str | None = None  # auto, vmap or loop
+    batching: Batching | None = None  # of the tasks
     chunk: int | None = None  # tasks at a time
 
 
-@dataclass
+@section("data.")
 class EvalData:
     """Where the data are now."""
 
@@ -170,12 +153,12 @@ class EvalData:
     download: bool | None = None  # fetch the files if they are not there
 
 
-@dataclass
+@section("")
 class EvalConfig:
     """`metarun eval`: what null leaves open is taken from the checkpoint."""
 
     ckpt: str = "???"  # a run directory (its best.pt) or a checkpoint file
-    split: str = "test"  # train, val or test
+    split: Literal["train", "val", "test"] = "test"  # whose tasks
     episodes: int | None = None  # tasks; null: as many as the run itself took (600)
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     seed: int | None = None  # of the episodes
@@ -187,28 +170,8 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         between("seed", self.seed or 0, 0, 2**63 - 1)
-        one_of("split", self.split, ("train", "val", "test"))
         if self.episodes is not None:
             between("episodes", self.episodes, 1, MOST)
-
-
-SCHEMAS: dict[str, dict[str, type]] = {
-    "algo": {"maml": MamlConfig, "anil": AnilConfig},
-    "data": {"glyphs": GlyphsConfig, "omniglot": OmniglotConfig, "sinusoid": SinusoidConfig},
-    "backbone": {"conv4": Conv4Config, "mlp": MlpConfig},
-    "inner_opt": INNER_SCHEMAS,
-    "outer_opt": {"adam": OuterAdamConfig, "adamw": OuterAdamWConfig, "sgd": OuterSgdConfig},
-}
-"""Group -> name -> schema. `metarun.components.build` has the implementation of each."""
-
-
-PLUGIN_OPTIONS: list[tuple[str, str]] = []
-"""Group and name of the components that plugins have added."""
-
-
-def settings(config: Any, *drop: str) -> dict[str, Any]:
-    """A component's settings without its name (and without `drop`), as keyword arguments."""
-    return {k: v for k, v in asdict(config).items() if k not in ("name", *drop)}
 
 
 # Settings that are not part of what a run is: it may be resumed with others. Data may have moved.

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from metarun.config.run import SCHEMAS, flat
+from metarun.config.catalogue import GROUPS
+from metarun.config.run import flat
 from metarun.errors import ConfigError
 from metarun.reporting.reading import (
     LIMIT,
@@ -208,7 +209,7 @@ def _settings(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError("config.yaml is damaged") from error
     settings = flat(config) if isinstance(config, dict) and _plain_keys(config) else {}
-    needed = ["trainer.steps", "trainer.meta_batch", *(f"{group}.name" for group in SCHEMAS)]
+    needed = ["trainer.steps", "trainer.meta_batch", *(f"{group}.name" for group in GROUPS)]
     if missing := [key for key in needed if key not in settings]:
         raise ValueError(f"config.yaml is no config of metarun: {missing[0]} is not there")
     for key, least in (("seed", 0), ("trainer.steps", 1), ("trainer.meta_batch", 1)):

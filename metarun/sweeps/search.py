@@ -27,8 +27,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from metarun.components.algo.base import OBJECTIVES
+from metarun.config.catalogue import GROUPS
 from metarun.config.checks import at_least, one_of
-from metarun.config.run import NEUTRAL_KEYS, SCHEMAS
+from metarun.config.run import NEUTRAL_KEYS
 from metarun.errors import ConfigError, RunError
 from metarun.rundir.directory import read_json
 from metarun.sweeps.sweep import Job, Sweep
@@ -91,7 +92,7 @@ def _refuse_lacking(sweep: Sweep, fixed: list[str], space: Mapping[str, BaseDist
     for key, meaning in space.items():
         if isinstance(meaning, IntDistribution | FloatDistribution):
             first[key] = meaning.low
-    for group in (key for key in lists if key in SCHEMAS):
+    for group in (key for key in lists if key in GROUPS):
         for option in lists[group]:
             sweep.check([*fixed, *(f"{k}={v}" for k, v in {**first, group: option}.items())])
 

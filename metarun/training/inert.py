@@ -6,7 +6,8 @@ Where one makes the tasks others than the user may believe, it is refused.
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from metarun.config.run import PLUGIN_OPTIONS, TaskConfig, TrainConfig
+from metarun.config.catalogue import is_plugin
+from metarun.config.run import TaskConfig, TrainConfig
 from metarun.errors import ConfigError
 from metarun.training.plan import LONG_LOOP
 
@@ -22,7 +23,7 @@ def refuse_way(config: TrainConfig, kind: str) -> None:
     """
     name = config.data.name
     # A plugin's data set without a YAML file has the default, which nobody has asked for.
-    unasked = {1, TaskConfig.way} if ("data", name) in PLUGIN_OPTIONS else {1}
+    unasked = {1, TaskConfig.way} if is_plugin("data", name) else {1}
     if kind != "classification" and config.task.way not in unasked:
         raise ConfigError(
             f"task.way={config.task.way}: the tasks of data={name} are {kind}, which has no "

@@ -87,8 +87,8 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
             "there is none: use engine.compile=replay"
         )
     batching, chunk = choose_batching(config.engine, model, device)
-    choice = evaluate = config.engine.compile
-    step = "none"
+    choice: str = config.engine.compile
+    evaluate, step = choice, "none"
     steps = config.trainer.steps
     if _by_steps(config):
         each = steps * getattr(config.algo, "inner_steps", 1)

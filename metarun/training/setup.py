@@ -11,8 +11,9 @@ from torch import nn
 from metarun.components.algo.base import HYPER_PREFIX, OBJECTIVES, Algorithm, Objective
 from metarun.components.build import build_algorithm, build_data, build_model
 from metarun.components.network import Network, refuse_kept_results, refuse_lost_state
+from metarun.config.catalogue import GROUPS, schemas
 from metarun.config.checks import fits, read
-from metarun.config.run import SCHEMAS, EngineConfig, TaskConfig, TrainConfig, TrainerConfig
+from metarun.config.run import EngineConfig, TaskConfig, TrainConfig, TrainerConfig
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.identity import identity_of
 from metarun.episodes.rng import stream_key
@@ -258,16 +259,16 @@ def from_plain(plain: dict[str, Any]) -> TrainConfig:
     """
     try:
         parts: dict[str, Any] = {}
-        for group, schemas in SCHEMAS.items():
+        for group in GROUPS:
             settings = plain.get(group)
             name = settings.get("name") if isinstance(settings, dict) else None
             if not isinstance(name, str):
                 raise ConfigError(f"it names no {group}")
-            if name not in schemas:
+            if name not in schemas(group):
                 raise CheckpointError(
                     f"the checkpoint needs {group}={name[:80]}, unknown here{_hint(plain)}"
                 )
-            parts[group] = read(group, schemas[name], settings)
+            parts[group] = read(group, schemas(group)[name], settings)
         parts["task"] = read("task", TaskConfig, plain.get("task"))
         parts["trainer"] = read("trainer", TrainerConfig, plain.get("trainer"))
         parts["engine"] = read("engine", EngineConfig, plain.get("engine"))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from metarun.components.algo.base import HYPER_PREFIX
-from metarun.components.build import OUTER_IMPLEMENTATION, build_outer_optimizer
+from metarun.components.build import build_outer_optimizer
+from metarun.components.outer_opt.base import IMPLEMENTATION
 from metarun.config.run import TrainConfig
 from metarun.errors import CheckpointError
 from metarun.rundir.checkpoint_fields import same_structure
@@ -98,7 +99,7 @@ def _restore_optimizer(setup: Setup, state: TrainState, content: dict[str, Any])
         expected["state"] = {}
     groups = stored["param_groups"]
     if isinstance(groups, list) and all(isinstance(group, dict) for group in groups):
-        stored = stored | {"param_groups": [group | OUTER_IMPLEMENTATION for group in groups]}
+        stored = stored | {"param_groups": [group | IMPLEMENTATION for group in groups]}
     same_structure(expected, stored, "the checkpoint's outer_optimizer")
     state.optimizer.load_state_dict(stored)
     if state.scheduler is not None:

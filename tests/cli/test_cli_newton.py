@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarun.config.inner_schemas import InnerMixedConfig
+from metarun.components.inner_opt.mixed import MixedConfig
 from metarun.errors import ConfigError
 from tests.conftest import Metarun
 
@@ -111,10 +111,10 @@ def test_what_cannot_be_is_refused_before_a_run_begins(
 )
 def test_the_parts_are_checked_by_the_schema_of_their_own_optimizer(parts, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        InnerMixedConfig(parts=parts)
+        MixedConfig(parts=parts)
     assert message in str(error.value)
 
 
 def test_a_part_may_have_any_setting_of_its_optimizer() -> None:
-    InnerMixedConfig(parts=[{"params": ["a", "b.*"], "name": "sgd", "lr": 1, "nesterov": True}])
-    InnerMixedConfig(parts=[{"params": "*", "name": "newton", "trust_radius": None}])
+    MixedConfig(parts=[{"params": ["a", "b.*"], "name": "sgd", "lr": 1, "nesterov": True}])
+    MixedConfig(parts=[{"params": "*", "name": "newton", "trust_radius": None}])

@@ -15,8 +15,8 @@ import pytest
 from metarun.cli.completion import SHELLS, candidates, main
 from metarun.cli.help import options, settings
 from metarun.cli.main import COMMANDS
+from metarun.config.catalogue import GROUPS, schemas
 from metarun.config.compose import composed, register_schemas
-from metarun.config.run import SCHEMAS
 from metarun.errors import ConfigError
 from tests.conftest import Metarun
 
@@ -144,8 +144,8 @@ def test_everything_that_help_lists_is_completed() -> None:
     assert words("metarun ") == set(COMMANDS)
     for group, described in options().items():
         assert {f"{group}={name}" for name in described} <= words(f"metarun train {group}=")
-    for group, schemas in SCHEMAS.items():
-        for name in schemas:
+    for group in GROUPS:
+        for name in schemas(group):
             own = [s.key for s in settings(composed("train", [f"{group}={name}"]))]
             offered = words(f"metarun train {group}={name} {group}.")
             assert {f"{key}=" for key in own if key.startswith(f"{group}.")} == offered, name

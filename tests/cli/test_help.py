@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from metarun.cli import help as texts
+from metarun.config.catalogue import GROUPS, schemas
 from metarun.config.compose import composed, register_schemas
-from metarun.config.run import SCHEMAS
 from tests.conftest import REPO, Metarun
 
 register_schemas()
 COMPOSITIONS = [
-    *([f"{group}={name}"] for group, schemas in SCHEMAS.items() for name in schemas),
+    *([f"{group}={name}"] for group in GROUPS for name in schemas(group)),
     *([f"experiment={path.stem}"] for path in (REPO / "conf" / "experiment").glob("*.yaml")),
 ]
 
@@ -26,8 +26,8 @@ def columns(text: str) -> int:
 
 def test_every_option_has_a_line(metarun: Metarun) -> None:
     text = metarun("train", "--help").stdout
-    for group, schemas in SCHEMAS.items():
-        assert set(texts.options()[group]) == set(schemas)
+    for group in GROUPS:
+        assert set(texts.options()[group]) == set(schemas(group))
     in_files = {
         str(path.relative_to(REPO / "conf").with_suffix(""))
         for path in (REPO / "conf").glob("**/*.yaml")

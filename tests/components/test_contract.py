@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from metarun.components.algo.base import Algorithm, Trace
 from metarun.components.algo.maml import maml
-from metarun.components.build import BUILDERS
 from metarun.components.data.sinusoid import Sinusoids
 from metarun.config.compose import composed, register_schemas
-from metarun.config.run import PLUGIN_OPTIONS
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.source import Episodes
 from metarun.errors import ConfigError
@@ -21,6 +19,7 @@ from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh
 from metarun.unroll.advice import UnsuitableModel
+from tests.conftest import swap_builder
 
 register_schemas()
 TINY = ("data=sinusoid", "backbone=mlp", "backbone.hidden=[4]", "trainer.meta_batch=2")
@@ -30,8 +29,7 @@ def setup_with(
     monkeypatch: pytest.MonkeyPatch, group: str, name: str, builder: Callable[..., Any], *more: str
 ) -> Setup:
     """The setup of a tiny run in which a plugin has the place of a component of ours."""
-    monkeypatch.setitem(BUILDERS[group], name, builder)
-    monkeypatch.setattr("metarun.components.build.PLUGIN_OPTIONS", [*PLUGIN_OPTIONS, (group, name)])
+    swap_builder(monkeypatch, group, name, builder, is_plugin=True)
     return build(composed("train", [*TINY, *more]), torch.device("cpu"))
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.components.inner_opt.build import TORCH_BUILDERS
+from metarun.components.inner_opt.base import OF_EVERY_INNER_OPTIMIZER, InnerOptConfig
+from metarun.config.catalogue import builder, schemas
+from metarun.config.component import as_keywords
 from metarun.config.compose import composed, register_schemas
-from metarun.config.inner_torch_schemas import TORCH_SCHEMAS, InnerOptConfig
-from metarun.config.run import SCHEMAS
 from metarun.errors import ConfigError
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
@@ -31,6 +31,7 @@ BASE = (
     "engine.precision=float64",
 )
 FACTORIES = {make.__name__: make for make in OPTIMIZERS.values()}
+TORCH_SCHEMAS = {name: schemas("inner_opt")[name] for name in FACTORIES}
 MUON = (
     "inner_opt=mixed",
     "inner_opt.parts=[{params:'*.weight',name:muon,ns_precision:full},{params:'*.bias',name:sgd}]",
@@ -50,7 +51,7 @@ def trained(*overrides: str) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in state.meta.items()}
 
 
-@pytest.mark.parametrize("name", SCHEMAS["inner_opt"])
+@pytest.mark.parametrize("name", schemas("inner_opt"))
 def test_it_trains_and_vmap_is_a_loop(name: str) -> None:
     choice = MUON if name == "muon" else (f"inner_opt={name}",)
     loop, mapped = (trained(*choice, f"engine.batching={how}") for how in ("loop", "vmap"))
@@ -174,6 +175,8 @@ def test_inner_gradients_are_clipped() -> None:
 @pytest.mark.parametrize("name", [n for n in TORCH_SCHEMAS if n not in ("muon", "rprop")])
 def test_inner_gradients_are_clipped_by_value_and_then_by_norm(name: str) -> None:
     """The order of the outer gradients; all parameters together have one norm."""
+    dropped = (*OF_EVERY_INNER_OPTIMIZER, "clip_norm", "clip_value")
+    settings = as_keywords(TORCH_SCHEMAS[name](), *dropped)
     grads = {"w": torch.tensor([[3.0, -0.2], [0.1, 4.0]]), "b": torch.tensor([-5.0, 0.3])}
     params = {"w": torch.ones(2, 2), "b": torch.ones(2)}
     value, norm = 0.5, 0.6
@@ -186,7 +189,7 @@ def test_inner_gradients_are_clipped_by_value_and_then_by_norm(name: str) -> Non
         ({"clip_norm": 99.0}, grads),
         ({}, grads),
     ):
-        clipping, plain = TORCH_BUILDERS[name](**given), FACTORIES[name]()
+        clipping, plain = builder("inner_opt", name)(**given), FACTORIES[name](**settings)
         ours, _ = clipping.update(grads, clipping.init(params), params, clipping.hyper)
         theirs, _ = plain.update(expected, plain.init(params), params, plain.hyper)
         for key in params:

@@ -17,8 +17,8 @@ from torch import Tensor
 from metarun.components.build import build_data
 from metarun.components.data import glyphs, omniglot
 from metarun.components.data.splits import omniglot_names
+from metarun.config.catalogue import schemas
 from metarun.config.compose import composed, register_schemas
-from metarun.config.run import SCHEMAS
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.source import Episodes, EpisodeSource, ImageEpisodes
 from metarun.episodes.store import ClassStore, from_equal_classes
@@ -106,8 +106,8 @@ def class_of_image(store: ClassStore) -> dict[bytes, int]:
 
 
 def test_every_data_set_and_every_seed_of_it_is_tried() -> None:
-    assert VARIANTS.keys() == SCHEMAS["data"].keys() == OWN_SEEDS.keys()
-    for name, schema in SCHEMAS["data"].items():
+    assert VARIANTS.keys() == schemas("data").keys() == OWN_SEEDS.keys()
+    for name, schema in schemas("data").items():
         seeds = [own.name for own in fields(schema) if "seed" in own.name]
         assert seeds == OWN_SEEDS[name]
 

@@ -17,17 +17,14 @@ import torch
 from PIL import Image
 
 from metarun.cli.eval import changed
-from metarun.components.data.omniglot import characters, shrink
-from metarun.config.inner_torch_schemas import InnerSgdConfig
+from metarun.components.algo.maml import MamlConfig
+from metarun.components.backbone.conv4 import Conv4Config
+from metarun.components.backbone.mlp import MlpConfig
+from metarun.components.data.omniglot import OmniglotConfig, characters, shrink
+from metarun.components.data.sinusoid import SinusoidConfig
+from metarun.components.inner_opt.sgd import SgdConfig
+from metarun.components.outer_opt.adam import OuterAdamConfig
 from metarun.config.run import EvalConfig, TrainConfig
-from metarun.config.schemas import (
-    Conv4Config,
-    MamlConfig,
-    MlpConfig,
-    OmniglotConfig,
-    OuterAdamConfig,
-    SinusoidConfig,
-)
 from metarun.episodes.store import cached, from_equal_classes
 from metarun.errors import CheckpointError, ConfigError, DataError, explain
 from metarun.rundir import checkpoint
@@ -45,7 +42,7 @@ def config(**parts: Any) -> TrainConfig:
         "algo": MamlConfig(),
         "data": SinusoidConfig(),
         "backbone": MlpConfig(hidden=[4]),
-        "inner_opt": InnerSgdConfig(),
+        "inner_opt": SgdConfig(),
         "outer_opt": OuterAdamConfig(schedule="cosine"),
     }
     return TrainConfig(device="cpu", **(chosen | parts))

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.components.backbone.mlp import MLP
-from metarun.components.build import BUILDERS
 from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh
 from metarun.unroll.advice import UnsuitableModel
+from tests.conftest import swap_builder
 
 register_schemas()
 TINY = ("data=sinusoid", "backbone=mlp", "trainer.meta_batch=2", "engine.compile=none")
@@ -104,7 +104,7 @@ CASES: dict[type[Plain], str] = {
 
 
 def setup_of(monkeypatch: pytest.MonkeyPatch, model: Callable[[], nn.Module], *more: str) -> Setup:
-    monkeypatch.setitem(BUILDERS["backbone"], "mlp", lambda shape, outputs, **_: model())
+    swap_builder(monkeypatch, "backbone", "mlp", lambda shape, outputs, **_: model())
     return build(composed("train", [*TINY, *more]), torch.device("cpu"))
 
 

@@ -14,13 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from metarun.cli import eval
-from metarun.components.build import BUILDERS, build_data, image_episodes
+from metarun.components.build import build_data, image_episodes
 from metarun.config.compose import composed, register_schemas
 from metarun.config.run import TrainConfig
 from metarun.episodes.store import ClassStore, from_equal_classes
 from metarun.rundir import checkpoint
 from metarun.training import run as train
 from tests import by_hand
+from tests.conftest import swap_builder
 
 register_schemas()
 
@@ -65,7 +66,7 @@ def images(seed: int) -> dict[str, ClassStore]:
 def small_images() -> Iterator[None]:
     """Small images in place of the drawn ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BUILDERS["data"], "glyphs", image_episodes(images))
+        swap_builder(patch, "data", "glyphs", image_episodes(images))
         yield
 
 

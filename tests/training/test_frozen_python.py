@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from metarun.components.backbone.mlp import MLP
-from metarun.components.build import BUILDERS
 from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError, RunError
 from metarun.training.loop import meta_step, validate
@@ -18,6 +17,7 @@ from metarun.training.setup import Setup, build
 from metarun.training.state import fresh
 from metarun.unroll import recorded
 from metarun.unroll.python_state import changed, python_state
+from tests.conftest import swap_builder
 
 register_schemas()
 TINY = (
@@ -129,7 +129,7 @@ def setup_of(
         BUILT[:] = [model()]
         return BUILT[0]
 
-    monkeypatch.setitem(BUILDERS["backbone"], "mlp", builder)
+    swap_builder(monkeypatch, "backbone", "mlp", builder)
     return build(composed("train", [*TINY, *overrides]), torch.device("cpu"))
 
 

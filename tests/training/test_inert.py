@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from metarun.config import run as configs
+from metarun.config.catalogue import Component, components
 from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
 from metarun.training.inert import refuse_way, without_effect
@@ -63,21 +63,20 @@ def test_what_is_for_classes_is_named_or_refused_without_them() -> None:
             refuse_way(composed("train", ["data=sinusoid", f"task.way={way}"]), "regression")
 
 
-def test_the_default_way_of_a_plugins_regression_is_no_wish() -> None:
+def test_the_default_way_of_a_plugins_regression_is_no_wish(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     @dataclass
     class Waves:
         name: str = "waves"
 
     config = composed("train", [])
     config.data = Waves()
-    configs.PLUGIN_OPTIONS.append(("data", "waves"))
-    try:
+    monkeypatch.setitem(components("data"), "waves", Component(Waves, Waves, is_plugin=True))
+    refuse_way(config, "regression")
+    config.task.way = 3
+    with pytest.raises(ConfigError, match=r"task\.way=3"):
         refuse_way(config, "regression")
-        config.task.way = 3
-        with pytest.raises(ConfigError, match=r"task\.way=3"):
-            refuse_way(config, "regression")
-    finally:
-        configs.PLUGIN_OPTIONS.remove(("data", "waves"))
 
 
 def test_a_run_tells_of_them(metarun: Metarun) -> None:

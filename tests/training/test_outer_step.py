@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 from metarun.components.algo.base import OBJECTIVES
-from metarun.config.inner_torch_schemas import InnerSgdConfig
-from metarun.config.run import SCHEMAS, TrainConfig, TrainerConfig, settings
-from metarun.config.schemas import MamlConfig, MlpConfig, OuterOptConfig, SinusoidConfig
+from metarun.components.algo.maml import MamlConfig
+from metarun.components.backbone.mlp import MlpConfig
+from metarun.components.data.sinusoid import SinusoidConfig
+from metarun.components.inner_opt.sgd import SgdConfig
+from metarun.components.outer_opt.base import OuterOptConfig
+from metarun.config.catalogue import schemas
+from metarun.config.component import as_keywords
+from metarun.config.run import TrainConfig, TrainerConfig
 from metarun.system.ranks import Ranks
 from metarun.training.loop import meta_step, over_ranks, remember
 from metarun.training.setup import Setup, build
@@ -29,7 +34,7 @@ def setup_of(outer: OuterOptConfig, **changes: Any) -> Setup:
         algo=MamlConfig(),
         data=SinusoidConfig(),
         backbone=MlpConfig(hidden=[4, 3]),
-        inner_opt=InnerSgdConfig(lr=0.05, learn=["lr"]),
+        inner_opt=SgdConfig(lr=0.05, learn=["lr"]),
         outer_opt=outer,
         trainer=TrainerConfig(steps=STEPS, meta_batch=2, **changes),
     )
@@ -129,7 +134,7 @@ def as_it_is(setup: Setup) -> Setup:
 def test_the_outer_step_is_the_one_written_out(
     name: str, options: dict[str, Any], layout: Callable[[Setup], Setup]
 ) -> None:
-    outer = SCHEMAS["outer_opt"][name](**options)
+    outer = schemas("outer_opt")[name](**options)
     setup = layout(setup_of(outer))
     state, oracle = fresh(setup), Outer(outer)
     expected = {key: value.detach().clone() for key, value in state.meta.items()}
@@ -144,16 +149,16 @@ def test_the_outer_step_is_the_one_written_out(
 
 
 def test_every_setting_of_an_outer_optimizer_is_among_the_cases() -> None:
-    for name, schema in SCHEMAS["outer_opt"].items():
+    for name, schema in schemas("outer_opt").items():
         given = {key for n, options in CASES if n == name for key in options}
         given |= {f.name for f in fields(OuterOptConfig)}  # which all share
-        assert set(settings(schema())) <= given, name
+        assert set(as_keywords(schema())) <= given, name
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_ranks_with_shares_of_different_size_take_the_step_of_one(count: int) -> None:
     """Five tasks: the mean over ranks is weighted by how many each has."""
-    setup = setup_of(SCHEMAS["outer_opt"]["sgd"]())
+    setup = setup_of(schemas("outer_opt")["sgd"]())
     meta = {name: value.detach() for name, value in fresh(setup).meta.items()}
     expected, expected_row = setup.gradient(meta, setup.source.sample("train", 0, 5))
 
@@ -186,7 +191,7 @@ def test_ranks_with_shares_of_different_size_take_the_step_of_one(count: int) ->
 def test_of_equal_validations_the_earlier_is_the_best(
     kind: str, scores: list[float], best: int, keep: int
 ) -> None:
-    setup = setup_of(SCHEMAS["outer_opt"]["sgd"](), keep_best=keep)
+    setup = setup_of(schemas("outer_opt")["sgd"](), keep_best=keep)
     setup = replace(setup, objective=OBJECTIVES[kind])
     state = fresh(setup)
     for state.step, score in enumerate(scores, start=1):

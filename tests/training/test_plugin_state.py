@@ -15,7 +15,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem, detached_parameters
 from metarun.components.algo.halves import halves
 from metarun.components.algo.maml import maml
-from metarun.components.build import BUILDERS
 from metarun.config.compose import composed, register_schemas
 from metarun.episodes.source import Episodes
 from metarun.errors import CheckpointError, ConfigError, RunError
@@ -25,7 +24,7 @@ from metarun.training.loop import meta_step, save, validate
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh, restore, restore_meta, snapshot
 from metarun.unroll import sgd
-from tests.conftest import Metarun
+from tests.conftest import Metarun, swap_builder
 
 register_schemas()
 CPU = torch.device("cpu")
@@ -536,7 +535,7 @@ def test_an_algorithm_that_learns_frozen_weights_is_refused(
         every = {n: p.detach().clone() for n, p in problem.model.named_parameters()}
         return ours._replace(init=lambda: every)
 
-    monkeypatch.setitem(BUILDERS["algo"], "maml", greedy)
+    swap_builder(monkeypatch, "algo", "maml", greedy)
     with pytest.raises(ConfigError, match=r"learns body\.weight, .* frozen.*detached_parameters"):
         built(frozen_body)
 

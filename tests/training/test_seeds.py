@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from metarun.cli import eval
-from metarun.components.build import BUILDERS
 from metarun.components.data.sinusoid import Sinusoids
+from metarun.config.catalogue import schemas
 from metarun.config.compose import composed, register_schemas
-from metarun.config.run import SCHEMAS
 from metarun.episodes.source import Episodes
 from metarun.training import run as train
 from metarun.training.plan import Batching
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh
 from metarun.unroll import map_tasks, mean_gradient
+from tests.conftest import swap_builder
 
 register_schemas()
 
@@ -50,7 +50,7 @@ def watched(task: Any, seed: int, device: torch.device, dtype: torch.dtype) -> W
 @pytest.fixture(scope="module", autouse=True)
 def watching() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BUILDERS["data"], "sinusoid", watched)
+        swap_builder(patch, "data", "sinusoid", watched)
         yield
 
 
@@ -67,7 +67,7 @@ def drawn(split: str) -> list[int]:
     return [i for _, s, start, count in asked if s == split for i in range(start, start + count)]
 
 
-@pytest.mark.parametrize("name", SCHEMAS["backbone"])
+@pytest.mark.parametrize("name", schemas("backbone"))
 def test_every_seed_has_initial_weights_of_its_own(name: str, monkeypatch: Any) -> None:
     images = ("backbone=conv4", "backbone.width=3")
     own = images if name == "conv4" else (f"backbone={name}",)
@@ -77,7 +77,7 @@ def test_every_seed_has_initial_weights_of_its_own(name: str, monkeypatch: Any) 
         source.input_shape = (1, 16, 16) if name == "conv4" else (1,)  # type: ignore[assignment]
         return source
 
-    monkeypatch.setitem(BUILDERS["data"], "sinusoid", with_images)
+    swap_builder(monkeypatch, "data", "sinusoid", with_images)
     plain = [a for a in TINY if not a.startswith("backbone")]
 
     def weights(seed: int) -> list[Tensor]:
@@ -163,7 +163,7 @@ def test_every_task_has_a_mask_of_dropout_of_its_own(batching: Batching) -> None
 
 def test_every_inner_step_of_a_run_has_a_mask_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """With an inner learning rate of zero, nothing but the mask changes the inner loss."""
-    monkeypatch.setitem(BUILDERS["backbone"], "mlp", lambda *shape, hidden: Noisy())
+    swap_builder(monkeypatch, "backbone", "mlp", lambda *shape, hidden: Noisy())
     setup = setup_of("algo.inner_steps=3", "inner_opt.lr=0")
     tasks = setup.source.sample("train", 0, 2)
     meta = {name: value.detach() for name, value in fresh(setup).meta.items()}

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.components.backbone.mlp import MLP
-from metarun.components.build import BUILDERS
-from metarun.config.inner_torch_schemas import InnerAdamConfig
-from metarun.config.run import SCHEMAS, TrainConfig, TrainerConfig
-from metarun.config.schemas import MamlConfig, MlpConfig, OuterAdamConfig, SinusoidConfig
+from metarun.components.algo.maml import MamlConfig
+from metarun.components.backbone.mlp import MLP, MlpConfig
+from metarun.components.data.sinusoid import SinusoidConfig
+from metarun.components.inner_opt.adam import AdamConfig
+from metarun.components.outer_opt.adam import OuterAdamConfig
+from metarun.config.catalogue import Component, components
+from metarun.config.run import TrainConfig, TrainerConfig
 from metarun.rundir import checkpoint
 from metarun.training.loop import meta_step, remember, skip
 from metarun.training.setup import Setup, build
@@ -41,7 +43,7 @@ def setup_of(backbone: Any, compile: str = "none", **engine: Any) -> Setup:
         algo=MamlConfig(inner_steps=2),
         data=SinusoidConfig(),
         backbone=backbone,
-        inner_opt=InnerAdamConfig(lr=0.05, learn=["lr"]),
+        inner_opt=AdamConfig(lr=0.05, learn=["lr"]),
         outer_opt=OuterAdamConfig(schedule="cosine", min_lr=1e-4),
         trainer=TrainerConfig(steps=12, meta_batch=3, keep_best=2),
     )
@@ -104,8 +106,7 @@ def test_a_resumed_run_draws_the_random_numbers_of_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noisy: bool, engine: dict[str, Any]
 ) -> None:
     """Masks of dropout, the points of `evolution`; in a process that has drawn others since."""
-    monkeypatch.setitem(SCHEMAS["backbone"], "noisy", NoisyConfig)
-    monkeypatch.setitem(BUILDERS["backbone"], "noisy", Noisy)
+    monkeypatch.setitem(components("backbone"), "noisy", Component(NoisyConfig, Noisy))
     backbone = NoisyConfig() if noisy else MlpConfig(hidden=[6])
     setup = setup_of(backbone, **engine)
     state = fresh(setup)

@@ -1,6 +1,8 @@
 """Model-Agnostic Meta-Learning (Finn, Abbeel and Levine 2017, algorithm 2)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from metarun.components.algo.base import (
     refuse_frozen,
 )
 from metarun.components.algo.halves import halves
+from metarun.config.checks import between
+from metarun.config.component import builds, settings
+from metarun.errors import ConfigError
 from metarun.unroll import (
     GradientMode,
     Implicit,
@@ -30,29 +35,39 @@ from metarun.unroll import (
     unroll,
 )
 
+MOST_STEPS = 10**5  # far beyond what anybody means
 
-def maml(
-    problem: Problem,
-    *,
-    order: int = 2,
-    inner_steps: int = 1,
-    eval_inner_steps: int = 3,
-    adapt: Sequence[str] = ("*",),
-    reduction: str = "mean",
-) -> Algorithm:
+
+@settings
+class MamlConfig:
+    """MAML (Finn et al. 2017)."""
+
+    order: Literal[1, 2] = 2  # 2: full meta-gradient; 1: inner gradients are constants (FOMAML)
+    inner_steps: int = 1  # inner steps in training
+    eval_inner_steps: int = 3  # inner steps in validation and test
+    adapt: list[str] = field(default_factory=lambda: ["*"])  # patterns over parameter names
+    reduction: Literal["mean", "per_shot"] = "mean"  # per_shot: sum over classes, mean over shots
+
+    def __post_init__(self) -> None:
+        between("algo.inner_steps", self.inner_steps, 0, MOST_STEPS)
+        between("algo.eval_inner_steps", self.eval_inner_steps, 0, MOST_STEPS)
+        if not self.adapt:
+            raise ConfigError("algo.adapt is empty: name what the inner loop adapts, e.g. ['*']")
+
+
+@builds(MamlConfig)
+def maml(problem: Problem, own: MamlConfig) -> Algorithm:
     """Learn initial weights from which a few inner steps solve a task.
+
+    `maml(problem, inner_steps=3)` is `maml(problem, MamlConfig(inner_steps=3))`.
 
     Args:
         problem: model, objective and inner optimizer.
-        order: 2 differentiates through the inner steps (as `problem.inner.gradient` says), 1
-            takes the inner gradients as constants (FOMAML).
-        inner_steps: inner steps in training.
-        eval_inner_steps: inner steps in `trace`.
-        adapt: name patterns of the parameters that the inner loop changes. The others are
-            meta-learned and shared by all tasks, but for those that the model has frozen.
-        reduction: of the inner loss. "mean" is over all support examples; "per_shot" sums over
-            classes and averages over shots, as MAML's reference code does, so that its
-            learning rates mean the same here.
+        own: the settings. Of them, `order=2` differentiates through the inner steps (as
+            `problem.inner.gradient` says). What matches no pattern of `adapt` is meta-learned and
+            shared by all tasks, but for what the model has frozen. `reduction="per_shot"` sums
+            the inner loss over classes and averages it over shots, as MAML's reference code does,
+            so that its learning rates mean the same here.
 
     Raises:
         ValueError: a pattern of `adapt` or of the inner groups matches no parameter or frozen
@@ -60,6 +75,7 @@ def maml(
             hyperparameter is to be learned that is unknown or has no gradient in this mode.
     """
     model, objective, inner = problem.model, problem.objective, problem.inner
+    adapt, inner_steps = own.adapt, own.inner_steps
     weights = detached_parameters(model)
     refuse_frozen(model, adapt, "algo.adapt")
     refuse_frozen(model, inner.groups, "inner_opt.groups")
@@ -68,7 +84,7 @@ def maml(
     inner.optimizer.init(start)  # refuses parameters that it cannot serve, before a run begins
     hyper = group_settings(inner.optimizer.hyper, inner.groups, adapted)
     learned = learn_hyper(hyper, inner.learn, inner.granularity, start, inner_steps, inner.groups)
-    gradient: GradientMode = inner.gradient if order == 2 else "first_order"
+    gradient: GradientMode = inner.gradient if own.order == 2 else "first_order"
     if isinstance(gradient, Implicit) and inner.learn:
         raise ValueError(
             f"implicit gradients cannot learn {', '.join(inner.learn)} of the inner optimizer: "
@@ -80,7 +96,7 @@ def maml(
             "alone: choose engine.gradient=checkpoint"
         )
     model_halves = halves(model, adapted, problem.inputs)
-    scale = problem.outputs if reduction == "per_shot" else 1
+    scale = problem.outputs if own.reduction == "per_shot" else 1
 
     def inner_loss(fast: Params, given: tuple[Params, Tensor, Tensor]) -> Tensor:
         shared, encoded, y = given
@@ -131,7 +147,7 @@ def maml(
     def trace(meta: Meta, episode: Episode) -> Trace:
         with evaluating(model):
             outcome = on_query(meta, episode)
-            unrolled = adapted_to(meta, episode, eval_inner_steps, outcome)
+            unrolled = adapted_to(meta, episode, own.eval_inner_steps, outcome)
         losses, scores = zip(*unrolled.observed, strict=True)
         return Trace(torch.stack(losses), torch.stack(scores))
 

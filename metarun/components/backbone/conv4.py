@@ -6,6 +6,27 @@ from typing import Literal
 from torch import Tensor, nn
 
 from metarun.components.backbone.norm import BatchNorm
+from metarun.config.checks import between
+from metarun.config.component import builds, settings
+
+MOST_UNITS = 10**6  # far beyond what anybody means
+
+
+@settings
+class Conv4Config:
+    """Four convolution blocks."""
+
+    width: int = 64  # channels of each block
+    pool: Literal["stride", "max"] = "stride"  # stride: 2 in each convolution; max: 2×2 pooling
+
+    def __post_init__(self) -> None:
+        between("backbone.width", self.width, 1, MOST_UNITS)
+
+
+@builds(Conv4Config)
+def conv4(input_shape: tuple[int, ...], outputs: int, own: Conv4Config) -> "Conv4":
+    """The network for images of `input_shape` (channels, height, width)."""
+    return Conv4(input_shape, outputs, own.width, own.pool)
 
 
 class Conv4(nn.Module):
@@ -27,8 +48,8 @@ class Conv4(nn.Module):
         self,
         input_shape: tuple[int, ...],
         outputs: int,
-        width: int = 64,
-        pool: Literal["stride", "max"] = "stride",
+        width: int = Conv4Config.width,
+        pool: Literal["stride", "max"] = Conv4Config.pool,
     ) -> None:
         """Build for images of `input_shape` (channels, height, width).
 

@@ -1,10 +1,36 @@
 """A multilayer perceptron."""
 
 from collections.abc import Sequence
+from dataclasses import field
 from itertools import pairwise
 from math import prod
 
 from torch import Tensor, nn
+
+from metarun.config.checks import between
+from metarun.config.component import builds, settings
+from metarun.errors import ConfigError
+
+MOST_UNITS, MOST_LAYERS = 10**6, 1000  # far beyond what anybody means
+
+
+@settings
+class MlpConfig:
+    """A multilayer perceptron."""
+
+    hidden: list[int] = field(default_factory=lambda: [40, 40])  # units of each hidden layer
+
+    def __post_init__(self) -> None:
+        if len(self.hidden) > MOST_LAYERS:
+            raise ConfigError(f"backbone.hidden: must be {MOST_LAYERS} layers or fewer")
+        for units in self.hidden:
+            between("backbone.hidden", units, 1, MOST_UNITS)
+
+
+@builds(MlpConfig)
+def mlp(input_shape: tuple[int, ...], outputs: int, own: MlpConfig) -> "MLP":
+    """The network for examples of `input_shape`."""
+    return MLP(input_shape, outputs, own.hidden)
 
 
 class MLP(nn.Module):
@@ -16,7 +42,10 @@ class MLP(nn.Module):
     batch_norm = "none"
 
     def __init__(
-        self, input_shape: tuple[int, ...], outputs: int, hidden: Sequence[int] = (40, 40)
+        self,
+        input_shape: tuple[int, ...],
+        outputs: int,
+        hidden: Sequence[int],
     ) -> None:
         super().__init__()
         sizes = [prod(input_shape), *hidden]

@@ -19,8 +19,32 @@ from metarun.components.data._strokes import (
     meet_hands,
     write,
 )
+from metarun.components.data.images import image_episodes
+from metarun.config.checks import between
+from metarun.config.component import builds, settings
+from metarun.config.run import TaskConfig
+from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore, cached, from_equal_classes, select_classes
 from metarun.system.files import cache_dir
+
+
+@settings
+class GlyphsConfig:
+    """Handwriting-like characters that the program draws from a seed; needs no files."""
+
+    seed: int = 0  # of the drawings, not of the episodes
+
+    def __post_init__(self) -> None:
+        between("data.seed", self.seed, 0, 2**63 - 1)
+
+
+@builds(GlyphsConfig)
+def glyphs(
+    task: TaskConfig, seed: int, device: torch.device, dtype: torch.dtype, own: GlyphsConfig
+) -> ImageEpisodes:
+    """Episodes of the characters: `image_episodes` of `load`."""
+    return image_episodes(load)(task, seed, device, dtype, seed=own.seed)
+
 
 VERSION = 2  # raise when the same seed gives other drawings: it names the cache file
 DRAWINGS = 20

@@ -7,11 +7,13 @@ References:
 """
 
 import io
+import os
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image, ImageChops
@@ -27,7 +29,11 @@ from metarun.components.data._omniglot_files import (
     list_drawings,
     missing,
 )
+from metarun.components.data.images import image_episodes
 from metarun.components.data.splits import omniglot_names, omniglot_random, omniglot_vinyals
+from metarun.config.component import as_keywords, builds, settings
+from metarun.config.run import TaskConfig
+from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore, cached, select_classes, with_rotations
 from metarun.errors import DataError
 from metarun.system.files import cache_dir
@@ -38,13 +44,36 @@ MOST_BYTES = 10**6  # of its file; the largest of the originals has 522
 SPLITS = ("random", "vinyals")
 
 
+@settings
+class OmniglotConfig:
+    """Omniglot (Lake et al. 2015): 1623 characters, 20 drawings each."""
+
+    root: str | None = None  # folder of data sets; null: a cache folder of the user
+    download: bool = True  # fetch the files if they are not there
+    split: Literal["random", "vinyals"] = "random"  # 1100/100/423 or 1028/172/423 characters
+    split_seed: int = 0  # of the random split
+    rotations: bool = True  # each character turned by 90, 180, 270 degrees is a class too
+
+    def __post_init__(self) -> None:
+        if self.root is not None:
+            self.root = str(Path(os.path.expanduser(self.root)).absolute())
+
+
+@builds(OmniglotConfig)
+def omniglot(
+    task: TaskConfig, seed: int, device: torch.device, dtype: torch.dtype, own: OmniglotConfig
+) -> ImageEpisodes:
+    """Episodes of the characters: `image_episodes` of `load`."""
+    return image_episodes(load)(task, seed, device, dtype, **as_keywords(own))
+
+
 def load(
-    root: str | Path | None,
+    root: str | Path | None = OmniglotConfig.root,
     *,
-    download: bool,
-    split: str = "random",
-    rotations: bool = True,
-    split_seed: int = 0,
+    download: bool = OmniglotConfig.download,
+    split: str = OmniglotConfig.split,
+    rotations: bool = OmniglotConfig.rotations,
+    split_seed: int = OmniglotConfig.split_seed,
 ) -> dict[str, ClassStore]:
     """The characters of each split, 28x28 and ink = 255.
 

@@ -1,34 +1,21 @@
-"""The settings of each inner optimizer. Imports neither torch nor Hydra."""
+"""Different inner optimizers for different parameters."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any, get_type_hints
 
-from metarun.config.checks import at_least, fits, positive
-from metarun.config.inner_torch_schemas import TORCH_SCHEMAS, InnerOptConfig
+from metarun.components.inner_opt.base import OF_EVERY_INNER_OPTIMIZER, InnerOptConfig
+from metarun.config.catalogue import builder, schemas
+from metarun.config.checks import fits
+from metarun.config.component import as_keywords, builds, settings
 from metarun.errors import ConfigError
+from metarun.unroll import InnerOptimizer, LossOptimizer, optim
 
 
-@dataclass
-class InnerNewtonConfig(InnerOptConfig):
-    """Newton's method, for the parameters of a head."""
-
-    name: str = "newton"
-    trust_radius: float | None = 1.0  # length of the longest step; null: no bound
-    damping: float = 0.0  # added to the curvature; for a head alone 0.01 may replace the radius
-    joint: bool = True  # all parameters are one variable; false: each row by itself
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive("inner_opt.trust_radius", self.trust_radius)
-        at_least("inner_opt.damping", self.damping, 0)
-
-
-@dataclass
-class InnerMixedConfig(InnerOptConfig):
+@settings
+class MixedConfig(InnerOptConfig):
     """Different inner optimizers for different parameters."""
 
-    name: str = "mixed"
     parts: list[dict[str, Any]] = field(  # each: params, name of an optimizer, its settings
         default_factory=lambda: [
             {"params": "body.*", "name": "sgd", "lr": 0.4},
@@ -71,12 +58,13 @@ def part_settings(part: dict[str, Any]) -> tuple[list[str], InnerOptConfig]:
     patterns = [patterns] if isinstance(patterns, str) else patterns
     if not patterns or not fits(patterns, list[str]):
         raise ConfigError(f"inner_opt.parts: {part} names no parameters; {_PART_EXAMPLE}")
-    choices = [choice for choice in INNER_SCHEMAS if choice != "mixed"]
+    known = schemas("inner_opt")
+    choices = [choice for choice in known if choice != "mixed"]
     if name not in choices:
         raise ConfigError(
             f"inner_opt.parts: {part} needs the name of an optimizer: one of {', '.join(choices)}"
         )
-    schema = INNER_SCHEMAS[name]
+    schema = known[name]
     hints = {k: v for k, v in get_type_hints(schema).items() if k not in _OF_THE_WHOLE}
     for key, value in given.items():
         if key not in hints:
@@ -87,16 +75,23 @@ def part_settings(part: dict[str, Any]) -> tuple[list[str], InnerOptConfig]:
             wanted = getattr(hints[key], "__name__", hints[key])
             raise ConfigError(f"inner_opt.parts: {key}={value} of {name}: must be {wanted}")
     try:
-        settings: InnerOptConfig = schema(**given)
+        own: InnerOptConfig = schema(**given)
     except ConfigError as error:
         reason = str(error).removeprefix("inner_opt.")
         raise ConfigError(f"inner_opt.parts, {name}: {reason}") from error
-    return patterns, settings
+    return patterns, own
 
 
-INNER_SCHEMAS: dict[str, type] = {
-    **TORCH_SCHEMAS,
-    "newton": InnerNewtonConfig,
-    "mixed": InnerMixedConfig,
-}
-"""Inner optimizer -> its schema."""
+@builds(MixedConfig)
+def mixed(own: MixedConfig) -> InnerOptimizer | LossOptimizer:
+    """Each part's optimizer for the parameters that its patterns name.
+
+    Gradient-driven parts alone make a whole that is: every gradient mode serves it.
+    """
+    built = []
+    for part in own.parts:
+        patterns, config = part_settings(part)
+        keywords = as_keywords(config, *OF_EVERY_INNER_OPTIMIZER)
+        built.append((patterns, builder("inner_opt", config.name)(**keywords)))
+    loss_driven = any(isinstance(optimizer, LossOptimizer) for _, optimizer in built)
+    return optim.mixed(built) if loss_driven else optim.partition(built)

@@ -1,0 +1,36 @@
+"""From the images of a data set's splits to its episodes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from metarun.config.run import TaskConfig
+from metarun.episodes.source import ImageEpisodes
+from metarun.episodes.store import ClassStore
+
+
+def image_episodes(load: Callable[..., dict[str, ClassStore]]) -> Callable[..., ImageEpisodes]:
+    """What builds the episodes of a data set of images, from what loads it.
+
+    Args:
+        load: `load(**settings)` gives the images of "train", "val" and "test".
+
+    Returns:
+        `build(task, seed, device, dtype, **settings)`, as a component's.
+    """
+
+    def build(
+        task: TaskConfig, seed: int, device: torch.device, dtype: torch.dtype, /, **where: Any
+    ) -> ImageEpisodes:
+        return ImageEpisodes(
+            load(**where),
+            way=task.way,
+            shot=task.shot,
+            query=task.query,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+        )
+
+    return build

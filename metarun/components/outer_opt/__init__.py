@@ -1,0 +1,1 @@
+"""Outer optimizers: `outer_opt=<name>`."""

@@ -1,0 +1,27 @@
+"""Stochastic gradient descent, torch's own."""
+
+from typing import Any
+
+import torch
+
+from metarun.components.outer_opt.base import (
+    IMPLEMENTATION,
+    OF_EVERY_OUTER_OPTIMIZER,
+    OuterOptConfig,
+)
+from metarun.config.component import as_keywords, builds, settings
+
+
+@settings
+class OuterSgdConfig(OuterOptConfig):
+    """Stochastic gradient descent, torch's own."""
+
+    lr: float = 0.01  # learning rate of the outer loop
+    momentum: float = 0.0  # share of the previous step that is kept
+    nesterov: bool = False  # Nesterov momentum
+
+
+@builds(OuterSgdConfig)
+def sgd(params: Any, own: OuterSgdConfig) -> torch.optim.Optimizer:
+    """`torch.optim.SGD` over parameters, or param groups."""
+    return torch.optim.SGD(params, **as_keywords(own, *OF_EVERY_OUTER_OPTIMIZER), **IMPLEMENTATION)

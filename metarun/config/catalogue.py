@@ -1,0 +1,148 @@
+"""The components that there are: each is a file `metarun/components/<group>/<name>.py`.
+
+`--help`, completion and `--cfg job` need the settings of all of them, and must not wait for torch,
+which the files import. So `read` takes of a file what its settings classes need, and nothing else.
+When the file itself is imported, later, `settings` gives it the classes that were read.
+"""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import metarun
+from metarun.config.component import HOME
+
+GROUPS = ("algo", "data", "backbone", "inner_opt", "outer_opt")
+
+_FOLDER = Path(metarun.__file__).parent / "components"
+
+
+class Component(NamedTuple):
+    """One option of a group.
+
+    Attributes:
+        schema: the class of its settings.
+        build: what builds it, or the module and the name where that is.
+        is_plugin: whether the user has registered it.
+    """
+
+    schema: type
+    build: Callable[..., Any] | tuple[str, str]
+    is_plugin: bool = False
+
+
+@cache
+def components(group: str) -> dict[str, Component]:
+    """The components of a group by name. Plugins add theirs."""
+    found = {}
+    for path in sorted((_FOLDER / group).glob("[!_]*.py")):
+        module = f"{HOME}{group}.{path.stem}"
+        for schema, function in _builders(path):
+            found[path.stem] = Component(read(module)[schema], (module, function))
+    return found
+
+
+def schemas(group: str) -> dict[str, type]:
+    """The settings classes of a group's components, by name."""
+    return {name: component.schema for name, component in components(group).items()}
+
+
+def builder(group: str, name: str) -> Callable[..., Any]:
+    """What builds a component; its file is imported by now."""
+    build = components(group)[name].build
+    if isinstance(build, tuple):
+        module, function = build
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        return found
+    return build
+
+
+def is_plugin(group: str, name: str) -> bool:
+    """Whether a component was registered by a plugin."""
+    return name in components(group) and components(group)[name].is_plugin
+
+
+def plugins() -> list[tuple[str, str]]:
+    """Group and name of the components that plugins have registered."""
+    return [(g, name) for g in GROUPS for name, one in components(g).items() if one.is_plugin]
+
+
+# ---------------------------------------------------------------- reading files without importing
+
+
+@cache
+def read(module: str) -> dict[str, Any]:
+    """The settings classes of a file of `metarun.components`, and what they need."""
+    path = _path(module)
+    tree = _tree(path)
+    origin = {name: node for node in tree.body for name in _defined(node)}
+    wanted: list[ast.stmt] = [
+        n for n in tree.body if isinstance(n, ast.ClassDef) and _is_settings(n)
+    ]
+    used: set[str] = set()
+    for node in wanted:  # which grows
+        used |= (own := _used(node))
+        wanted += {origin[name] for name in own & origin.keys()}.difference(wanted)
+    namespace: dict[str, Any] = {"__name__": module, "__file__": str(path)}
+    body = []
+    for node in tree.body:
+        if node not in wanted:
+            continue
+        if isinstance(node, ast.ImportFrom) and f"{node.module}".startswith(HOME):
+            names = {alias.asname or alias.name: alias.name for alias in node.names}
+            namespace |= {own: read(f"{node.module}")[names[own]] for own in names.keys() & used}
+        else:
+            body.append(node)
+    exec(compile(ast.Module(body, []), path, "exec"), namespace)
+    return namespace
+
+
+def source_of(schema: type) -> str:
+    """The text of a settings class."""
+    if not schema.__module__.startswith(HOME):
+        return inspect.getsource(schema)
+    path = _path(schema.__module__)
+    node = next(n for n in _tree(path).body if getattr(n, "name", None) == schema.__name__)
+    lines = path.read_text(encoding="utf-8").splitlines()  # whole ones: a comment may be the end
+    return "\n".join(lines[node.lineno - 1 : node.end_lineno])
+
+
+def _path(module: str) -> Path:
+    return _FOLDER.joinpath(*module.removeprefix(HOME).split(".")).with_suffix(".py")
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _builders(path: Path) -> Iterator[tuple[str, str]]:
+    """The settings class and the function of what a file marks by `builds`."""
+    for node in _tree(path).body:
+        for mark in getattr(node, "decorator_list", ()):
+            if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "builds":
+                yield ast.unparse(mark.args[0]), node.name  # type: ignore[attr-defined]
+
+
+def _is_settings(node: ast.ClassDef) -> bool:
+    return any(ast.unparse(mark) == "settings" for mark in node.decorator_list)
+
+
+def _used(node: ast.stmt) -> set[str]:
+    """The names whose values a statement looks up."""
+    names = (part for part in ast.walk(node) if isinstance(part, ast.Name))
+    return {name.id for name in names if isinstance(name.ctx, ast.Load)}
+
+
+def _defined(node: ast.stmt) -> set[str]:
+    """The names that a statement at the top of a file gives a value to."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return {node.name}
+    targets = [*getattr(node, "targets", ()), getattr(node, "target", None)]
+    return {t.id for part in targets if part for t in ast.walk(part) if isinstance(t, ast.Name)}

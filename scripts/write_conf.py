@@ -1,0 +1,95 @@
+"""Write `conf/<group>/<name>.yaml` for every component: each setting, its default, its meaning.
+
+    python scripts/write_conf.py            # write what is not there or has changed
+    python scripts/write_conf.py --check    # only say what it would write
+
+The text comes from the settings class at the top of `metarun/components/<group>/<name>.py`.
+"""
+
+import argparse
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metarun.cli.help import settings
+from metarun.config.catalogue import GROUPS, schemas
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+# Where users keep their data sets is theirs to say once.
+FROM_ENVIRONMENT = {("data", "root"): "${oc.env:METARUN_DATA,null}"}
+
+
+def text_of(group: str, name: str, schema: type) -> str:
+    """The YAML file of a component."""
+    usual: dict[str, Any] = getattr(schema, "usual", {})
+    what = (inspect.getdoc(schema) or "").partition("\n")[0]
+    own = list(_settings(group, schema))
+    lines = ["# @package _global_"] if usual else []
+    lines += [
+        f"# {what}",
+        f"# Written by scripts/write_conf.py from metarun/components/{group}/{name}.py.",
+        "defaults:",
+        f"  - /_schema/{group}: {name}",
+        "  - _self_",
+    ]
+    if own:
+        lines.append("")
+        lines += [f"{group}:", *(f"  {line}" for line in own)] if usual else own
+    if usual:
+        lines += ["", "# The usual task and training, beside the data."]
+        lines += [f"{part}: {_as_yaml(values)}" for part, values in usual.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _settings(group: str, schema: type) -> Iterator[str]:
+    meanings = {setting.key: setting for setting in settings(schema())}
+    for field in fields(schema):
+        if field.name == "name":
+            continue
+        setting = meanings[field.name]
+        value = FROM_ENVIRONMENT.get((group, field.name)) or _as_yaml(setting.value)
+        yield f"{field.name}: {value}  # {setting.meaning}".removesuffix("  # ")
+
+
+def _as_yaml(value: Any) -> str:
+    """A value as YAML, on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def stale() -> dict[Path, str]:
+    """The files that differ from what they should be, and that text."""
+    wanted = {
+        CONF / group / f"{name}.yaml": text_of(group, name, schema)
+        for group in GROUPS
+        for name, schema in schemas(group).items()
+    }
+    return {
+        path: text
+        for path, text in wanted.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
+
+
+def main() -> None:
+    """Write, or check."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
+    only_check = parser.parse_args().check
+    found = stale()
+    for path, text in found.items():
+        print(path.relative_to(CONF.parent))
+        if not only_check:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    sys.exit(1 if only_check and found else 0)
+
+
+if __name__ == "__main__":
+    main()
