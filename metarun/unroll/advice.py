@@ -95,6 +95,11 @@ _ADVICE = {
         "dtype=x.dtype (x.new_zeros(…)) of what it meets, and keep a constant of a module as a "
         "buffer, which follows the module's type"
     ),
+    r"must implement the jvp function": (
+        "forward-mode derivatives (torch.func.jvp, jacfwd, hessian) do not pass through this "
+        "gradient mode: use gradient='reverse' of the unroll, or torch.func.jacrev(torch.func.grad("
+        "…)) for a Hessian"
+    ),
     r"once_differentiable": (
         "an operation of the model can be differentiated once only (samples of a Dirichlet or Beta "
         "distribution can, for one): " + _FIRST_ORDER

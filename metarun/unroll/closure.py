@@ -1,8 +1,10 @@
 """Finding what a recomputed function closes over: tensors whose gradients would be lost, state."""
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,7 +26,7 @@ from metarun.unroll._torch import (
     vmap_increment_nesting,
 )
 from metarun.unroll.advice import UnsuitableModel
-from metarun.unroll.recompute import RandomState, tensor_leaves
+from metarun.unroll.recompute import MORE_OFTEN, OTHER_VALUE, RandomState, tensor_leaves
 from metarun.unroll.surroundings import Observer, Place, put_back
 
 
@@ -133,29 +135,24 @@ def check_closure(fn: Callable[[Any], Any], inputs: Any, loss: Any) -> Seen:
                 with random_state.restored(), _Watch(depth, given) as watch, Observer(loss) as seen:
                     value = _evaluated(fn, plain, given)
                 put_back(seen.changed)
+                if seen.advanced is not None:
+                    raise UnsuitableModel(
+                        f"the inner loss takes the next item of {seen.advanced}, an iterator, and "
+                        + MORE_OFTEN
+                        + "take the items before the unroll, and give them by unroll(…, context=…)"
+                    )
                 return value, seen.changed, watch
 
             value, changed, watch = evaluate()
             _refuse_writes(watch.written(), changed)
             if changed:
                 _check_kept(lambda: _with_graph(fn, plain, given), changed, random_state)
-            elif (layout := layout_of(plain[0])) not in (met := met_with(loss)):
+            layout = (*layout_of(plain[0]), kinds_of(loss))
+            if layout not in (met := met_with(loss)):
                 if not _close(value, evaluate()[0]):
-                    raise UnsuitableModel(_OTHER_VALUE)
+                    raise UnsuitableModel(OTHER_VALUE)
                 met.add(layout)
     return Seen([place for place, _ in changed], watch.called)
-
-
-_REMEDY = (
-    "this gradient mode evaluates the loss more often than once a step, and would not compute "
-    "what gradient='reverse' does. Choose that (engine.gradient=reverse of a command), or keep "
-    "the loss from changing anything: "
-)
-_OTHER_VALUE = (
-    "a second evaluation of the inner loss with the same parameters gives another value, and "
-    + _REMEDY
-    + "let it depend on its arguments and on torch's random numbers alone"
-)
 
 
 def _refuse_writes(written: list[Tensor], changed: list[tuple[Place, Any]]) -> None:
@@ -165,7 +162,7 @@ def _refuse_writes(written: list[Tensor], changed: list[tuple[Place, Any]]) -> N
         if id(x) not in kept:
             raise UnsuitableModel(
                 f"the inner loss writes on a tensor of shape {_shape(x)} that it was not given; "
-                + _REMEDY
+                + MORE_OFTEN
                 + "give it a clone, or make that tensor a buffer of the module"
             )
 
@@ -196,7 +193,7 @@ def _check_kept(
         if not (_close(first, second) and _close(first, value)):
             raise UnsuitableModel(
                 f"the inner loss keeps {place.name} for its next evaluation, with its graph, and "
-                + _REMEDY
+                + MORE_OFTEN
                 + "detach what it keeps"
             )
 
@@ -268,6 +265,31 @@ def met_with(loss: Any) -> set[Any]:
         return _met.setdefault(getattr(loss, "__code__", loss), set())
     except TypeError:  # it has no weak references, or no hash
         return set()
+
+
+def kinds_of(loss: Any, depth: int = 3) -> Any:
+    """What a loss uses from outside, by the classes: functions of one code may differ in it."""
+    if isinstance(loss, functools.partial):
+        return tuple(kinds_of(x, depth) for x in (loss.func, *loss.args, *loss.keywords.values()))
+    if isinstance(loss, MethodType):
+        return kinds_of(loss.__func__, depth), kinds_of(loss.__self__, depth)
+    if isinstance(loss, FunctionType):
+        if not depth:
+            return loss.__code__
+        cells = [cell for cell in loss.__closure__ or () if _is_filled(cell)]
+        inside = tuple(kinds_of(cell.cell_contents, depth - 1) for cell in cells)
+        return loss.__code__, *inside, *map(type, loss.__defaults__ or ())
+    if isinstance(loss, Tensor | type):
+        return type(loss)
+    return type(loss), *map(type, getattr(loss, "__dict__", {}).values())
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:  # not yet assigned
+        return False
+    return True
 
 
 def layout_of(params: dict[str, Tensor]) -> tuple[Any, ...]:

@@ -28,6 +28,8 @@ from metarun.unroll.inputs import (
     check_gradients_possible,
     check_optimizer,
     check_real,
+    check_signature,
+    check_state,
     checked_hyper,
     checked_params,
     checked_steps,
@@ -125,8 +127,11 @@ def unroll(
         raise ValueError("there are no parameters to adapt: params is empty")
     order = _order(mode, optimizer)
     loss_at = _losses(loss_fn, context is not None, order)
+    fresh = optimizer.init(params)
     if state is None:
-        state = optimizer.init(params)
+        state = fresh
+    else:
+        check_state(state, fresh)
     constant_hyper = optimizer.hyper if hyper is None else hyper
     hyper_at = constant_hyper if callable(constant_hyper) else lambda _: constant_hyper
     path = _Path(loss_at, optimizer, context, hyper_at, observe, _own(loss_fn), order)
@@ -137,7 +142,8 @@ def unroll(
     places: list[Place] = []
     if mode == "mixed" or isinstance(mode, Checkpoint | Implicit | Evolution):
         for step in sorted({0, steps - 1}) if steps else ():
-            given = (params, state, context, hyper_at(step))
+            _check_hyper(at_step := hyper_at(step), optimizer)
+            given = (params, state, context, at_step)
             with explained():
                 seen = check_closure(partial(_evaluated, path, step), given, path.loss_fn)
             places += seen.places
@@ -256,7 +262,11 @@ def _losses(loss_fn: LossFn, has_context: bool, order: int) -> Callable[[int], C
 
     def loss_at(step: int) -> ContextLoss:
         def loss(params: Params, context: Any) -> Tensor:
-            return one_number(right_fn, params, step, *((context,) if has_context else ()))
+            try:
+                return one_number(right_fn, params, step, *((context,) if has_context else ()))
+            except TypeError:
+                check_signature(loss_fn, has_context)  # the better reason, where there is one
+                raise
 
         return loss
 

@@ -23,6 +23,7 @@ from metarun.unroll.recompute import (
     Flat,
     Pullback,
     RandomState,
+    Recomputation,
     by_reverse,
     flattened,
     of_wanted,
@@ -126,12 +127,19 @@ def forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pullba
         loss: a function of the parameters and of the context.
         given: these two, for their structure.
     """
-    flat_loss = flattened(lambda both: loss(*both), given)
+    loss_of = flattened(lambda both: loss(*both), given)
 
     def pullback(
-        inputs: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[int]
+        fn: Flat, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[int]
     ) -> Sequence[Tensor]:
         *along, of_value = cotangents
+
+        def flat_loss(*values: Tensor) -> Tensor:
+            value: Tensor = loss_of(*values)
+            if isinstance(fn, Recomputation):
+                fn.compare([value], [len(along)])  # behind the gradients
+            return value
+
         params = tuple(inputs[: len(along)])  # a pytree of (params, context) begins with params
 
         def wanted_gradient(*moved: Tensor) -> tuple[Tensor, ...]:
@@ -151,7 +159,7 @@ def forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pullba
             grads, products = jvp(wanted_gradient, params, tuple(along))
         return [product + of_value * grad for product, grad in zip(products, grads, strict=True)]
 
-    return lambda _, *given: pullback(*given)
+    return pullback
 
 
 def or_by_reverse(pullback: Pullback) -> Pullback:

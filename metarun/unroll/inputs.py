@@ -1,5 +1,6 @@
 """Wrong kinds of arguments, refused in one sentence that says what to type."""
 
+import inspect
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -103,7 +104,50 @@ def checked_hyper(hyper: Any) -> Mapping[str, Any]:
             f"hyper is {_kind(hyper)}: give a dict of all hyperparameters, such as "
             "{**optimizer.hyper, 'lr': 0.1}, or a function from the step to one"
         )
+    for name, value in hyper.items():
+        for one in value.values() if isinstance(value, Mapping) else (value,):
+            if not isinstance(one, Tensor | int | float | complex):
+                raise ValueError(
+                    f"the hyperparameter {name!r} is {_kind(one)}: give a number or a tensor, or a "
+                    "dict of them with one for each parameter"
+                )
     return hyper
+
+
+def check_state(state: Any, fresh: Any) -> None:
+    """Refuse a state of an optimizer that is not of the form that it has.
+
+    Args:
+        fresh: the optimizer's state at the start.
+
+    Raises:
+        ValueError: it is of another form.
+    """
+    if pytree.tree_structure(state) != pytree.tree_structure(fresh):
+        raise ValueError(
+            f"state is {_kind(state)} that this optimizer does not have for these parameters: give "
+            "optimizer.init(params), the `state` that another unroll of them has returned, or that "
+            "of from_torch(torch_optimizer, model)"
+        )
+
+
+def check_signature(loss_fn: Any, has_context: bool) -> None:
+    """Refuse a loss that cannot be called as it will be.
+
+    Raises:
+        ValueError: it says how it is called.
+    """
+    wanted = "params, step, context" if has_context else "params, step"
+    try:
+        called = loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn
+        inspect.signature(called).bind(*wanted.split(", "))
+    except ValueError:  # a function of C, which does not tell
+        return
+    except TypeError as error:
+        why = "since there is a context" if has_context else "since unroll was given no context"
+        raise ValueError(
+            f"the inner loss is called as loss({wanted}), {why}, and does not take that: {error}"
+        ) from error
 
 
 def check_real(tree: Any) -> None:
@@ -143,7 +187,7 @@ def check_tasks(tasks: Any) -> int:
     counts: dict[str, int] = {}
     for path, leaf in paths:
         name = f"tasks{pytree.keystr(path)}"
-        if not hasattr(leaf, "shape"):
+        if not isinstance(leaf, Tensor):
             raise ValueError(f"{name} is {_kind(leaf)}: tasks must be {stacked}")
         if not len(leaf.shape):
             raise ValueError(f"{name} has no dimension: tasks must be {stacked}")

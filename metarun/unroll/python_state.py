@@ -4,13 +4,14 @@ A recording repeats tensor operations and no Python. So a function that counts i
 anneals a coefficient by a count, must not be recorded.
 """
 
-import itertools
 import types
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from metarun.unroll.iterators import is_iterator, position
 
 Value = bool | int | float | complex | str | None
 
@@ -87,8 +88,8 @@ def _parts(thing: Any) -> Iterator[tuple[Any, str, Any]]:
     elif isinstance(thing, type):
         if not _is_foreign(thing):
             yield from ((k, f"{thing.__name__}.{k}", v) for k, v in vars(thing).items())
-    elif isinstance(thing, itertools.count):
-        yield "next", "a counter", repr(thing)
+    elif is_iterator(thing):
+        yield "next", "an iterator", position(thing)
     elif isinstance(thing, nn.Module) or not _is_foreign(type(thing)):
         kind = type(thing)
         own = getattr(thing, "__dict__", {})

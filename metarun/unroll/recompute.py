@@ -1,14 +1,21 @@
 """Functions with a backward pass of one's own, which keep their inputs and nothing else."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metarun.unroll._torch import is_functorch_wrapped_tensor, maybe_current_level, pytree
-from metarun.unroll.advice import explained
+from metarun.unroll._torch import (
+    get_current_dispatch_mode,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    maybe_current_level,
+    pytree,
+    temporarily_clear_interpreter_stack,
+)
+from metarun.unroll.advice import UnsuitableModel, explained
 from metarun.unroll.surroundings import put_back, tracked, tracking, values_of
 
 Flat = Callable[..., tuple[Tensor, ...]]
@@ -17,8 +24,84 @@ Pullback = Callable[[Flat, Sequence[Tensor], Sequence[Tensor], Sequence[int]], S
 `wanted`, for `fn(*inputs)`, whose outputs have the given cotangents."""
 
 
+class Recomputation:
+    """A function that is evaluated again, and has to give what it gave at first.
+
+    What a loss takes from an iterator, say, would be something else by then. So its small outputs,
+    the values of losses among them, are kept and compared.
+    """
+
+    def __init__(self, fn: Flat) -> None:
+        self.fn = fn
+        self.first: list[Tensor | None] = []
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.fn(*inputs)
+        self.compare(outputs, range(len(outputs)))
+        return outputs
+
+    def keep(self, outputs: Sequence[Tensor]) -> None:
+        """Take these for what the function gives."""
+        if not _under_recording():
+            self.first = [_numbers(x) if x.numel() <= _SMALL else None for x in outputs]
+
+    def compare(self, outputs: Sequence[Tensor], places: Iterable[int]) -> None:
+        """Refuse outputs in these places that are not those of the first time.
+
+        Raises:
+            UnsuitableModel: one is not.
+        """
+        if not self.first or _under_recording():
+            return
+        with temporarily_clear_interpreter_stack(), torch.no_grad():
+            for x, i in zip(outputs, places, strict=True):
+                first = self.first[i]
+                if first is not None and not _like(_numbers(x), first):
+                    raise UnsuitableModel(OTHER_VALUE)
+
+
+def unchecked(fn: Flat) -> Flat:
+    """The function of a recomputation, to be evaluated at other inputs."""
+    return fn.fn if isinstance(fn, Recomputation) else fn
+
+
+_SMALL = 64  # elements of an output that is compared
+
+MORE_OFTEN = (
+    "this gradient mode evaluates the loss more often than once a step, and would not compute "
+    "what gradient='reverse' does. Choose that (engine.gradient=reverse of a command), or keep "
+    "the loss from changing anything: "
+)
+OTHER_VALUE = (
+    "a second evaluation of the inner loss with the same parameters gives another value, and "
+    + MORE_OFTEN
+    + "let it depend on its arguments and on torch's random numbers alone"
+)
+
+
+def _under_recording() -> bool:
+    return torch.compiler.is_compiling() or get_current_dispatch_mode() is not None
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """The values of a tensor below all transforms, of all tasks."""
+    while is_functorch_wrapped_tensor(x):
+        x = get_unwrapped(x)
+    return x.detach()
+
+
+def _like(x: Tensor, first: Tensor) -> bool:
+    """Equal but for what operations in another order would do."""
+    if x.shape != first.shape or torch.equal(x, first):
+        return True  # mapped in another way, if the shapes differ
+    if not (x.is_floating_point() or x.is_complex()):
+        return False
+    close = torch.finfo(x.dtype).eps ** 0.5
+    return torch.allclose(x, first, rtol=close, atol=0, equal_nan=True)
+
+
 class _Plan(NamedTuple):
-    fn: Flat
+    fn: Recomputation
     pullback: Pullback
     surroundings: "Surroundings"
     keep_outputs: bool
@@ -30,11 +113,12 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(plan: _Plan, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return plan.fn(*inputs)
+        return plan.fn.fn(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.plan = inputs[0]
+        ctx.plan.fn.keep(output)
         ctx.save_for_backward(*inputs[1:], *(output if ctx.plan.keep_outputs else ()))
 
     @staticmethod
@@ -75,7 +159,7 @@ def recomputed(
         return tuple(out.clone() if any(out is t for t in tensors) else out for out in outputs)
 
     tensors = tensor_leaves(inputs)
-    plan = _Plan(flat, pullback, Surroundings(tensors), keep_outputs)
+    plan = _Plan(Recomputation(flat), pullback, Surroundings(tensors), keep_outputs)
     outputs = _Recomputed.apply(plan, *tensors)
     return pytree.tree_unflatten(list(outputs), structures[0])
 

@@ -8,8 +8,9 @@ when its own derivative is. The second derivative of a determinant goes through 
 decomposition, whose derivative is infinite where two singular values are equal.
 Under vmap, that of a distance is wrong where it is zero.
 
-**Third derivatives**, which an optimizer needs that takes the Hessian of its loss. The fused
-normalisations take their saved statistics for constants from the third derivative on.
+**Third derivatives**, which an optimizer needs that takes the Hessian of its loss, a loss that
+penalises a gradient, and the Hessian of a meta-loss. The fused normalisations take their saved
+statistics for constants from the third derivative on. So they are always written out.
 """
 
 import re
@@ -59,7 +60,6 @@ _entered = threading.local()
 
 RIGHT_MODULES = {
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Identity, nn.Flatten, nn.Dropout),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm),
     *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Sigmoid, nn.Tanh),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
 }
@@ -76,8 +76,8 @@ class RightDerivatives(TorchFunctionMode):
             loss = model_loss(params)
 
     Args:
-        order: up to which derivative, 2 or 3. Written-out normalisations take longer than
-            torch's own, so they are used from the third on only.
+        order: up to which derivative, 2 or 3. With 2, functions that are right up to the second
+            alone are not refused.
     """
 
     def __init__(self, order: int = 3) -> None:
@@ -296,6 +296,14 @@ _SECOND: Table = {
     F.max_unpool1d: _max_unpool(F.max_unpool1d),
     F.max_unpool2d: _max_unpool(F.max_unpool2d),
     F.max_unpool3d: _max_unpool(F.max_unpool3d),
+    F.layer_norm: layer_norm,
+    torch.layer_norm: layer_norm,
+    F.group_norm: group_norm,
+    torch.group_norm: group_norm,
+    F.batch_norm: batch_norm,
+    F.instance_norm: instance_norm,
+    F.rms_norm: rms_norm,
+    torch.rms_norm: rms_norm,
     torch.as_strided_scatter: _refused("as_strided_scatter", "slice_scatter or torch.where"),
     **{
         function: _constant(function)
@@ -306,14 +314,6 @@ _SECOND: Table = {
 _LU_SOLVES = (torch.linalg.lu_solve, torch.lu_solve, Tensor.lu_solve)
 _THIRD: Table = _SECOND | {
     torch.cdist: cdist,
-    F.layer_norm: layer_norm,
-    torch.layer_norm: layer_norm,
-    F.group_norm: group_norm,
-    torch.group_norm: group_norm,
-    F.batch_norm: batch_norm,
-    F.instance_norm: instance_norm,
-    F.rms_norm: rms_norm,
-    torch.rms_norm: rms_norm,
     torch.special.i1: _refused("special.i1", "an optimizer that is driven by gradients alone"),
     **{fn: _refused("lu_solve", "torch.linalg.solve", unless_mapped=fn) for fn in _LU_SOLVES},
     **{fn: _refused(name, f"torch.nn.functional.{name}") for name, fn in _kernels()},

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from metarun.unroll._torch import temporarily_clear_interpreter_stack, unwrap_if_dead
+from metarun.unroll.iterators import is_iterator, position
 
 _MISSING: Any = object()
 _SIMPLE = (int, float, complex, str, bytes, type(None))
@@ -86,10 +87,12 @@ class Observer:
 
     Attributes:
         changed: the places, with what was there before the block.
+        advanced: the name of an iterator that something was taken of; None if there is none.
     """
 
     def __init__(self, fn: Any) -> None:
         self.changed: Values = []
+        self.advanced: str | None = None
         self._fn = fn
         self._thread = threading.get_ident()
         self._called: nn.Module | None = None  # the outermost that runs
@@ -106,6 +109,7 @@ class Observer:
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
+        self.advanced = self.advanced or self._outside.advanced()
         changed = self._outside.changes()
         changed += [(place, value) for place, value in self._random if not _same(place, value)]
         self._add(changed)
@@ -126,6 +130,7 @@ class Observer:
             self._called = None
             self._add([value for buffer in self._buffers for value in buffer.changes()])
             self._add(self._inside.changes())
+            self.advanced = self.advanced or self._inside.advanced()
 
     def _add(self, changes: Values) -> None:
         known = {place.key for place, _ in self.changed}
@@ -158,6 +163,15 @@ class _Snapshot:
             for space, name in {id(space): (space, name) for space, name in namespaces}.values()
         ]
         self._cells = values_of(cells)
+        held = [(place.name, value) for place, value in self._cells]
+        held += [
+            (str(key), value) for _, _, before in self._copies for key, value in before.items()
+        ]
+        self._positions = [(name, it, position(it)) for name, it in held if is_iterator(it)]
+
+    def advanced(self) -> str | None:
+        """An iterator that something was taken of."""
+        return next((name for name, it, before in self._positions if position(it) != before), None)
 
     def changes(self) -> Values:
         """What is another now, with what was there before."""

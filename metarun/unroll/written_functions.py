@@ -102,15 +102,16 @@ def power(input: Any, exponent: Any) -> Tensor:
     """`torch.pow`, whose derivatives at exponents of 0, 1, … are those at any other.
 
     torch's are zero where the exponent is zero, and by that what comes of deriving them by the
-    exponent.
+    exponent. A base of zero stays zero whatever the (positive) exponent, where torch's second
+    derivative is NaN.
     """
     if not (isinstance(input, Tensor) and isinstance(exponent, Tensor) and exponent.requires_grad):
         return torch.pow(input, exponent)
     positive = input > 0
     by_logarithm = (exponent * torch.where(positive, input, 1.0).log()).exp()
-    return torch.where(
-        positive, by_logarithm, torch.pow(torch.where(positive, 1.0, input), exponent)
-    )
+    others = torch.where(positive, 1.0, input)
+    fixed = torch.where(input == 0, exponent.detach(), exponent)
+    return torch.where(positive, by_logarithm, torch.pow(others, fixed))
 
 
 def float_power(input: Any, exponent: Any) -> Tensor:

@@ -215,6 +215,64 @@ def test_what_cannot_be_followed_is_refused_by_the_parameters_name(reach, track,
         assert net.body.weight.grad.abs().sum() > 0
 
 
+class Aliased(nn.Module):
+    """Keeps another name for the numbers of a weight."""
+
+    def __init__(self, alias: Callable[["Aliased"], Any]) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.alias = alias(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.alias
+        weight = held() if callable(held) else held["body.weight"] if type(held) is dict else held
+        hidden = F.linear(x, weight.view(3, 3), self.body.bias)
+        scores: Tensor = self.head(hidden)
+        return scores
+
+
+def of_cell(model: Aliased) -> Callable[[], Tensor]:
+    weight = model.body.weight.detach()
+    return lambda: weight
+
+
+ALIASES: dict[str, Callable[[Aliased], Any]] = {
+    "view": lambda m: m.body.weight.view(-1),
+    "data": lambda m: m.body.weight.data,
+    "detached": lambda m: m.body.weight.detach(),
+    "state dict": lambda m: dict(m.state_dict()),
+    "transposed": lambda m: m.body.weight.T,
+    "closure": of_cell,
+    "buffer": lambda m: nn.Buffer(m.body.weight.data),
+}
+
+
+@pytest.mark.parametrize("track", [True, False])
+@pytest.mark.parametrize("alias", ALIASES.values(), ids=ALIASES)
+def test_another_name_for_the_numbers_of_a_weight_is_recognised(alias: Any, track: bool) -> None:
+    """In plain torch it follows the weight; of a copy it would stay where the original is."""
+    model = Aliased(alias).double()
+    model.alias = alias(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with (
+        higher.innerloop_ctx(model, optimizer, track_higher_grads=track) as (fnet, _),
+        pytest.raises(RuntimeError, match=r"'body\.weight' of the original .*view, \.data or a st"),
+    ):
+        fnet(X)
+
+
+def test_an_alias_that_is_not_used_or_of_a_frozen_weight_is_none_of_our_business() -> None:
+    model = build()
+    model.kept = model.body.weight.data
+    frozen = Aliased(lambda m: m.body.weight.requires_grad_(False).view(-1)).double()
+    frozen.alias = frozen.body.weight.view(-1)
+    for one in (model, frozen):
+        optimizer = torch.optim.SGD([p for p in one.parameters() if p.requires_grad], 0.1)
+        with higher.innerloop_ctx(one, optimizer) as (fnet, diffopt):
+            diffopt.step(fnet(X).pow(2).mean())
+            assert fnet(X).isfinite().all()
+
+
 def test_a_parameter_among_the_defaults_of_a_function_is_refused() -> None:
     net = build(lambda net: lambda x, weight=net.body.weight: x @ weight.T)
     with pytest.raises(ValueError, match=r"in a tuple \(or .*\): 'body\.weight'"):

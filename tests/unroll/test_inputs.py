@@ -6,12 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import metarun.higher as higher
 from metarun.unroll import (
     adam,
+    clip_norm,
+    clip_value,
     from_torch,
     map_tasks,
     mean_gradient,
     meta_gradient,
+    mixed,
+    partition,
     sgd,
     task_mapping,
     unroll,
@@ -63,6 +68,77 @@ def test_other_mappings_serve_as_well() -> None:
     assert torch.equal(end.params["w"], expected.params["w"])
     grads = torch.autograd.grad(end.params["w"].sum(), params["w"])[0]
     torch.testing.assert_close(grads, torch.full((2,), 0.64))
+
+
+class Oddly(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def of_params(params: dict[str, Tensor]) -> Tensor:
+    return params["w"].sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": sgd("0.1")}, "hyperparameter 'lr' is '0.1': give a number or a tensor"),  # type: ignore[arg-type]
+        ({"optimizer": sgd(None)}, "hyperparameter 'lr' is None"),  # type: ignore[arg-type]
+        ({"hyper": {**sgd(0.1).hyper, "lr": {"w": "0.1"}}}, "hyperparameter 'lr' is '0.1'"),
+        ({"optimizer": sgd(0.1, momentum=0.9), "state": {"x": 1}}, "state is a dict that this opt"),
+        (
+            {"optimizer": adam(0.1), "state": torch.optim.Adam([torch.ones(2)]).state_dict()},
+            r"state is a dict .*optimizer\.init\(params\).*from_torch",
+        ),
+        ({"loss_fn": of_params}, r"called as loss\(params, step\), since unroll was given no con"),
+        (
+            {"loss_fn": of_params, "context": 1},
+            r"called as loss\(params, step, context\), since th",
+        ),
+        ({"loss_fn": Oddly()}, r"called as loss\(params, step\)"),
+    ],
+    ids=["text", "None", "text by name", "state", "torch state", "one", "two", "module"],
+)
+@pytest.mark.parametrize("gradient", ["reverse", "checkpoint", "mixed"])
+def test_other_wrong_arguments_end_in_a_sentence(
+    change: dict[str, Any], message: str, gradient: Any
+) -> None:
+    params = {"w": torch.ones(2, requires_grad=True)}
+    given: dict[str, Any] = {"loss_fn": square, "optimizer": sgd(0.1), "steps": 1} | change
+    with pytest.raises(ValueError, match=message):
+        unroll(params=params, gradient=gradient, **given)
+
+
+def test_a_type_error_within_the_loss_is_its_own() -> None:
+    def loss(params: dict[str, Tensor], step: int) -> Tensor:
+        return params["w"].sum() + "1"  # type: ignore[operator, no-any-return]
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        unroll(loss, W, sgd(0.1), 1)
+
+
+def test_what_goes_around_an_optimizer_wants_one_of_ours() -> None:
+    theirs: Any = torch.optim.SGD(MODEL.parameters(), 0.1)
+    for wrap in (
+        lambda: clip_norm(theirs, 1.0),
+        lambda: clip_value(theirs, 1.0),
+        lambda: partition([("*", theirs)]),
+        lambda: mixed([("*", theirs)]),
+    ):
+        with pytest.raises(ValueError, match=r"torch optimizer \(SGD\).*from_torch"):
+            wrap()
+    with pytest.raises(ValueError, match=r"from_torch needs names: give the module"):
+        from_torch(theirs, MODEL.parameters())  # type: ignore[arg-type]
+
+
+def test_the_drop_in_takes_the_module_first() -> None:
+    theirs: Any = torch.optim.SGD(MODEL.parameters(), 0.1)
+    for model, optimizer in ((MODEL.parameters(), theirs), (theirs, MODEL)):
+        with (
+            pytest.raises(ValueError, match=r"no module, .*innerloop_ctx\(model, optimizer\)"),
+            higher.innerloop_ctx(model, optimizer),  # type: ignore[arg-type]
+        ):
+            pass
 
 
 OPTIMIZERS: dict[str, tuple[Any, str]] = {

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -294,15 +294,121 @@ def test_what_is_kept_with_its_gradient_is_refused(gradient: Any) -> None:
 
 @pytest.mark.parametrize("gradient", OTHERS, ids=str)
 def test_a_state_that_cannot_be_seen_is_found_by_its_effect(gradient: Any) -> None:
-    calls = itertools.count(1)
+    calls = [1]
+
+    def loss(p: dict[str, Tensor], step: int) -> Tensor:
+        calls.append(1)
+        return p["w"].pow(2).sum() / len(calls)
+
     with pytest.raises(UnsuitableModel, match=r"gives another value.*gradient='reverse'"):
-        unroll(
-            lambda p, step: p["w"].pow(2).sum() / next(calls),
-            {"w": W.clone().requires_grad_()},
-            sgd(0.1),
-            2,
-            gradient=gradient,
-        )
+        unroll(loss, {"w": W.clone().requires_grad_()}, sgd(0.1), 2, gradient=gradient)
+
+
+def numbers() -> Iterator[float]:
+    for number in (1.0, 1.0, 3.0, *range(3, 99)):
+        yield float(number)
+
+
+class Loader:
+    """An iterator that counts, as that of a `DataLoader` does."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __next__(self) -> float:
+        self.given += 1
+        return 1.0 + self.given // 3
+
+
+ITERATORS: dict[str, Callable[[], Any]] = {
+    "list": lambda: iter([1.0, 1.0, *[3.0] * 99]),
+    "range": lambda: iter(range(1, 99)),
+    "count": lambda: itertools.count(1),
+    "map": lambda: map(float, [1.0, 1.0, *[3.0] * 99]),
+    "zip": lambda: zip([1.0, 1.0, *[3.0] * 99], strict=True),
+    "generator": numbers,
+    "object": Loader,
+    "data loader": lambda: iter(torch.utils.data.DataLoader([1.0, 1.0, *[3.0] * 9])),
+}
+
+
+@pytest.mark.parametrize("gradient", OTHERS, ids=str)
+@pytest.mark.parametrize("name", ITERATORS)
+def test_an_iterator_cannot_give_the_same_again(name: str, gradient: Any) -> None:
+    """Also where its first items are equal, or a counter beside it can be put back."""
+    module = Counting()
+    module.items = ITERATORS[name]()
+
+    def loss(p: dict[str, Tensor], step: int) -> Tensor:
+        taken = next(module.items)
+        module.calls += 1
+        return p["w"].pow(2).sum() * torch.as_tensor(taken).sum()
+
+    with pytest.raises(UnsuitableModel, match=r"next item of .*items, an iterator.*context"):
+        unroll(loss, {"w": W.clone().requires_grad_()}, sgd(0.1), 3, gradient=gradient)
+    with torch.no_grad():  # nothing is evaluated again
+        if gradient != "implicit":
+            unroll(loss, {"w": W}, sgd(0.1), 3, gradient=gradient)
+
+
+class Counting:
+    calls = 0
+    items: Any = None
+
+
+@pytest.mark.parametrize("gradient", OTHERS, ids=str)
+def test_a_counter_does_not_hide_another_state(gradient: Any) -> None:
+    seen, calls = [1], 0
+
+    def loss(p: dict[str, Tensor], step: int) -> Tensor:
+        nonlocal calls
+        calls += 1
+        seen.append(1)
+        return p["w"].pow(2).sum() / len(seen)
+
+    with pytest.raises(UnsuitableModel, match="gives another value"):
+        unroll(loss, {"w": W.clone().requires_grad_()}, sgd(0.1), 2, gradient=gradient)
+
+
+@pytest.mark.parametrize("gradient", OTHERS, ids=str)
+def test_functions_of_one_code_are_tried_each(gradient: Any) -> None:
+    """A wrapper, and a factory, make losses that differ by what they close over alone."""
+
+    def made(seen: Any) -> Callable[..., Tensor]:
+        def loss(p: dict[str, Tensor], step: int) -> Tensor:
+            if isinstance(seen, list):
+                seen.append(1)
+                return p["w"].pow(2).sum() / len(seen)
+            return p["w"].pow(2).sum() * seen
+
+        return loss
+
+    def wrapped(seen: Any) -> None:
+        own = made(seen)
+        params = {"w": W.clone().requires_grad_()}
+        unroll(lambda p, step: own(p, step), params, sgd(0.1), 2, gradient=gradient)
+
+    wrapped(1.0)
+    with pytest.raises(UnsuitableModel, match="gives another value"):
+        wrapped([1])
+
+
+@pytest.mark.parametrize("batching", ["loop", "vmap"])
+@pytest.mark.parametrize("gradient", ["checkpoint", "mixed", Checkpoint(2)], ids=str)
+def test_what_is_recomputed_is_compared_with_the_first_time(gradient: Any, batching: Any) -> None:
+    """Random numbers of one's own that come in at a later step than the one that is looked at."""
+    generator = torch.Generator().manual_seed(0)
+
+    def loss(p: dict[str, Tensor], step: int, x: Tensor) -> Tensor:
+        noise = torch.randn((), generator=generator, dtype=F64) if step == 1 else 1.0
+        return (p["w"] * x).pow(2).sum() * noise
+
+    def task_loss(meta: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        end = unroll(loss, dict(meta), sgd(0.1), 3, context=x, gradient=gradient)
+        return end.params["w"].sum(), end.losses
+
+    with pytest.raises(UnsuitableModel, match="gives another value"):
+        meta_gradient(task_loss, {"w": W}, torch.ones(2, 1, dtype=F64), batching)
 
 
 @pytest.mark.parametrize("gradient", OTHERS, ids=str)

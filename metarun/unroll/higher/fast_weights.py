@@ -24,12 +24,17 @@ class FastWeights:
         running: whether a call of the module is under way.
         kinds: the classes of the modules.
         originals: the original model's parameters and buffers by name.
+        aliases: tensors that share memory with one of them, and its name.
         original_names: their names by id.
         watched: those of them that are not fast weights themselves.
     """
 
     def __init__(
-        self, places: list[list[Place]], names: list[str], originals: dict[str, Tensor]
+        self,
+        places: list[list[Place]],
+        names: list[str],
+        originals: dict[str, Tensor],
+        aliases: Sequence[tuple[Tensor, str]] = (),
     ) -> None:
         self.places = places
         self.names = names
@@ -38,8 +43,13 @@ class FastWeights:
         self.running = False
         self.kinds: tuple[type, ...] = ()
         self.originals = originals
+        self.aliases = aliases
         self.original_names = {id(x): name for name, x in originals.items()}
-        self.watched: Sequence[Tensor] = list(originals.values())
+        self.original_names |= {id(x): name for x, name in aliases}
+        self._all = list(
+            {id(x): x for x in (*originals.values(), *(x for x, _ in aliases))}.values()
+        )
+        self.watched: Sequence[Tensor] = self._all
         self._ids: list[tuple[int, ...]] = []  # of the parameters of each module
         self._placed: tuple[int, ...] = ()  # of the fast weights themselves
         self._computed: list[tuple[str, Tensor, Any]] = []  # fast weights that have a graph
@@ -94,9 +104,9 @@ class FastWeights:
         self._versions = [p._version for _, p, _ in self._computed]
         given = set(map(id, params))
         if not given.isdisjoint(self.original_names):  # such as `params=model.parameters()`
-            self.watched = [x for x in self.originals.values() if id(x) not in given]
-        elif len(self.watched) != len(self.originals):
-            self.watched = list(self.originals.values())
+            self.watched = [x for x in self._all if id(x) not in given]
+        else:
+            self.watched = self._all
 
     def place(self, params: Sequence[Tensor]) -> None:
         """Put tensors where the fast weights stand."""

@@ -148,8 +148,8 @@ def _stale(name: str) -> RuntimeError:
     return RuntimeError(
         f"{name!r} of the original model was used while its patched copy ran: the copy's own, "
         "which is adapted, belongs there. Something outside of the modules leads to the original: "
-        "a global variable, an object that is no nn.Module, or a function that closes over the "
-        f"tensor itself. Reach it through the patched module instead (self.{owner or name}), or "
-        "register what holds it as a submodule. If it is meant as a constant, give a copy: "
-        ".detach().clone()"
+        "a global variable, an object that is no nn.Module, a function that closes over the "
+        "tensor itself, or a view, .data or a state_dict() that was taken of it before. Reach it "
+        f"through the patched module instead (self.{owner or name}), or register what holds it as "
+        "a submodule. If it is meant as a constant, give a copy: .detach().clone()"
     )

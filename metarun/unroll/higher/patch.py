@@ -98,7 +98,7 @@ class _Root(PatchedModule):
             [(twins.memo[id(c)], key) for c, key in places if id(c) in twins.memo]
             for places in fast.places
         ]
-        copy = FastWeights(places, fast.names, fast.originals)
+        copy = FastWeights(places, fast.names, fast.originals, fast.aliases)
         copy.go_on_from(fast)
         copy.attach(twins.modules)
         memo[id(self)] = twins.root
@@ -119,6 +119,11 @@ def make_functional(
         ValueError: the module is patched, compiled, scripted or distributed already, has
             parameters without a shape, or keeps parameters in a tuple.
     """
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"what is to be patched is no module, but of the class {type(module).__name__}: the "
+            "module comes first, as in innerloop_ctx(model, optimizer)"
+        )
     modules, params, buffers = _walk(module)
     _refuse_unfit(modules, params)
 
@@ -127,7 +132,8 @@ def make_functional(
         return patched_class(kind, _Root if part is module else PatchedModule)
 
     twins = copy_modules(modules, params, twin_class)
-    FastWeights(twins.places, list(params), {**params, **buffers}).attach(twins.modules)
+    originals = {**params, **buffers}
+    FastWeights(twins.places, list(params), originals, twins.aliases).attach(twins.modules)
     if encapsulator is not None:
         encapsulator(twins.root, module)
     return twins.root

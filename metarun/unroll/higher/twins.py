@@ -34,12 +34,15 @@ class Twins(NamedTuple):
         modules: the copies of the module and of all submodules, each once.
         memo: what became of each module, buffer and container, by the original's id.
         places: for each of the tensors asked for, where the copy holds it.
+        aliases: tensors of the original that share memory with one of those asked for, and its
+            name: views, `.data`, entries of a `state_dict()`. The copy holds them too.
     """
 
     root: Any
     modules: list[Any]
     memo: dict[int, Any]
     places: list[list[Place]]
+    aliases: list[tuple[Tensor, str]]
 
 
 def copy_modules(
@@ -70,7 +73,7 @@ def copy_modules(
         for slot in _slots(kind_of):
             if hasattr(module, slot):
                 object.__setattr__(twin, slot, copier.copied(getattr(module, slot)))
-    return Twins(copies[0], copies, copier.memo, copier.places)
+    return Twins(copies[0], copies, copier.memo, copier.places, copier.aliases)
 
 
 class _Copier:  # a class, since functions that call each other would be a cycle that holds memory
@@ -79,6 +82,18 @@ class _Copier:  # a class, since functions that call each other would be a cycle
         self.index = {id(tensor): i for i, tensor in enumerate(tensors.values())}
         self.places: list[list[Place]] = [[] for _ in self.index]
         self.memo: dict[int, Any] = {}
+        self.aliases: list[tuple[Tensor, str]] = []
+        self._tensors = tensors
+
+    @functools.cached_property
+    def names_by_memory(self) -> dict[int, str]:
+        """The names of the tensors that may change, by where their numbers are."""
+        may_change = ((name, x) for name, x in self._tensors.items() if x.requires_grad)
+        return {place: name for name, x in may_change if (place := _memory(x))}
+
+    def alias(self, value: Tensor) -> str | None:
+        """The name of the tensor whose numbers these are too."""
+        return self.names_by_memory.get(_memory(value)) if id(value) not in self.index else None
 
     def add(self, module: nn.Module, kind: type) -> Any:
         """An empty copy of the module, and copies of its buffers."""
@@ -87,7 +102,11 @@ class _Copier:  # a class, since functions that call each other would be a cycle
         self.memo[id(vars(module))] = vars(twin)
         for buffer in module._buffers.values():
             if buffer is not None and id(buffer) not in self.memo:
-                self.memo[id(buffer)] = buffer.detach().clone()
+                if name := self.alias(buffer):
+                    self.memo[id(buffer)] = buffer
+                    self.aliases.append((buffer, name))
+                else:
+                    self.memo[id(buffer)] = buffer.detach().clone()
         return twin
 
     def fill_module(self, copy: dict[str, Any], given: dict[str, Any]) -> None:
@@ -121,6 +140,10 @@ class _Copier:  # a class, since functions that call each other would be a cycle
         """What the copy has in place of a value."""
         if id(value) in self.memo:
             return self.memo[id(value)]
+        if isinstance(value, Tensor):
+            if name := self.alias(value):
+                self.aliases.append((value, name))
+            return value
         kind = type(value)
         if kind in (dict, OrderedDict):
             self.memo[id(value)] = kind()
@@ -189,6 +212,8 @@ class _Copier:  # a class, since functions that call each other would be a cycle
             return False
         if id(value) in self.memo or id(value) in self.index:
             return True
+        if isinstance(value, Tensor):
+            return self.alias(value) is not None
         seen.add(id(value))
         return any(self.leads(item, seen) for item in _behind(value))
 
@@ -207,6 +232,14 @@ def _worth_a_look(
         for key, kind in zip(keys, kinds, strict=True)
         if kind not in _CONSTANTS
     )
+
+
+def _memory(x: Tensor) -> int:
+    """Where a tensor's numbers are; 0 where that cannot be said."""
+    try:
+        return x.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # of a kind that has no storage
+        return 0
 
 
 def _behind(value: Any) -> Iterable[Any]:

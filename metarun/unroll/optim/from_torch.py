@@ -129,9 +129,12 @@ def from_torch(
         params: a module, or the names and parameters under which the unroll knows them.
 
     Raises:
-        ValueError: as `translate`; or a parameter of the optimizer is not among `params`.
+        ValueError: as `translate`; `params` has no names; or a parameter of the optimizer is not
+            among `params`.
     """
-    named = params.named_parameters() if isinstance(params, nn.Module) else params
+    named = list(params.named_parameters() if isinstance(params, nn.Module) else params)
+    if any(not isinstance(pair, tuple) for pair in named):
+        raise ValueError("from_torch needs names: give the module, or model.named_parameters()")
     name_of = {id(p): name for name, p in named}
     kind = type(optimizer)
     parts, states = [], []

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from metarun.unroll.inputs import check_optimizer
 from metarun.unroll.names import matcher
 from metarun.unroll.optim.base import (
     Derivatives,
@@ -34,6 +35,8 @@ def mixed(
     """
     claims = [(names,) if isinstance(names, str) else tuple(names) for names, _ in parts]
     optimizers = [optimizer for _, optimizer in parts]
+    for optimizer in optimizers:
+        check_optimizer(optimizer)
     matchers = [matcher(claim) for claim in claims]
     claimed_by: dict[str, int] = {}
     for index, claim in enumerate(claims):

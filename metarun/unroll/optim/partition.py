@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+from metarun.unroll.inputs import check_optimizer
 from metarun.unroll.names import matcher
 from metarun.unroll.optim.base import (
     Hyper,
@@ -31,6 +32,7 @@ def partition(parts: Sequence[tuple[str | Sequence[str], InnerOptimizer]]) -> In
     matchers = [matcher((names,) if isinstance(names, str) else names) for names, _ in parts]
     optimizers = [optimizer for _, optimizer in parts]
     for index, optimizer in enumerate(optimizers):
+        check_optimizer(optimizer)
         if isinstance(optimizer, LossOptimizer):
             raise ValueError(
                 f"part {index} takes more of the loss than its gradient: use mixed in place of "

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from metarun.unroll.inputs import check_optimizer
 from metarun.unroll.optim.base import (
     Hyper,
     HyperValue,
@@ -118,6 +119,7 @@ def _on_gradients(
             "than its gradient (newton, mixed) cannot be given changed gradients; wrap the "
             "gradient-driven parts instead, as in mixed([(…, clip_norm(sgd(…), …)), (…, newton())])"
         )
+    check_optimizer(optimizer)
     taken = sorted(set(extra) & set(optimizer.hyper))
     if taken:
         raise ValueError(f"the optimizer has {', '.join(taken)} already")
