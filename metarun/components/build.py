@@ -5,15 +5,19 @@ out of a checkpoint cannot make the program import or call anything else.
 """
 
 import logging
-from collections.abc import Callable
-from typing import Any
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from metarun.components.algo.base import OBJECTIVES, Algorithm, InnerLoop, Problem, refuse_frozen
 from metarun.components.contract import (
+    CheckedSource,
     check_inner_optimizer,
     check_network,
     check_outer_optimizer,
@@ -87,20 +91,24 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
     )
     if is_plugin("data", config.data.name):
         check_source(config.data.name, source, device, dtype_of(config))
+        return cast(EpisodeSource, CheckedSource(config.data.name, source))
     return source
 
 
 def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
     """The network, with initial weights drawn from the global random state on the CPU."""
 
+    seed = torch.initial_seed() % 2**32  # constants may be drawn by others than torch, too
+
     def build() -> nn.Module:
-        model: nn.Module = _build(
-            "backbone",
-            config.backbone,
-            source.input_shape,
-            source.outputs,
-            **as_keywords(config.backbone),
-        )
+        with _others_seeded(seed):
+            model: nn.Module = _build(
+                "backbone",
+                config.backbone,
+                source.input_shape,
+                source.outputs,
+                **as_keywords(config.backbone),
+            )
         check_network(config.backbone.name, model)
         return model
 
@@ -110,6 +118,19 @@ def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
     if is_plugin("backbone", config.backbone.name) and not is_plugin("algo", config.algo.name):
         check_outputs(config.backbone.name, model, source)
     return model
+
+
+@contextmanager
+def _others_seeded(seed: int) -> Iterator[None]:
+    """A seed for the random numbers of Python and NumPy in a block; their state is kept."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 def _check_parameters(build: Callable[[], nn.Module]) -> None:
@@ -181,8 +202,9 @@ def build_algorithm(
     )
     _refuse_frozen_parts(model, getattr(inner_config, "parts", []))
 
-    def inputs() -> torch.Tensor:
-        return source.sample("train", 0, 1).support_x[0]
+    def inputs() -> list[torch.Tensor]:
+        task = source.sample("train", 0, 1)
+        return [task.support_x[0], task.query_x[0]]
 
     problem = Problem(
         model, OBJECTIVES[source.kind], inner, source.outputs, inputs if compares else None

@@ -137,6 +137,30 @@ def check_source(name: str, source: Any, device: torch.device, dtype: torch.dtyp
                 )
 
 
+class CheckedSource:
+    """A user's source of episodes, whose failures are told as such whenever they come."""
+
+    def __init__(self, name: str, source: Any) -> None:
+        self._name, self._source = name, source
+
+    def sample(self, split: str, start: int, count: int) -> Any:
+        """The source's episodes.
+
+        Raises:
+            ConfigError: it fails, or gives no episodes.
+        """
+        episodes = _drawn(self._name, self._source, split, start, count)
+        if not isinstance(episodes, tuple) or any(not hasattr(episodes, f) for f in FIELDS):
+            raise ConfigError(
+                f"data={self._name}: sample({split!r}, {start}, {count}) gives {seen(episodes)}, "
+                "no episodes"
+            )
+        return episodes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+
 def _drawn(name: str, source: Any, split: str, start: int, count: int) -> Any:
     try:
         return source.sample(split, start, count)
@@ -272,6 +296,8 @@ def _check_number(what: str, value: Any) -> None:
         raise ConfigError(
             f"{what} is {seen(value)}: it must be a tensor with one number and no dimensions"
         )
+    if not value.is_floating_point():
+        raise ConfigError(f"{what} is {seen(value)}: it must be a floating-point number")
 
 
 def _checked_trace(what: str, found: Any) -> Trace:

@@ -4,6 +4,7 @@ What is read may be cut short, of another program, or hostile: every field is ch
 loses its control characters, and nothing is executed or resolved.
 """
 
+import hashlib
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -260,12 +261,15 @@ def _test(path: Path, settings: dict[str, Any]) -> Figures:
             device=clean(str(result["device"])),
             train_seconds=bounded(result["train_seconds"]),
             peak_memory_gib=bounded(result["peak_memory_gib"]),
-            content=_content(result.get("data_identity")),
+            content=_content(test.get("data_identity")),
         )
     except KeyError as error:
         raise ValueError(f"result.json lacks {error}") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"result.json holds no finite figures: {error}") from error
+
+
+_LONGEST = 19  # characters of a content's name
 
 
 def _content(identity: Any) -> str | None:
@@ -275,7 +279,11 @@ def _content(identity: Any) -> str | None:
     """
     if not isinstance(identity, str) or identity.startswith(SAMPLED):
         return None
-    return clean(identity)[:19]
+    text = clean(identity)
+    if text.startswith("sha256:") or len(text) <= _LONGEST:
+        return text[:_LONGEST]
+    digest = hashlib.sha256(identity.encode(errors="replace")).hexdigest()
+    return f"{text[: _LONGEST - 9]}…{digest[:8]}"  # others may begin as it does
 
 
 def _is_gone(provenance: dict[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """The outer loop."""
 
 import hashlib
+import logging
 import math
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from metarun.training.programs import NORM
 from metarun.training.setup import Setup
 from metarun.training.state import TrainState, snapshot
 from metarun.training.tracker import Tracker
+
+log = logging.getLogger(__name__)
 
 REMEDY = (
     "A lower inner_opt.lr or outer_opt.lr, or outer_opt.clip_norm=10, usually helps (in a new run "
@@ -95,6 +98,8 @@ def meta_step(setup: Setup, state: TrainState) -> None:
             network.put(buffers)
         skip(state, config.trainer.max_skipped)
         return
+    if state.step == 1 and ranks.first:
+        tell_unlearned(grads)
     grads = {name: laid_out_as(leaf, grads[name]) for name, leaf in state.meta.items()}
     for name, leaf in state.meta.items():
         leaf.grad = grads[name]  # itself: clipping by value changes it, and then its norm counts
@@ -112,6 +117,18 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     if state.recent and state.recent[-1].shape != row.shape:
         raise CheckpointError("the checkpoint's recent metrics are not of this run")
     state.recent.append(row)
+
+
+def tell_unlearned(grads: dict[str, Tensor]) -> None:
+    """Name the parameters whose meta-gradient is exactly zero: only decay would move them."""
+    zero = [name for name, grad in grads.items() if not bool(grad.any())]
+    if zero and len(zero) < len(grads):
+        more = f" and {len(zero) - 3} more" if len(zero) > 3 else ""
+        log.warning(
+            "the first meta-gradient of %s%s is exactly zero: the network does not use it, or "
+            "detaches what it gives (no_grad, detach); requires_grad_(False) would freeze it",
+            ", ".join(zero[:3]), more,
+        )  # fmt: skip
 
 
 def laid_out_as(leaf: Tensor, grad: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from metarun.unroll import (
     recorded,
     task_mapping,
 )
+from metarun.unroll.python_state import changed, python_state
 
 Gradient = Callable[[Meta, Any], tuple[dict[str, Tensor], Tensor]]
 """`(meta, tasks) -> (mean gradients by name, row of metrics)`; see `summarise`."""
@@ -72,6 +73,30 @@ def summarise(grads: Meta, extra: dict[str, Tensor]) -> tuple[Meta, Tensor]:
     return grads, torch.cat([torch.stack(head), inner])
 
 
+LOST = "a checkpoint does not hold what is kept in Python, so a resumed run differs"
+
+
+class _Unrecorded:
+    """A function that is called as it is, and tells once of what it keeps in Python.
+
+    Attributes:
+        told: whether it has.
+    """
+
+    def __init__(self, fn: Callable[..., Any], what: str) -> None:
+        self.fn, self.what, self.told, self.calls = fn, what, False, 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        if self.told or self.calls != 2:  # a first call may set something up
+            return self.fn(*args)
+        self.told, before = True, python_state(self.fn)
+        outcome = self.fn(*args)
+        if change := changed(before, python_state(self.fn)):
+            log.info("%s change %s at each call; %s", self.what, change, LOST)
+        return outcome
+
+
 class Recorder:
     """What a value of `engine.compile` does to a function; a `Record`.
 
@@ -81,23 +106,25 @@ class Recorder:
     Args:
         choice: the value.
         what: what messages call that which the functions compute, in the plural.
+        tells: whether what is not recorded tells of what it keeps in Python.
     """
 
-    def __init__(self, choice: str, what: str) -> None:
-        self.choice, self.what = choice, what
+    def __init__(self, choice: str, what: str, tells: bool = True) -> None:
+        self.choice, self.what, self.tells = choice, what, tells
         self.made: list[Recording] = []
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         choice, what = self.choice, self.what
+        plain = _Unrecorded(fn, what) if self.tells else fn
         if choice == "none":
-            return fn
+            return plain
         if choice == "auto":
-            made = Recording([_replayed(fn), fn], what)
+            made = Recording([_replayed(fn), plain], what)
         elif choice == "auto inductor":
             ways: list[Callable[..., Any]] = [
                 _compiled(fn, what, MOST_OPERATIONS),
                 _replayed(fn),
-                fn,
+                plain,
             ]
             made = Recording(ways, what)
         elif choice == "inductor":
@@ -179,15 +206,16 @@ class Recording:
                 f"engine.compile={self.insisted}: {self.what} cannot be recorded: {error}; use "
                 "engine.compile=none"
             ) from error
-        lost = "a checkpoint does not hold what is kept in Python, so a resumed run differs"
         if since:
             log.warning(
                 "%s are no longer recorded: %s. The %d calls before may have had an old value: to "
-                "be sure, begin again with engine.compile=none; %s", self.what, error, since, lost,
+                "be sure, begin again with engine.compile=none; %s", self.what, error, since, LOST,
             )  # fmt: skip
         else:
-            log.info("%s are not recorded: %s; %s", self.what, error, lost)
+            log.info("%s are not recorded: %s; %s", self.what, error, LOST)
         del self.ways[:-1]
+        if isinstance(last := self.ways[-1], _Unrecorded):
+            last.told = True
 
 
 def _replayed(fn: Callable[..., Any]) -> Recorded:

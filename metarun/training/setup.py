@@ -92,7 +92,7 @@ def build(
     begun = replace(settled, trainer=replace(config.trainer, steps=planned_for))
     computed = with_gradient(begun, model, device)
     plan = make_plan(computed, model, device)
-    record_step = Recorder(plan.step, "inner steps")
+    record_step = Recorder(plan.step, "inner steps", tells=False)
     algorithm = build_algorithm(computed, model, source, record_step)
     if changes.evaluation:
         algorithm = with_kept_buffers(model, algorithm)

@@ -90,6 +90,11 @@ _ADVICE = {
         "the loss uses nested tensors, which torch.func cannot differentiate: pad them "
         "(torch.nn.utils.rnn.pad_sequence) and use a mask"
     ),
+    r"escaped from inside a function|level <= current_level": (
+        "the model keeps a tensor from one call to the next in a list or in an object that is no "
+        "module, which transforms cannot follow: register it as a buffer, and assign new values "
+        "to that (self.mean = …), detached"
+    ),
     r"have the same dtype|type \(.+\) should be the same|expected scalar type": (
         "the loss mixes tensors of two types, such as float32 and float64: make a tensor with "
         "dtype=x.dtype (x.new_zeros(…)) of what it meets, and keep a constant of a module as a "

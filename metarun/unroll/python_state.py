@@ -4,7 +4,10 @@ A recording repeats tensor operations and no Python. So a function that counts i
 anneals a coefficient by a count, must not be recorded.
 """
 
+import hashlib
+import sys
 import types
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +19,7 @@ from metarun.unroll.iterators import is_iterator, position
 Value = bool | int | float | complex | str | None
 
 MOST_OBJECTS = 20_000  # that are looked at; a data set may be among them
+MOST_BYTES = 10**6  # of an array that is looked at
 FOREIGN = ("torch", "builtins", "numpy", "collections", "functools", "typing", "logging")
 """Packages whose objects keep nothing of a plugin's."""
 RECORDINGS = "metarun.unroll.recorded"  # they count their calls
@@ -52,7 +56,10 @@ def python_state(fn: Any) -> PythonState:
         for key, name, value in _parts(thing):
             if isinstance(value, Value):
                 state.values[id(thing), key] = name, value
-            elif not isinstance(value, Tensor | types.ModuleType):
+            elif isinstance(value, types.ModuleType):
+                if _is_users(value):
+                    waiting.append(value)
+            elif not isinstance(value, Tensor):
                 waiting.append(value)
     return state
 
@@ -83,8 +90,17 @@ def _parts(thing: Any) -> Iterator[tuple[Any, str, Any]]:
         yield from _of_function(thing)
     elif isinstance(thing, dict):
         yield from ((key, str(key), value) for key, value in thing.items() if _is_name(key))
-    elif isinstance(thing, list | tuple):
+    elif isinstance(thing, list | tuple | deque):
         yield from _numbered("an entry of a list", list(thing))
+    elif isinstance(thing, set | frozenset):
+        yield "items", "a set", " ".join(sorted(repr(x) for x in thing if isinstance(x, Value)))
+    elif isinstance(thing, types.ModuleType):
+        for key, value in vars(thing).items():
+            if isinstance(value, (*Value.__args__, list, dict)):
+                yield key, f"{thing.__name__}.{key}", value
+    elif type(thing).__module__ == "numpy" and hasattr(thing, "tobytes"):
+        if thing.nbytes <= MOST_BYTES:
+            yield "numbers", "an array", hashlib.sha256(thing.tobytes()).hexdigest()[:12]
     elif isinstance(thing, type):
         if not _is_foreign(thing):
             yield from ((k, f"{thing.__name__}.{k}", v) for k, v in vars(thing).items())
@@ -94,6 +110,9 @@ def _parts(thing: Any) -> Iterator[tuple[Any, str, Any]]:
         kind = type(thing)
         own = getattr(thing, "__dict__", {})
         yield from ((key, f"{kind.__name__}.{key}", value) for key, value in own.items())
+        for slot in _slots(kind):
+            if hasattr(thing, slot):
+                yield slot, f"{kind.__name__}.{slot}", getattr(thing, slot)
         yield "its class", kind.__name__, kind
 
 
@@ -126,6 +145,22 @@ def _is_name(key: Any) -> bool:
     return isinstance(key, str | int)
 
 
+def _slots(kind: type) -> list[str]:
+    """The attributes of a class's instances that are in no `__dict__`."""
+    given = [vars(base).get("__slots__", ()) for base in kind.__mro__ if not _is_foreign(base)]
+    named = [(names,) if isinstance(names, str) else tuple(names) for names in given]
+    return [name for names in named for name in names if not name.startswith("__")]
+
+
+def _is_users(module: types.ModuleType) -> bool:
+    """Whether a module is of the user's own, and not installed."""
+    root, file = module.__name__.partition(".")[0], getattr(module, "__file__", None) or ""
+    installed = root in sys.stdlib_module_names or "site-packages" in file
+    return bool(file) and not installed and root not in ("metarun", *FOREIGN)
+
+
 def _is_foreign(thing: Any) -> bool:
     module = str(getattr(thing, "__module__", "builtins"))
+    if module.startswith("torch.optim"):  # a schedule counts its steps
+        return False
     return module.partition(".")[0] in FOREIGN or module == RECORDINGS

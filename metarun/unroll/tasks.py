@@ -166,6 +166,11 @@ def _checked(task_loss: TaskLoss) -> TaskLoss:
         if not isinstance(loss, Tensor) or loss.dim():
             seen = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the loss of a task must be a scalar tensor, not {seen}")
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise ValueError(
+                "the loss of a task does not depend on what is learned, as far as derivatives can "
+                "see: it is detached, rounded, or computed from other tensors"
+            )
         for leaf in pytree.tree_leaves(extra):
             if not isinstance(leaf, Tensor):
                 raise ValueError(

@@ -6,6 +6,7 @@ from functools import cache
 import torch
 
 from metarun.components import build as components
+from metarun.components.data.images import image_episodes
 from metarun.config import compose
 from metarun.episodes.store import ClassStore, from_equal_classes
 
@@ -33,5 +34,5 @@ def load(channels: int, side: int, classes: int, images: int) -> dict[str, Class
 @cache
 def register() -> None:
     """Make `data=pixels` an option, as a plugin of metarun does, and tell Hydra all schemas."""
-    components.register("data", "pixels", PixelsConfig, components.image_episodes(load))
+    components.register("data", "pixels", PixelsConfig, image_episodes(load))
     compose.register_schemas()

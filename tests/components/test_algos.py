@@ -30,7 +30,7 @@ def episode() -> Episodes:
 def problem(optimizer=None, learn=(), groups=None, gradient="reverse") -> Problem:
     inner = InnerLoop(optimizer or sgd(LR), tuple(learn), "global", groups or {}, gradient)
     examples = episode().support_x
-    return Problem(model(), OBJECTIVES["classification"], inner, WAY, lambda: examples)
+    return Problem(model(), OBJECTIVES["classification"], inner, WAY, lambda: [examples])
 
 
 def gradient(algorithm) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 from metarun.components.backbone.conv4 import Conv4
-from metarun.components.backbone.mlp import MLP
+from metarun.components.backbone.mlp import MLP, mlp
 from metarun.components.backbone.norm import BatchNorm
 
 
@@ -43,7 +43,7 @@ def test_conv4_refuses_what_is_no_image_or_too_small() -> None:
 
 
 def test_mlp_has_the_layers_asked_for() -> None:
-    assert count(MLP((1,), 1)) == 1 * 40 + 40 + 40 * 40 + 40 + 40 + 1
+    assert count(mlp((1,), 1)) == 1 * 40 + 40 + 40 * 40 + 40 + 40 + 1
     assert MLP((2, 3), 4, hidden=())(torch.rand(5, 2, 3)).shape == (5, 4)
 
 

@@ -62,6 +62,10 @@ LOSSES: dict[str, tuple[Callable[..., Any], str]] = {
         with_extra(lambda e: e | {"score": 0.5}),
         r"extra\['score'\] is 0\.5, of type float: it must be a tensor with one number",
     ),
+    "a whole number for a score": (
+        with_extra(lambda e: e | {"score": torch.tensor(1)}),
+        r"extra\['score'\] is a int64 tensor of shape \(\): it must be a floating-point number",
+    ),
     "no score": (with_extra(lambda e: {"loss": e["loss"]}), r"gives no extra\['score'\]"),
     "no loss": (with_extra(lambda e: {"score": e["score"]}), r"gives no extra\['loss'\]"),
     "a further key": (with_extra(lambda e: e | {"mine": 1}), r"extra\['mine'\], which nothing"),
@@ -75,6 +79,40 @@ LOSSES: dict[str, tuple[Callable[..., Any], str]] = {
         r"loss\(meta, episode\) gives a float32 tensor .* must give \(outer loss, extra\)",
     ),
 }
+
+
+@pytest.mark.parametrize("batching", ["loop", "vmap"])
+def test_an_outer_loss_without_a_graph_trains_nothing(
+    batching: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for change in (Tensor.detach, lambda x: torch.ones_like(x)):
+        builder = algorithm(
+            lambda a, change=change: a._replace(
+                loss=lambda m, e: (change(a.loss(m, e)[0]), a.loss(m, e)[1])
+            )
+        )
+        setup = setup_with(monkeypatch, "algo", "maml", builder, f"engine.batching={batching}")
+        with pytest.raises(ValueError, match=r"does not depend on what is learned.*detached"):
+            meta_step(setup, fresh(setup))
+
+
+def test_what_the_network_detaches_is_named_at_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Detaching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(1, 3), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.body(x).detach())
+
+    setup = setup_with(monkeypatch, "backbone", "mlp", lambda shape, outputs, **_: Detaching())
+    state = fresh(setup)
+    for _ in range(2):
+        meta_step(setup, state)
+    named = "first meta-gradient of body.weight, body.bias is exactly zero"
+    assert caplog.text.count(named) == 1
 
 
 @pytest.mark.parametrize("how", ["auto", "replay"])
@@ -115,6 +153,23 @@ def test_what_a_trace_gives_is_checked(mistake: str, monkeypatch: pytest.MonkeyP
     setup = setup_with(monkeypatch, "algo", "maml", builder)
     with pytest.raises(ConfigError, match=r"algo=maml: trace\(meta, episode\).*" + message):
         setup.trace(setup.algorithm.init(), setup.source.sample("test", 0, 2))
+
+
+def test_a_source_that_fails_later_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(Sinusoids):
+        def sample(self, split: str, start: int, count: int) -> Any:
+            if start >= 4:
+                return 1 / 0 if split == "train" else None
+            return super().sample(split, start, count)
+
+    def build_it(task: Any, seed: int, device: Any, dtype: Any, **_: Any) -> Any:
+        return Failing(shot=task.shot, query=task.query, seed=seed, device=device, dtype=dtype)
+
+    setup = setup_with(monkeypatch, "data", "sinusoid", build_it)
+    with pytest.raises(ConfigError, match=r"sample\('train', 4, .*ZeroDivisionError"):
+        setup.source.sample("train", 4, 2)
+    with pytest.raises(ConfigError, match=r"sample\('val', 4, 2\) gives None, .*no episodes"):
+        setup.source.sample("val", 4, 2)
 
 
 def test_an_algorithm_is_one_and_begins_with_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

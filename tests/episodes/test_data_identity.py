@@ -18,7 +18,8 @@ PLUGIN = '''
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from metarun.components.build import image_episodes, register
+from metarun.components.build import register
+from metarun.components.data.images import image_episodes
 from metarun.episodes.store import from_equal_classes
 from metarun.components.data.sinusoid import Sinusoids
 
@@ -90,6 +91,18 @@ def unfinish(run: Path) -> None:
 def figures(tmp_path: Path, folder: str) -> dict[str, object]:
     found: dict[str, object] = json.loads((tmp_path / folder / "result.json").read_text())["test"]
     return found
+
+
+def test_a_report_keeps_runs_on_other_data_apart(
+    metarun: Metarun, tmp_path: Path, data: str
+) -> None:
+    if data != "folder":
+        pytest.skip("its identity is taken from episodes, which change with the seed")
+    train = [*TINY[:-1], f"data={data}", *WAY[data]]
+    for seed, folder in ((0, "here"), (1, "here"), (2, "there")):
+        metarun(*train, f"seed={seed}", f"data.root={folder}", f"hydra.run.dir=runs/{seed}")
+    said = metarun("report", "runs", "out=page").stdout
+    assert said.count("data.content=sha256:") == 2 and "2 seeds" in said and "3 seeds" not in said
 
 
 def test_a_run_does_not_go_on_with_other_data(metarun: Metarun, tmp_path: Path, data: str) -> None:

@@ -83,6 +83,7 @@ def make(tmp_path: Path, configs: dict[str, dict[str, Any]]) -> Make:
             "score": score, score: value, "ci95": 0.01, "episodes": 600,
             f"{score}_per_inner_step": [0.2, 0.9, value],
             "loss_per_inner_step": [1.6, 0.5, 0.3], "seed": seed,
+            "data_identity": figures.pop("data_identity", None),
         }  # fmt: skip
         result = {
             "test": test, "best": {"step": 100, "score": validation, "ci95": 0.01},

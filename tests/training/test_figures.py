@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from metarun.cli import eval
-from metarun.components.build import build_data, image_episodes
+from metarun.components.build import build_data
+from metarun.components.data.images import image_episodes
 from metarun.config.compose import composed, register_schemas
 from metarun.config.run import TrainConfig
 from metarun.episodes.store import ClassStore, from_equal_classes

@@ -1,10 +1,13 @@
 """What a component keeps in Python never stands still in a recording without a word."""
 
+import collections
 import itertools
 import logging
+import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -97,6 +100,75 @@ class AnIterator(Plain):
         return 1.0
 
 
+class InAnArray(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = [np.zeros(1)]
+
+    def scale(self) -> float:
+        self.calls[0][0] += 1
+        return 1.0
+
+
+class Slotted:
+    __slots__ = ("calls",)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+class InASlot(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = Slotted()
+
+    def scale(self) -> float:
+        self.state.calls += 1
+        return 1.0
+
+
+class InADeque(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = collections.deque([0])
+
+    def scale(self) -> float:
+        self.calls[0] += 1
+        return 1.0
+
+
+class InASet(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: set[int] = set()
+
+    def scale(self) -> float:
+        self.calls.add(len(self.calls))
+        return 1.0
+
+
+class InASchedule(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+        self.schedule = [torch.optim.lr_scheduler.StepLR(optimizer, 5)]
+
+    def scale(self) -> float:
+        self.schedule[0].last_epoch += 1
+        return 1.0
+
+
+class InAnotherModule(Plain):
+    def scale(self) -> float:
+        own_module.calls += 1  # type: ignore[attr-defined]
+        return 1.0
+
+
+own_module = types.ModuleType("of_the_user")
+own_module.__file__ = "of_the_user.py"
+own_module.calls = 0  # type: ignore[attr-defined]
+
+
 class OfItsClass(Plain):
     calls = 0
 
@@ -159,7 +231,13 @@ def test_annealing_goes_on_under_the_default_recording(
     assert all(torch.equal(value, plain[name]) for name, value in ours.items())
 
 
-@pytest.mark.parametrize("kind", [Counting, InAClosure, InAGlobal, InAList, AnIterator, OfItsClass])
+COUNTERS = [
+    *(Counting, InAClosure, InAGlobal, InAList, AnIterator, OfItsClass),
+    *(InAnArray, InASlot, InADeque, InASet, InASchedule, InAnotherModule),
+]
+
+
+@pytest.mark.parametrize("kind", COUNTERS)
 def test_a_counter_is_found_wherever_it_is_kept(kind: type[Plain]) -> None:
     net, meta = kind(), {"a": torch.tensor(1.0)}
 
@@ -171,9 +249,16 @@ def test_a_counter_is_found_wherever_it_is_kept(kind: type[Plain]) -> None:
     assert changed(before, python_state(fn)) is None
     fn(torch.ones(2, 1))
     found = changed(before, python_state(fn))
-    assert found is not None and any(
-        word in found for word in ("calls from", "COUNT from", "list", "a counter from")
+    words = (
+        "calls from",
+        "COUNT from",
+        "list",
+        "an iterator from",
+        "an array",
+        "a set",
+        "last_epo",
     )
+    assert found is not None and any(word in found for word in words)
 
 
 def test_a_counter_ends_recordings_though_it_matters_to_no_result(
@@ -186,6 +271,29 @@ def test_a_counter_ends_recordings_though_it_matters_to_no_result(
     assert "a checkpoint does not hold what is kept in Python" in caplog.text
     with pytest.raises(ConfigError, match=r"each call changes .* use engine\.compile=none"):
         trained(setup_of(monkeypatch, Counting, "engine.compile=replay"), 1)
+
+
+@pytest.mark.parametrize("kind", COUNTERS)
+def test_nothing_that_counts_is_recorded(
+    kind: type[Plain], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rate that changes every 200 calls would stand still: so would the count, once recorded."""
+    with caplog.at_level(logging.INFO, "metarun"):
+        trained(setup_of(monkeypatch, kind), 4)
+    assert "meta-steps are not recorded: each call changes" in caplog.text
+
+
+def test_what_is_not_recorded_tells_of_its_counter_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "metarun"):
+        trained(setup_of(monkeypatch, Counting, "engine.compile=none"), 4)
+    text = "meta-steps change Counting.calls from"
+    assert caplog.text.count(text) == 1 and "a checkpoint does not hold what" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "metarun"):
+        trained(setup_of(monkeypatch, Plain, "engine.compile=none"), 4)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("how", ["auto", "replay"])

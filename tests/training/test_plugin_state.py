@@ -2,10 +2,12 @@
 
 import json
 import logging
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -669,12 +671,65 @@ def test_what_features_and_head_leave_out_is_computed(
     model = UNCUT[kind]().double()
     examples = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
     state = torch.get_rng_state()
-    loss, grads = gradient_of(model, lambda: examples)
+    loss, grads = gradient_of(model, lambda: [examples])
     assert "features are computed anew at each inner step" in caplog.text
     torch.set_rng_state(state)
     expected_loss, expected = gradient_of(model, None)
     assert torch.equal(loss, expected_loss)
     assert all(torch.equal(grads[name], value) for name, value in expected.items())
+
+
+class Foreign(nn.Module):
+    """Its constants are drawn by others than torch, and no buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 1)
+        self.scale = [float(np.random.standard_normal()), random.gauss(0, 1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(x) * self.scale[0] + self.scale[1]
+        return result
+
+
+def test_constants_that_others_draw_follow_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[Foreign] = []
+
+    def make(shape: Any, outputs: int, **_: Any) -> Foreign:
+        models.append(Foreign())
+        return models[-1]
+
+    swap_builder(monkeypatch, "backbone", "mlp", make)
+
+    def constants(*settings: str) -> list[float]:
+        build(composed("train", [*TINY, "backbone=mlp", *settings]), CPU)
+        return models[-1].scale
+
+    first = constants()
+    state = random.getstate(), np.random.get_state()[1].tolist()
+    assert constants() == first
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state, "the user's own"
+    random.random()
+    np.random.standard_normal()
+    assert constants() == first != constants("seed=1")
+
+
+class BySize(Net):
+    """Halves what it has of many examples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x) * (0.5 if len(x) > 8 else 1.0))
+
+
+def test_halves_are_compared_on_queries_too(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    model = BySize().double()
+    head = [name for name in detached_parameters(model) if name.startswith("head.")]
+    few, many = (torch.linspace(-2, 2, n, dtype=torch.float64)[:, None] for n in (5, 10))
+    halves(model, head, lambda: [few])
+    assert caplog.text == ""
+    halves(model, head, lambda: [few, many])
+    assert "features are computed anew" in caplog.text
 
 
 class Sequence(Net):
@@ -695,9 +750,9 @@ def test_a_network_of_features_and_head_is_cut(
     model = make().double()
     head = [name for name in detached_parameters(model) if name.startswith("head.")]
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
-    cut = halves(model, head, lambda: x)
+    cut = halves(model, head, lambda: [x])
     assert cut.encode(detached_parameters(model), x).shape == (5, 6) and caplog.text == ""
-    loss, grads = gradient_of(model, lambda: x)
+    loss, grads = gradient_of(model, lambda: [x])
     expected_loss, expected = gradient_of(model, None)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
     for name, value in expected.items():

@@ -1,6 +1,6 @@
 """What an algorithm is, and what it works on."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -78,7 +78,8 @@ class Problem(NamedTuple):
     objective: Objective
     inner: InnerLoop
     outputs: int  # size of the model's output: the way of a classification
-    inputs: Callable[[], Tensor] | None = None  # examples of a task, to try the model with
+    inputs: Callable[[], Sequence[Tensor]] | None = None  # support and query, to try the model
+    ways: tuple[int, int] | None = None  # classes of a task in training and in evaluation
 
 
 class Trace(NamedTuple):
@@ -97,12 +98,19 @@ class Algorithm(NamedTuple):
             "loss", "score" and "inner_losses" (inner steps,).
         trace: `trace(meta, episode) -> Trace`, for evaluation.
         adapted: names of the parameters that the inner loop changes; None: not stated.
+        has_inner_loop: whether it takes inner steps, with the inner optimizer.
+        any_way: whether tasks may have another number of classes than the model has outputs.
+        adapt: `adapt(meta, support_x, support_y, way) -> predictor`, from examples to outputs, as
+            in evaluation; None: not stated.
     """
 
     init: Callable[[], dict[str, Tensor]]
     loss: Callable[[Meta, Episode], tuple[Tensor, dict[str, Tensor]]]
     trace: Callable[[Meta, Episode], Trace]
     adapted: tuple[str, ...] | None = None
+    has_inner_loop: bool = True
+    any_way: bool = False
+    adapt: Callable[[Meta, Tensor, Tensor, int | None], Callable[[Tensor], Tensor]] | None = None
 
 
 def detached_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """A network cut before its head, where that changes nothing but the time that it takes."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ class _Features(nn.Module):
 
 
 def halves(
-    model: nn.Module, adapted: Collection[str], inputs: Callable[[], Tensor] | None = None
+    model: nn.Module, adapted: Collection[str], inputs: Callable[[], Sequence[Tensor]] | None = None
 ) -> Halves:
     """Cut a model with `features(x)` before its `head` if only the head is adapted.
 
@@ -56,7 +56,7 @@ def halves(
 
     Args:
         adapted: names of the parameters that change during adaptation.
-        inputs: gives examples to compare for; without it no model is cut.
+        inputs: gives batches of examples to compare for; without it no model is cut.
     """
     names = list(detached_parameters(model))
     head = [name for name in names if name.startswith("head.")]
@@ -95,11 +95,11 @@ def _output(cut: Halves, head: list[str], params: Meta, x: Tensor) -> Tensor:
 
 
 def _difference(
-    model: nn.Module, cut: Callable[[Meta, Tensor], Tensor], inputs: Callable[[], Tensor]
+    model: nn.Module, cut: Callable[[Meta, Tensor], Tensor], inputs: Callable[[], Sequence[Tensor]]
 ) -> str | None:
     """Where the outputs of a model and of its halves differ; None: nowhere that was looked at."""
     try:
-        x = inputs()
+        examples = inputs()
     except Exception as error:  # of any type: it is a plugin's code
         return f"there are no examples to compare for: {_brief(error)}"
     generator = torch.Generator().manual_seed(0)  # not torch's: a run draws as it would otherwise
@@ -117,18 +117,19 @@ def _difference(
             network = Network(model)
             network.put({name: moved(value, spread) for name, value in network.buffers().items()})
             try:
-                expected = _in_both_modes(model, partial(apply_model, model), params, x)
+                whole = partial(apply_model, model)
+                expected = [y for x in examples for y in _in_both_modes(model, whole, params, x)]
             except Exception as error:
                 if not spread:
                     return f"forward fails: {_brief(error)}"
                 continue  # the network cannot be where this would be
             try:
-                found = _in_both_modes(model, cut, params, x)
+                found = [y for x in examples for y in _in_both_modes(model, cut, params, x)]
                 equal = [_equal(*pair) for pair in zip(expected, found, strict=True)]
             except Exception as error:
                 return _brief(error)
         if not all(equal):
-            mode = "evaluation" if equal[0] else "training"
+            mode = "evaluation" if all(equal[::2]) else "training"
             where = "at other parameters than the initial ones" if spread else "from the start"
             return f"they differ in {mode}, {where}"
     return None

@@ -1,20 +1,23 @@
 """Model-Agnostic Meta-Learning (Finn, Abbeel and Levine 2017, algorithm 2)."""
 
-from collections.abc import Callable
 from dataclasses import field
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from metarun.components.algo.adapting import (
+    Adapted,
+    Predictor,
+    Steps,
+    Support,
+    Watch,
+    by_steps,
+)
 from metarun.components.algo.base import (
     HYPER_PREFIX,
     Algorithm,
-    Episode,
     Problem,
-    Trace,
     detached_parameters,
-    evaluating,
     refuse_frozen,
 )
 from metarun.components.algo.halves import halves
@@ -28,7 +31,6 @@ from metarun.unroll import (
     Meta,
     Params,
     RecordedLoss,
-    Unrolled,
     group_settings,
     learn_hyper,
     match_names,
@@ -75,11 +77,11 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
             hyperparameter is to be learned that is unknown or has no gradient in this mode.
     """
     model, objective, inner = problem.model, problem.objective, problem.inner
-    adapt, inner_steps = own.adapt, own.inner_steps
+    inner_steps = own.inner_steps
     weights = detached_parameters(model)
-    refuse_frozen(model, adapt, "algo.adapt")
+    refuse_frozen(model, own.adapt, "algo.adapt")
     refuse_frozen(model, inner.groups, "inner_opt.groups")
-    adapted = match_names(weights, adapt)
+    adapted = match_names(weights, own.adapt)
     start = {name: weights[name] for name in adapted}
     inner.optimizer.init(start)  # refuses parameters that it cannot serve, before a run begins
     hyper = group_settings(inner.optimizer.hyper, inner.groups, adapted)
@@ -107,48 +109,30 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
     def init() -> dict[str, Tensor]:
         return weights | {HYPER_PREFIX + key: value for key, value in learned.initial.items()}
 
-    def shared_of(meta: Meta) -> Params:
-        return {name: meta[name] for name in model_halves.shared}
-
-    def adapted_to(
-        meta: Meta,
-        episode: Episode,
-        steps: int,
-        observe: Callable[[Params], tuple[Tensor, Tensor]] | None = None,
-    ) -> Unrolled:
+    def adapt(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
         values = {key: meta[HYPER_PREFIX + key] for key in learned.initial}
-        encoded = model_halves.encode(meta, episode.support_x)
-        return unroll(
+        shared = {name: meta[name] for name in model_halves.shared}
+
+        def predictor(fast: Params) -> Predictor:
+            return lambda encoded: model_halves.decode({**shared, **fast}, encoded)
+
+        unrolled = unroll(
             recorded_loss,
             {name: meta[name] for name in adapted},
             inner.optimizer,
             steps,
-            context=(shared_of(meta), encoded, episode.support_y),
+            context=(shared, support.x, support.y),
             hyper=lambda step: learned.at(values, step),
             gradient=gradient,
-            observe=observe,
+            observe=None if watch is None else lambda fast: watch(predictor(fast)),
         )
+        return Adapted(predictor(unrolled.params), unrolled.losses, unrolled.observed)
 
-    def on_query(meta: Meta, episode: Episode) -> Callable[[Params], tuple[Tensor, Tensor]]:
-        shared, encoded = shared_of(meta), model_halves.encode(meta, episode.query_x)
-
-        def outcome(fast: Params) -> tuple[Tensor, Tensor]:
-            outputs, targets = model_halves.decode({**shared, **fast}, encoded), episode.query_y
-            return objective.loss(outputs, targets), objective.score(outputs, targets)
-
-        return outcome
-
-    def loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
-        unrolled = adapted_to(meta, episode, inner_steps)
-        query_loss, query_score = on_query(meta, episode)(unrolled.params)
-        extra = {"loss": query_loss, "score": query_score, "inner_losses": unrolled.losses}
-        return query_loss, extra
-
-    def trace(meta: Meta, episode: Episode) -> Trace:
-        with evaluating(model):
-            outcome = on_query(meta, episode)
-            unrolled = adapted_to(meta, episode, own.eval_inner_steps, outcome)
-        losses, scores = zip(*unrolled.observed, strict=True)
-        return Trace(torch.stack(losses), torch.stack(scores))
-
-    return Algorithm(init, loss, trace, tuple(adapted))
+    return by_steps(
+        problem,
+        init,
+        adapt,
+        Steps(inner_steps, own.eval_inner_steps),
+        encode=model_halves.encode,
+        adapted=tuple(adapted),
+    )

@@ -1,0 +1,169 @@
+"""From `adapt(meta, support) -> predictor` to the loss, the score and the curve of a task.
+
+The core of every method is: from a support set, make something that labels queries. What follows
+from that is here, once: the query loss of training, and the trace of an evaluation.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarun.components.algo.base import Algorithm, Episode, Problem, Trace, evaluating
+from metarun.unroll import Meta
+
+Predictor = Callable[[Any], Tensor]
+"""From encoded examples to the outputs of the objective: scores of classes, or targets."""
+
+Watch = Callable[[Predictor], Any]
+"""Called with the predictor from before the first inner step, and with that after each."""
+
+Encode = Callable[[Meta, Tensor], Any]
+"""`encode(meta, x)`: what of examples does not change by adaptation, so it is computed once."""
+
+
+class Support(NamedTuple):
+    """What is known of a task.
+
+    Attributes:
+        x: the encoded support examples.
+        y: their labels (examples,), or targets (examples, outputs).
+        way: how many classes there are; None in a regression.
+    """
+
+    x: Any
+    y: Tensor
+    way: int | None
+
+
+class Adapted(NamedTuple):
+    """What came of a support set.
+
+    Attributes:
+        predict: the predictor.
+        inner_losses: the inner loss before each inner step, (inner steps,).
+        watched: what `watch` gave, (inner steps + 1) items; empty without it.
+    """
+
+    predict: Predictor
+    inner_losses: Tensor
+    watched: list[Any]
+
+
+class Steps(NamedTuple):
+    """How many inner steps there are."""
+
+    training: int
+    evaluation: int
+
+
+Adapt = Callable[[Meta, Support, int, Watch | None], Adapted]
+"""`adapt(meta, support, inner steps, watch)`."""
+
+
+def by_steps(
+    problem: Problem,
+    init: Callable[[], dict[str, Tensor]],
+    adapt: Adapt,
+    steps: Steps,
+    *,
+    encode: Encode = lambda meta, x: x,
+    adapted: tuple[str, ...] | None = None,
+) -> Algorithm:
+    """The algorithm that takes inner steps on the support set.
+
+    Args:
+        problem: what it is built for.
+        init: the initial meta-parameters, by name.
+        adapt: `adapt(meta, support, inner steps, watch) -> Adapted`, a pure function.
+        steps: inner steps.
+        encode: applied to the examples before `adapt`, and before its predictor.
+        adapted: names of the parameters that the inner steps change; None: not stated.
+    """
+    return _algorithm(problem, init, adapt, steps, encode)._replace(adapted=adapted)
+
+
+def at_once(
+    problem: Problem,
+    init: Callable[[], dict[str, Tensor]],
+    adapt: Callable[[Meta, Support], Predictor],
+    *,
+    encode: Encode = lambda meta, x: x,
+) -> Algorithm:
+    """The algorithm without inner steps: metric methods, heads in closed form.
+
+    Where classes are told apart by their examples alone, as here, tasks may have any number of
+    them, another in evaluation than in training.
+
+    Args:
+        problem: what it is built for; it must be a classification for metric methods.
+        init: the initial meta-parameters, by name.
+        adapt: `adapt(meta, support) -> predictor`, a pure function.
+        encode: applied to the examples before `adapt`, and before its predictor.
+    """
+
+    def adapt_at_once(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
+        predict = adapt(meta, support)
+        none = next(iter(meta.values())).new_empty(0)
+        return Adapted(predict, none, [] if watch is None else [watch(predict)])
+
+    made = _algorithm(problem, init, adapt_at_once, Steps(0, 0), encode)
+    return made._replace(has_inner_loop=False, any_way=True)
+
+
+def one_hot(support: Support) -> Tensor:
+    """The labels as rows of 0 and 1, (examples, way), of the examples' type."""
+    assert support.way is not None
+    classes = torch.arange(support.way, device=support.y.device)
+    return (support.y[:, None] == classes).to(support.x.dtype)
+
+
+def _algorithm(
+    problem: Problem,
+    init: Callable[[], dict[str, Tensor]],
+    adapt: Adapt,
+    steps: Steps,
+    encode: Encode,
+) -> Algorithm:
+    objective, ways = problem.objective, problem.ways
+    way = (None, None) if ways is None else ways
+
+    def loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        support = Support(encode(meta, episode.support_x), episode.support_y, way[0])
+        adapted = adapt(meta, support, steps.training, None)
+        outputs = adapted.predict(encode(meta, episode.query_x))
+        query_loss = objective.loss(outputs, episode.query_y)
+        query_score = objective.score(outputs, episode.query_y)
+        extra: Mapping[str, Tensor] = {
+            "loss": query_loss,
+            "score": query_score,
+            "inner_losses": adapted.inner_losses,
+        }
+        return query_loss, dict(extra)
+
+    def trace(meta: Meta, episode: Episode) -> Trace:
+        with evaluating(problem.model):
+            queries = encode(meta, episode.query_x)
+
+            def watch(predict: Predictor) -> tuple[Tensor, Tensor]:
+                outputs, targets = predict(queries), episode.query_y
+                return objective.loss(outputs, targets), objective.score(outputs, targets)
+
+            support = Support(encode(meta, episode.support_x), episode.support_y, way[1])
+            adapted = adapt(meta, support, steps.evaluation, watch)
+        losses, scores = zip(*adapted.watched, strict=True)
+        return Trace(torch.stack(losses), torch.stack(scores))
+
+    def predictor(meta: Meta, x: Tensor, y: Tensor, ways: int | None) -> Predictor:
+        with evaluating(problem.model):
+            support = Support(encode(meta, x), y, ways)
+            predict = adapt(meta, support, steps.evaluation, None).predict
+
+        def of_examples(queries: Tensor) -> Tensor:
+            with evaluating(problem.model):
+                return predict(encode(meta, queries))
+
+        return of_examples
+
+    return Algorithm(init, loss, trace, adapt=predictor)
