@@ -6,7 +6,7 @@ is not allowed, if it matters in company only, or if it is meant to change nothi
 
 import json
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from metarun.config.run import (
     TaskConfig,
     TrainConfig,
     TrainerConfig,
+    TrainTaskConfig,
 )
 from metarun.episodes.store import from_equal_classes
 from metarun.errors import MetarunError
@@ -121,6 +122,9 @@ OTHER: Changes = {
     "trainer.max_skipped": 2,
     "trainer.steps": 5,
     "trainer.meta_batch": 3,
+    "task.train.way": 3,
+    "task.train.shot": 1,
+    "task.train.query": 3,
     "train.seed": 7,
     "eval.split": "train",
     "eval.episodes": 2,
@@ -155,6 +159,8 @@ COMPANY: dict[str, Changes] = {
     "conv4.pool": {"data": "glyphs", "backbone": "conv4"},
     "min_lr": {"outer_opt.schedule": "cosine"},
     "task.way": IMAGES,
+    "task.train.way": {**IMAGES, "algo": "protonet"},
+    "r2d2.scale": IMAGES,
     "engine.last": {"engine.gradient": "truncated", "algo.inner_steps": 3},
     "engine.proximal": {"engine.gradient": "implicit"},
     "engine.solver": {"engine.gradient": "implicit"},
@@ -202,7 +208,8 @@ def company(key: str, table: dict[str, Any]) -> Any:
 
 
 def keys_of(prefix: str, schema: type) -> dict[str, Field[Any]]:
-    return {f"{prefix}.{f.name}": f for f in fields(schema) if f.name != "name"}
+    own = [f for f in fields(schema) if f.name != "name" and not is_dataclass(f.default_factory)]
+    return {f"{prefix}.{f.name}": f for f in own}
 
 
 def every_setting() -> dict[str, Field[Any]]:
@@ -214,6 +221,7 @@ def every_setting() -> dict[str, Field[Any]]:
                 found |= keys_of(f"{group}.{name}", schema)
     for part, schema in PARTS.items():
         found |= keys_of(part, schema)
+    found |= keys_of("task.train", TrainTaskConfig)
     found |= {k: f for k, f in keys_of("train", TrainConfig).items() if _plain(k)}
     found |= {k: f for k, f in keys_of("eval", EvalConfig).items() if _plain(k)}
     evals = {"task": EvalTask, "algo": EvalAlgo, "engine": EvalEngine, "data": EvalData}
@@ -247,6 +255,7 @@ def config_of(changes: Changes) -> TrainConfig:
         built[group] = schema(**_of(group, schema, SMALL | changes))
     for part, schema in PARTS.items():
         built[part] = schema(**_of(part, schema, SMALL | changes))
+    built["task"].train = TrainTaskConfig(**_of("task.train", TrainTaskConfig, changes))
     return TrainConfig(**built)
 
 

@@ -70,6 +70,12 @@ def run(config: EvalConfig, directory: str | Path) -> float:
             setup = build(
                 train_config, device, ranks, planned_for(content), trained_with=trained.seed
             )
+            if not setup.algorithm.any_way and train_config.task.way != trained.task.way:
+                raise ConfigError(
+                    f"task.way={train_config.task.way}: the checkpoint's network tells "
+                    f"{trained.task.way} classes apart; train one with that task.way, or with an "
+                    "algorithm without a head of its own, such as protonet or r2d2"
+                )
             remark = check_evaluated(setup, content, trained, config)
             meta = restore_meta(setup, content)
         log.info("%s, after meta-step %d", path, content["step"])
@@ -89,7 +95,8 @@ def run(config: EvalConfig, directory: str | Path) -> float:
         if ranks.first:
             write_json(stored, {"ckpt": str(path), "step": content["step"], config.split: figures})
     print(results.line(figures, config.split))
-    print(results.per_inner_step(figures))
+    for further in results.per_inner_step(figures):
+        print(further)
     print(f"written to {stored}")
     return evaluation.score
 
@@ -137,11 +144,6 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
             name = getattr(stored, part).name
             raise ConfigError(f"{part}.{unknown[0]}: {part}={name} has no such setting")
         parts[part] = replace(getattr(stored, part), **given)
-    if parts["task"].way != stored.task.way:
-        raise ConfigError(
-            f"task.way={parts['task'].way}: the checkpoint's network tells {stored.task.way} "
-            "classes apart; train one with that task.way"
-        )
     if config.seed is not None:
         parts["seed"] = config.seed
     return replace(stored, device=config.device, **parts)

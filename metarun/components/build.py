@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,21 +18,20 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from metarun.components.algo.base import OBJECTIVES, Algorithm, InnerLoop, Problem, refuse_frozen
 from metarun.components.contract import (
-    CheckedSource,
     check_inner_optimizer,
     check_network,
     check_outer_optimizer,
     check_outputs,
-    check_source,
     checked_algorithm,
 )
 from metarun.components.inner_opt.base import OF_EVERY_INNER_OPTIMIZER
 from metarun.components.inner_opt.mixed import part_settings
 from metarun.components.outer_opt.base import IMPLEMENTATION, OF_EVERY_OUTER_OPTIMIZER
+from metarun.components.source_contract import CheckedSource, check_source
 from metarun.config.catalogue import GROUPS, Component, builder, components, is_plugin
 from metarun.config.component import as_keywords
 from metarun.config.run import TrainConfig
-from metarun.episodes.source import EpisodeSource
+from metarun.episodes.source import EpisodeSource, ImageEpisodes
 from metarun.errors import ConfigError
 from metarun.system.memory import machine_memory
 from metarun.unroll import (
@@ -93,6 +93,30 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
         check_source(config.data.name, source, device, dtype_of(config))
         return cast(EpisodeSource, CheckedSource(config.data.name, source))
     return source
+
+
+def training_source(
+    config: TrainConfig, source: EpisodeSource, device: torch.device
+) -> EpisodeSource:
+    """The source of training episodes: the same one, unless `task.train` gives another shape.
+
+    Raises:
+        ConfigError: the data set cannot supply such episodes.
+    """
+    task = config.task.in_training()
+    if task is config.task:
+        return source
+    if source.kind != "classification" and config.task.train.way is not None:
+        raise ConfigError(
+            f"task.train.way={task.way}: the tasks of data={config.data.name} are {source.kind}, "
+            "which has no classes: leave task.train.way out"
+        )
+    if isinstance(source, ImageEpisodes):  # which share their images
+        try:
+            return source.of_shape(task.way, task.shot, task.query)
+        except ValueError as error:
+            raise ConfigError(str(error).replace("task.", "task.train.")) from error
+    return build_data(replace(config, task=task), device)
 
 
 def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
@@ -176,12 +200,14 @@ def build_algorithm(
     source: EpisodeSource,
     record: Record = unrecorded,
     compares: bool = True,
+    train_source: EpisodeSource | None = None,
 ) -> Algorithm:
     """The algorithm for a network and a data set.
 
     Args:
         record: applied to what is computed at each inner step.
         compares: whether it gets examples, to find out by them how it may compute the network.
+        train_source: of training episodes, if they have another shape.
 
     Raises:
         ConfigError: a pattern matches no parameter, or an optimizer's settings contradict.
@@ -202,12 +228,15 @@ def build_algorithm(
     )
     _refuse_frozen_parts(model, getattr(inner_config, "parts", []))
 
+    trained = source if train_source is None else train_source
+
     def inputs() -> list[torch.Tensor]:
-        task = source.sample("train", 0, 1)
+        task = trained.sample("train", 0, 1)
         return [task.support_x[0], task.query_x[0]]
 
+    ways = (trained.outputs, source.outputs) if source.kind == "classification" else None
     problem = Problem(
-        model, OBJECTIVES[source.kind], inner, source.outputs, inputs if compares else None
+        model, OBJECTIVES[source.kind], inner, source.outputs, inputs if compares else None, ways
     )
     algorithm = _build("algo", config.algo, problem, **as_keywords(config.algo))
     return checked_algorithm(config.algo.name, algorithm)

@@ -7,20 +7,20 @@ in whatever it would lead to in torch.
 import copy
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metarun.components.algo.base import OBJECTIVES, Algorithm, Trace
+from metarun.components.algo.base import Algorithm, Trace
+from metarun.config.run import TrainConfig
 from metarun.episodes.source import EpisodeSource
 from metarun.errors import ConfigError
 from metarun.unroll import InnerOptimizer, LossOptimizer
 from metarun.unroll.advice import explained
 
-FIELDS = ("support_x", "support_y", "query_x", "query_y")
 EXTRA = ("loss", "score", "inner_losses")
-SPLITS = ("train", "val", "test")
 
 
 def seen(value: Any) -> str:
@@ -33,7 +33,7 @@ def seen(value: Any) -> str:
     return f"{value!r:.60}, of type {kind}" if short else f"a value of type {kind}"
 
 
-def _undisturbed(device: torch.device) -> AbstractContextManager[None]:
+def undisturbed(device: torch.device) -> AbstractContextManager[None]:
     """A block after which the random states are those from before."""
     return torch.random.fork_rng([device.index or 0] if device.type == "cuda" else [])
 
@@ -60,7 +60,7 @@ def check_outputs(name: str, model: nn.Module, source: EpisodeSource) -> None:
         ConfigError: says what it gives and what it should.
     """
     x = source.sample("train", 0, 1).support_x[0]
-    with torch.no_grad(), _undisturbed(x.device), explained():
+    with torch.no_grad(), undisturbed(x.device), explained():
         outputs = copy.deepcopy(model).to(x.device).eval()(x)
     wanted = (len(x), source.outputs)
     if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:
@@ -92,136 +92,6 @@ def check_outer_optimizer(name: str, optimizer: Any) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(
             f"outer_opt={name} builds {seen(optimizer)}: it must build a torch.optim.Optimizer"
-        )
-
-
-# ---------------------------------------------------------------- data
-
-
-def check_source(name: str, source: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse a source of episodes that is not described, or whose episodes are not as described.
-
-    One episode of each split is drawn, and one of them twice, in other company: an episode is a
-    function of its split and its number alone.
-
-    Raises:
-        ConfigError: says what it gives and what it should.
-    """
-    lacking = [a for a in ("kind", "input_shape", "outputs", "sample") if not hasattr(source, a)]
-    if lacking:
-        raise ConfigError(
-            f"data={name} builds {seen(source)} without `{lacking[0]}`: it must have kind, "
-            "input_shape, outputs and sample(split, start, count)"
-        )
-    if source.kind not in OBJECTIVES:
-        raise ConfigError(f"data={name} is of kind {source.kind!r}: {' or '.join(OBJECTIVES)}")
-    if type(source.outputs) is not int or source.outputs < 1:
-        raise ConfigError(f"data={name} has outputs={source.outputs!r}: must be 1 or more")
-    shape = source.input_shape
-    if not isinstance(shape, tuple | list | torch.Size) or not all(type(n) is int for n in shape):
-        raise ConfigError(f"data={name} has input_shape={shape!r}: must be a tuple of numbers")
-    if not isinstance(getattr(source, "identity", ""), str | None):
-        raise ConfigError(f"data={name} has identity={seen(source.identity)}: must be a text")
-    with _undisturbed(device):
-        for split in SPLITS:
-            two = _drawn(name, source, split, 0, 2)
-            _check_episodes(f"data={name}: sample({split!r}, 0, 2)", two, source, 2, device, dtype)
-        second = _drawn(name, source, split, 1, 1)
-        for field in FIELDS:
-            again, first = getattr(second, field)[0], getattr(two, field)[1]
-            if again.shape != first.shape or not torch.allclose(again, first, equal_nan=True):
-                raise ConfigError(
-                    f"data={name}: episode 1 of the {split} split is another one when it is drawn "
-                    f"again (its {field} differs): an episode must depend on its split, its number "
-                    "and the seed alone"
-                )
-
-
-class CheckedSource:
-    """A user's source of episodes, whose failures are told as such whenever they come."""
-
-    def __init__(self, name: str, source: Any) -> None:
-        self._name, self._source = name, source
-
-    def sample(self, split: str, start: int, count: int) -> Any:
-        """The source's episodes.
-
-        Raises:
-            ConfigError: it fails, or gives no episodes.
-        """
-        episodes = _drawn(self._name, self._source, split, start, count)
-        if not isinstance(episodes, tuple) or any(not hasattr(episodes, f) for f in FIELDS):
-            raise ConfigError(
-                f"data={self._name}: sample({split!r}, {start}, {count}) gives {seen(episodes)}, "
-                "no episodes"
-            )
-        return episodes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-
-def _drawn(name: str, source: Any, split: str, start: int, count: int) -> Any:
-    try:
-        return source.sample(split, start, count)
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever a user's source may do wrong
-        raise ConfigError(
-            f"data={name}: sample({split!r}, {start}, {count}) ends in {type(error).__name__}: "
-            f"{error}; there must be episodes of each split: {', '.join(SPLITS)}"
-        ) from error
-
-
-def _check_episodes(
-    what: str, episodes: Any, source: Any, count: int, device: torch.device, dtype: torch.dtype
-) -> None:
-    if not isinstance(episodes, tuple) or any(not hasattr(episodes, f) for f in FIELDS):
-        raise ConfigError(
-            f"{what} gives {seen(episodes)}: it must give metarun.episodes.source.Episodes, or a "
-            f"NamedTuple that begins with {', '.join(FIELDS)}"
-        )
-    for field, value in zip(episodes._fields, episodes, strict=True):  # type: ignore[attr-defined]
-        if not isinstance(value, Tensor) or value.dim() < 1 or len(value) != count:
-            raise ConfigError(
-                f"{what}: {field} is {seen(value)}: it must be a tensor with {count} tasks as its "
-                "first dimension"
-            )
-        if value.device.type != device.type:
-            raise ConfigError(f"{what}: {field} is on {value.device}: it must be on {device}")
-        if value.is_floating_point() and value.dtype != dtype:
-            raise ConfigError(
-                f"{what}: {field} is {seen(value)}: it must be of the run's dtype, {dtype}"
-            )
-    for half in ("support", "query"):
-        x, y = getattr(episodes, f"{half}_x"), getattr(episodes, f"{half}_y")
-        inputs = tuple(source.input_shape)
-        if tuple(x.shape[2:]) != inputs:
-            raise ConfigError(
-                f"{what}: {half}_x is {seen(x)}: it must be (tasks, examples, *input_shape), and "
-                f"input_shape is {inputs}"
-            )
-        _check_targets(f"{what}: {half}_y", y, x.shape[1], source)
-
-
-def _check_targets(what: str, y: Tensor, examples: int, source: Any) -> None:
-    if source.kind == "regression":
-        if y.shape[1:] != (examples, source.outputs) or not y.is_floating_point():
-            raise ConfigError(
-                f"{what} is {seen(y)}: targets must be floating-point numbers of shape (tasks, "
-                f"{examples}, {source.outputs}), which is (tasks, examples, outputs)"
-            )
-        return
-    if y.shape[1:] != (examples,) or y.dtype is not torch.int64:
-        raise ConfigError(
-            f"{what} is {seen(y)}: labels must be int64 of shape (tasks, {examples}), which is "
-            "(tasks, examples)"
-        )
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= source.outputs:
-        raise ConfigError(
-            f"{what} has labels from {low} to {high}, but outputs={source.outputs}: labels go from "
-            f"0 to {source.outputs - 1}"
         )
 
 
@@ -259,6 +129,43 @@ def checked_algorithm(name: str, algorithm: Any) -> Algorithm:
         return _checked_trace(f"algo={name}: trace(meta, episode)", algorithm.trace(meta, episode))
 
     return algorithm._replace(init=init, loss=loss, trace=trace)
+
+
+def check_fits(
+    config: TrainConfig, algorithm: Algorithm, source: EpisodeSource, train_source: EpisodeSource
+) -> None:
+    """Refuse settings that an algorithm has no use for, and tasks that it cannot do.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    name = config.algo.name
+    if not algorithm.any_way and train_source.outputs != source.outputs:
+        raise ConfigError(
+            f"task.train.way={train_source.outputs}: algo={name} learns a network that tells "
+            f"task.way={source.outputs} classes apart; leave it out, or choose an algorithm "
+            "without a head of its own, such as protonet or r2d2"
+        )
+    if algorithm.has_inner_loop:
+        return
+    if config.engine.gradient != "auto":
+        raise ConfigError(
+            f"engine.gradient={config.engine.gradient}: algo={name} has no inner loop to "
+            "differentiate; leave it out"
+        )
+    inner = config.inner_opt
+    if inner.learn or inner.groups or inner.name != "sgd":
+        key = "learn" if inner.learn else "groups" if inner.groups else "name"
+        shown = f"inner_opt={inner.name}" if key == "name" else f"inner_opt.{key}"
+        raise ConfigError(f"{shown}: algo={name} has no inner loop; leave inner_opt out")
+    plain = type(inner)()
+    for field in fields(plain):
+        tuned = field.name == "lr" and source.kind == "regression"  # by the data's own defaults
+        value = getattr(inner, field.name)
+        if value != getattr(plain, field.name) and not tuned:
+            raise ConfigError(
+                f"inner_opt.{field.name}={value}: algo={name} has no inner loop; leave it out"
+            )
 
 
 def _is_parameter(name: Any, value: Any) -> bool:

@@ -4,7 +4,7 @@ Every key of the command line is a field here, or in the file of a component
 (`metarun.config.catalogue`). Imports neither torch nor Hydra.
 """
 
-from dataclasses import field, fields
+from dataclasses import field, fields, replace
 from typing import Any, Literal
 
 from metarun.config.checks import between, positive
@@ -16,6 +16,20 @@ MOST = 10**9
 MOST_TASKS = 10**5  # and what tasks are made of
 
 
+@section("task.train.")
+class TrainTaskConfig:
+    """The shape of a training episode, where it is another one; null: that of an evaluation."""
+
+    way: int | None = None  # classes
+    shot: int | None = None  # support examples of each class
+    query: int | None = None  # query examples of each class
+
+    def __post_init__(self) -> None:
+        for name in ("way", "shot", "query"):
+            if getattr(self, name) is not None:
+                between(f"task.train.{name}", getattr(self, name), 1, MOST_TASKS)
+
+
 @section("task.")
 class TaskConfig:
     """The shape of an episode."""
@@ -23,10 +37,16 @@ class TaskConfig:
     way: int = 5  # classes
     shot: int = 1  # support examples of each class
     query: int = 15  # query examples of each class
+    train: TrainTaskConfig = field(default_factory=TrainTaskConfig)
 
     def __post_init__(self) -> None:
         for name in ("way", "shot", "query"):
             between(f"task.{name}", getattr(self, name), 1, MOST_TASKS)
+
+    def in_training(self) -> "TaskConfig":
+        """The shape of a training episode."""
+        own = {name: value for name, value in vars(self.train).items() if value is not None}
+        return replace(self, **own) if own else self
 
 
 @section("trainer.")
@@ -125,7 +145,7 @@ class TrainConfig:
 class EvalTask:
     """Changes to the episode's shape; null keeps the checkpoint's."""
 
-    way: int | None = None  # classes: the checkpoint's number, no other
+    way: int | None = None  # classes: another number only where the algorithm has no head
     shot: int | None = None  # support examples of each class
     query: int | None = None  # query examples of each class
 

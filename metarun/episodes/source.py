@@ -1,5 +1,6 @@
 """Episodes: the few-shot tasks drawn from a data set, each a pure function of its index."""
 
+import copy
 import hashlib
 from typing import NamedTuple, Protocol
 
@@ -78,6 +79,17 @@ class ImageEpisodes:
         self.dtype = dtype
         self.input_shape = tuple(next(iter(stores.values())).images.shape[1:])
         self.outputs = way
+
+    def of_shape(self, way: int, shot: int, query: int) -> "ImageEpisodes":
+        """Training episodes of another shape, from the same images.
+
+        Raises:
+            ValueError: the training split cannot supply them.
+        """
+        _check_feasible("train", self.stores["train"], way, shot, query)
+        other = copy.copy(self)
+        other.way, other.shot, other.query, other.outputs = way, shot, query, way
+        return other
 
     def sample(self, split: str, start: int, count: int) -> Episodes:
         """Draw episodes; images become floats in [0, 1]."""

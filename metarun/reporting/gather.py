@@ -210,6 +210,10 @@ def _settings(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError("config.yaml is damaged") from error
     settings = flat(config) if isinstance(config, dict) and _plain_keys(config) else {}
+    # Older runs know of no other shape in training; where there is none, nothing is said.
+    settings = {
+        k: v for k, v in settings.items() if v is not None or not k.startswith("task.train.")
+    }
     needed = ["trainer.steps", "trainer.meta_batch", *(f"{group}.name" for group in GROUPS)]
     if missing := [key for key in needed if key not in settings]:
         raise ValueError(f"config.yaml is no config of metarun: {missing[0]} is not there")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
-from metarun.components.algo.base import HYPER_PREFIX
+from metarun.components.algo.base import HYPER_PREFIX, HYPERPARAMETERS
 from metarun.episodes.rng import stream_key
 from metarun.errors import CheckpointError, RunError
 from metarun.rundir import checkpoint
@@ -197,8 +197,9 @@ def learned_hyper(state: TrainState) -> dict[str, float]:
     """Learned inner hyperparameters by tag: `inner/lr`, or `inner/lr_step0` … by step."""
     values = {}
     for name, value in state.meta.items():
-        if name.startswith(HYPER_PREFIX):
-            tag = "inner/" + name.removeprefix(HYPER_PREFIX)
+        if name.startswith(HYPERPARAMETERS):
+            inner = name.startswith(HYPER_PREFIX)
+            tag = ("inner/" if inner else "algo/") + name.partition(".")[2]
             if value.dim() == 0:
                 values[tag] = value.item()
             else:

@@ -85,9 +85,15 @@ def finish(
 
 def describe(setup: Setup, evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation's figures with the protocol that they were measured under."""
-    config = setup.config
+    config, trained = setup.config, setup.config.task.in_training()
+    figures = evaluation.summary()
+    if not setup.algorithm.has_inner_loop:
+        figures["inner_steps"] = None
+    if trained != config.task:  # training tasks had another shape
+        shape = {"way": trained.way, "shot": trained.shot, "query": trained.query}
+        figures["trained_on"] = shape
     return {
-        **evaluation.summary(),
+        **figures,
         "score": setup.objective.score_name,
         "algo": config.algo.name,
         "data": config.data.name,
@@ -108,18 +114,25 @@ def line(figures: dict[str, Any], split: str) -> str:
     else:
         shape = f"{figures['shot']} shots, {figures['query']} queries"
     other = ", other data than in training" if figures.get("other_data") else ""
+    if trained := figures.get("trained_on"):
+        ways = f"{trained['way']}-way " if name == "accuracy" else ""
+        other = f", trained on {ways}{trained['shot']}-shot{other}"
+    steps = figures["inner_steps"]
+    inner = "" if steps is None else f"{steps} inner steps, "
     return (
         f"{split} {name} {format_score(name, figures[name])} ± "
         f"{format_score(name, figures['ci95'])} (95 % CI; {figures['episodes']} tasks, {shape}, "
-        f"{figures['inner_steps']} inner steps, batch norm: {figures['batch_norm']}{other})"
+        f"{inner}batch norm: {figures['batch_norm']}{other})"
     )
 
 
-def per_inner_step(figures: dict[str, Any]) -> str:
-    """The score before adaptation and after each inner step."""
+def per_inner_step(figures: dict[str, Any]) -> list[str]:
+    """A line with the score before adaptation and after each inner step, if there are any."""
+    if figures["inner_steps"] is None:
+        return []
     name = figures["score"]
     values = [format_score(name, value) for value in figures[f"{name}_per_inner_step"]]
-    return f"{name} after 0, 1, … inner steps: {', '.join(values)}"
+    return [f"{name} after 0, 1, … inner steps: {', '.join(values)}"]
 
 
 def is_whole(result: dict[str, Any]) -> bool:
@@ -150,7 +163,7 @@ def summary(result: dict[str, Any], directory: Path, plugins: Sequence[str] = ()
             f"{result['test_seconds']:.0f} s of test, peak memory {memory:.2f} GiB",
             f"  best validation {name} {best_score}, at meta-step {best['step']}",
             f"  {line(test, 'test')}",
-            f"  {per_inner_step(test)}",
+            *(f"  {line}" for line in per_inner_step(test)),
             *counted(result.get("parameters")),
             f"  run directory {directory}",
             f"next: metarun eval {own}{as_argument('ckpt', directory)} episodes=1000",

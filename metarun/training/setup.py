@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from metarun.components.algo.base import HYPER_PREFIX, OBJECTIVES, Algorithm, Objective
-from metarun.components.build import build_algorithm, build_data, build_model
+from metarun.components.algo.base import HYPERPARAMETERS, OBJECTIVES, Algorithm, Objective
+from metarun.components.build import build_algorithm, build_data, build_model, training_source
+from metarun.components.contract import check_fits
 from metarun.components.network import Network, refuse_kept_results, refuse_lost_state
 from metarun.config.catalogue import GROUPS, schemas
 from metarun.config.checks import fits, read
-from metarun.config.run import EngineConfig, TaskConfig, TrainConfig, TrainerConfig
+from metarun.config.run import EngineConfig, TaskConfig, TrainConfig, TrainerConfig, TrainTaskConfig
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.identity import identity_of
 from metarun.episodes.rng import stream_key
@@ -80,20 +81,24 @@ def build(
     # Attention has a fast path for evaluations alone, which cannot be recorded.
     torch.backends.mha.set_fastpath_enabled(False)
     source = build_data(config, device)
+    train_source = training_source(config, source, device)
     _check_size(config, source)
     torch.manual_seed(seed_of_weights(config.seed if trained_with is None else trained_with))
     model = build_model(config, source)
     refuse_lost_state(model)
     refuse_kept_results(model, source.input_shape)
     network = Network(model.to(device))
-    changes, engine = settle(config, network, model, source, device, ranks, trained_with is None)
+    changes, engine = settle(
+        config, network, model, train_source, device, ranks, trained_with is None
+    )
     settled = replace(config, engine=engine)
     planned_for = config.trainer.steps if planned_for is None else planned_for
     begun = replace(settled, trainer=replace(config.trainer, steps=planned_for))
     computed = with_gradient(begun, model, device)
     plan = make_plan(computed, model, device)
     record_step = Recorder(plan.step, "inner steps", tells=False)
-    algorithm = build_algorithm(computed, model, source, record_step)
+    algorithm = build_algorithm(computed, model, source, record_step, train_source=train_source)
+    check_fits(config, algorithm, source, train_source)
     if changes.evaluation:
         algorithm = with_kept_buffers(model, algorithm)
     batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
@@ -104,7 +109,7 @@ def build(
         ranks,
         source,
         network,
-        Ahead(source, "train"),
+        Ahead(train_source, "train"),
         algorithm,
         OBJECTIVES[source.kind],
         plan,
@@ -189,7 +194,7 @@ def _parameters(algorithm: Algorithm, network: Network) -> dict[str, int | None]
             "metarun.components.algo.base"
         )
     sizes = {name: p.numel() for name, p in meta.items()}
-    hyper = sum(size for name, size in sizes.items() if name.startswith(HYPER_PREFIX))
+    hyper = sum(size for name, size in sizes.items() if name.startswith(HYPERPARAMETERS))
     adapted = algorithm.adapted
     return {
         "learned": sum(sizes.values()) - hyper,
@@ -202,7 +207,9 @@ def _parameters(algorithm: Algorithm, network: Network) -> dict[str, int | None]
 def _check_size(config: TrainConfig, source: EpisodeSource) -> None:
     """Refuse tasks of which a batch is larger than the memory of the machine."""
     task, size = config.task, max(config.trainer.meta_batch, config.engine.chunk or 0)
-    examples = (task.shot + task.query) * (task.way if source.kind == "classification" else 1)
+    classes = source.kind == "classification"
+    shapes = (task, task.in_training())
+    examples = max((t.shot + t.query) * (t.way if classes else 1) for t in shapes)
     needed = size * examples * math.prod(source.input_shape) * 8
     if needed > machine_memory():
         raise ConfigError(
@@ -269,7 +276,10 @@ def from_plain(plain: dict[str, Any]) -> TrainConfig:
                     f"the checkpoint needs {group}={name[:80]}, unknown here{_hint(plain)}"
                 )
             parts[group] = read(group, schemas(group)[name], settings)
-        parts["task"] = read("task", TaskConfig, plain.get("task"))
+        task = dict(plain["task"]) if isinstance(plain.get("task"), dict) else plain.get("task")
+        if isinstance(task, dict):  # an older one has a single shape
+            task["train"] = read("task.train", TrainTaskConfig, task.get("train", {}))
+        parts["task"] = read("task", TaskConfig, task)
         parts["trainer"] = read("trainer", TrainerConfig, plain.get("trainer"))
         parts["engine"] = read("engine", EngineConfig, plain.get("engine"))
         return read("the config", TrainConfig, plain | parts)

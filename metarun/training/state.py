@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.components.algo.base import HYPER_PREFIX
+from metarun.components.algo.base import HYPERPARAMETERS
 from metarun.components.build import build_outer_optimizer
 from metarun.components.outer_opt.base import IMPLEMENTATION
 from metarun.config.run import TrainConfig
@@ -187,8 +187,8 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
 def _with_optimizer(setup: Setup, meta: dict[str, Tensor]) -> TrainState:
     config: TrainConfig = setup.config
     leaves = {name: value.detach().clone().requires_grad_() for name, value in meta.items()}
-    weights = [v for name, v in leaves.items() if not name.startswith(HYPER_PREFIX)]
-    learned = [v for name, v in leaves.items() if name.startswith(HYPER_PREFIX)]
+    weights = [v for name, v in leaves.items() if not name.startswith(HYPERPARAMETERS)]
+    learned = [v for name, v in leaves.items() if name.startswith(HYPERPARAMETERS)]
     groups: list[dict[str, Any]] = [{"params": weights}]
     if learned:  # decaying a learning rate towards zero is never what weight decay is for
         groups.append({"params": learned, "weight_decay": 0.0})

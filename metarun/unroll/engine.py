@@ -26,12 +26,12 @@ from metarun.unroll.implicit import attach_implicit
 from metarun.unroll.inner import ContextLoss, Remember, dependent, inner_gradient, one_number
 from metarun.unroll.inputs import (
     check_gradients_possible,
+    check_hyper,
     check_optimizer,
     check_real,
     check_signature,
-    check_state,
-    checked_hyper,
     checked_params,
+    checked_state,
     checked_steps,
 )
 from metarun.unroll.mixed_check import checked_mixed
@@ -127,11 +127,7 @@ def unroll(
         raise ValueError("there are no parameters to adapt: params is empty")
     order = _order(mode, optimizer)
     loss_at = _losses(loss_fn, context is not None, order)
-    fresh = optimizer.init(params)
-    if state is None:
-        state = fresh
-    else:
-        check_state(state, fresh)
+    state = checked_state(state, optimizer.init(params))
     constant_hyper = optimizer.hyper if hyper is None else hyper
     hyper_at = constant_hyper if callable(constant_hyper) else lambda _: constant_hyper
     path = _Path(loss_at, optimizer, context, hyper_at, observe, _own(loss_fn), order)
@@ -142,7 +138,7 @@ def unroll(
     places: list[Place] = []
     if mode == "mixed" or isinstance(mode, Checkpoint | Implicit | Evolution):
         for step in sorted({0, steps - 1}) if steps else ():
-            _check_hyper(at_step := hyper_at(step), optimizer)
+            check_hyper(at_step := hyper_at(step), optimizer)
             given = (params, state, context, at_step)
             with explained():
                 seen = check_closure(partial(_evaluated, path, step), given, path.loss_fn)
@@ -206,7 +202,7 @@ class _Path(NamedTuple):
         """One step: the new parameters and state, and the loss before it."""
         loss = self.loss_at(step)
         hyper = self.hyper_at(step)
-        _check_hyper(hyper, self.optimizer)
+        check_hyper(hyper, self.optimizer)
         if isinstance(self.optimizer, LossOptimizer):
             return self._take_loss_driven(loss, params, state, hyper, remember)
         with explained():
@@ -285,15 +281,6 @@ def _evaluated(path: _Path, step: int, given: Any) -> Any:
 def _own(loss_fn: LossFn) -> Any:
     """A loss without what this package puts around it."""
     return loss_fn.loss if isinstance(loss_fn, RecordedLoss) else loss_fn
-
-
-def _check_hyper(hyper: Hyper, optimizer: InnerOptimizer | LossOptimizer) -> None:
-    if set(checked_hyper(hyper)) != set(optimizer.hyper):
-        wrong = ", ".join(sorted(set(hyper) ^ set(optimizer.hyper)))
-        raise ValueError(
-            f"hyper must have the names {', '.join(optimizer.hyper)}, neither more nor less: "
-            f"see {wrong} (start from optimizer.hyper)"
-        )
 
 
 def _truncated(path: _Path, start: Params, state: State, steps: int, last: int) -> Unrolled:

@@ -114,21 +114,39 @@ def checked_hyper(hyper: Any) -> Mapping[str, Any]:
     return hyper
 
 
-def check_state(state: Any, fresh: Any) -> None:
-    """Refuse a state of an optimizer that is not of the form that it has.
+def check_hyper(hyper: Any, optimizer: InnerOptimizer | LossOptimizer) -> None:
+    """Refuse hyperparameters that are not the optimizer's.
+
+    Raises:
+        ValueError: as `checked_hyper`; or the names are others.
+    """
+    if set(checked_hyper(hyper)) != set(optimizer.hyper):
+        wrong = ", ".join(sorted(set(hyper) ^ set(optimizer.hyper)))
+        raise ValueError(
+            f"hyper must have the names {', '.join(optimizer.hyper)}, neither more nor less: "
+            f"see {wrong} (start from optimizer.hyper)"
+        )
+
+
+def checked_state(state: Any, fresh: Any) -> Any:
+    """The state that an optimizer goes on from, which must be of the form that it has.
 
     Args:
+        state: what was given; None is the state at the start.
         fresh: the optimizer's state at the start.
 
     Raises:
         ValueError: it is of another form.
     """
+    if state is None:
+        return fresh
     if pytree.tree_structure(state) != pytree.tree_structure(fresh):
         raise ValueError(
             f"state is {_kind(state)} that this optimizer does not have for these parameters: give "
             "optimizer.init(params), the `state` that another unroll of them has returned, or that "
             "of from_torch(torch_optimizer, model)"
         )
+    return state
 
 
 def check_signature(loss_fn: Any, has_context: bool) -> None:

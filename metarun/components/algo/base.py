@@ -27,6 +27,12 @@ Episode = Any
 HYPER_PREFIX = "inner_opt."
 """Keeps learned hyperparameters apart from weights among the meta-parameters."""
 
+OWN_PREFIX = "algo."
+"""The same for the scalars that an algorithm learns of its own: a temperature, a regularisation."""
+
+HYPERPARAMETERS = (HYPER_PREFIX, OWN_PREFIX)
+"""What names begin with that weight decay leaves alone, and logs have as scalars."""
+
 
 class Objective(NamedTuple):
     """What is minimised, and what is reported.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.components.algo.base import apply_model, detached_parameters, evaluating
+from metarun.components.algo.embedding import Features
 from metarun.components.network import Network, untouched
 from metarun.unroll import Meta
 
@@ -33,18 +34,6 @@ class Halves(NamedTuple):
     shared: tuple[str, ...]
 
 
-class _Features(nn.Module):
-    """The part of a backbone before its head, as a module that can be called functionally."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.model.features(x)  # type: ignore[operator]
-        return features
-
-
 def halves(
     model: nn.Module, adapted: Collection[str], inputs: Callable[[], Sequence[Tensor]] | None = None
 ) -> Halves:
@@ -67,7 +56,7 @@ def halves(
     )
     if not (set(adapted) <= set(head) and hasattr(model, "features") and hasattr(model, "head")):
         return whole
-    body, features = [name for name in names if name not in head], _Features(model)
+    body, features = [name for name in names if name not in head], Features(model)
 
     def encode(meta: Meta, x: Tensor) -> Tensor:
         return apply_model(features, {f"model.{name}": meta[name] for name in body}, x)

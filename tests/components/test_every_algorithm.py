@@ -1,0 +1,172 @@
+"""What holds of every algorithm that there is: a new one is tested by being there."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metarun.config.catalogue import schemas
+from metarun.config.compose import composed, register_schemas
+from metarun.episodes.source import Episodes
+from metarun.training.evaluation import evaluate
+from metarun.training.loop import meta_step
+from metarun.training.setup import Setup, build
+from metarun.training.state import TrainState, fresh, restore, snapshot
+
+register_schemas()
+CPU = torch.device("cpu")
+ALGORITHMS = [
+    name for name, kind in schemas("algo").items() if kind.__module__.startswith("metarun.")
+]
+IMAGES = ("data=glyphs", "backbone=conv4", "backbone.width=4")
+NETWORKS = {"conv4": IMAGES, "mlp": ("data=glyphs", "backbone=mlp", "backbone.hidden=[8]")}
+SMALL = ("trainer.meta_batch=2", "trainer.steps=6", "task.way=3", "task.shot=2", "task.query=2")
+FIRST_ORDER: dict[str, tuple[str, ...]] = {"maml": ("algo.order=1",), "anil": ("algo.order=1",)}
+
+
+def setup_of(algo: str, *more: str, network: str = "conv4") -> Setup:
+    return build(composed("train", [f"algo={algo}", *NETWORKS[network], *SMALL, *more]), CPU)
+
+
+@cache
+def double(algo: str, network: str) -> Setup:
+    return setup_of(algo, "engine.precision=float64", "engine.compile=none", network=network)
+
+
+def moved(setup: Setup, seed: int = 0) -> dict[str, Tensor]:
+    """Meta-parameters that are not the initial ones, where some are zero."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: value + 0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        for name, value in setup.algorithm.init().items()
+    }
+
+
+def task_of(setup: Setup, index: int = 0, split: str = "train") -> Episodes:
+    return Episodes(*(part[0] for part in setup.source.sample(split, index, 1)))
+
+
+def trained(setup: Setup, steps: int, state: TrainState | None = None) -> TrainState:
+    state = fresh(setup) if state is None else state
+    for _ in range(steps):
+        meta_step(setup, state)
+    return state
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_its_meta_gradient_is_that_of_finite_differences(algo: str, network: str) -> None:
+    setup = double(algo, network)
+    meta = {name: value.requires_grad_() for name, value in moved(setup).items()}
+    task, loss = task_of(setup), setup.algorithm.loss
+    grads = torch.autograd.grad(loss(meta, task)[0], list(meta.values()), materialize_grads=True)
+    for seed in range(2):
+        along = {k: v - meta[k].detach() for k, v in moved(setup, seed + 1).items()}
+
+        def at(shift: float, along: dict[str, Tensor] = along) -> float:
+            with torch.no_grad():
+                shifted = {k: v.detach() + shift * along[k] for k, v in meta.items()}
+            return float(
+                loss({k: v.requires_grad_() for k, v in shifted.items()}, task)[0].detach()
+            )
+
+        h = 1e-6  # so small that no ReLU turns
+        slope = (at(h) - at(-h)) / (2 * h)
+        ours = sum(float((g * a).sum()) for g, a in zip(grads, along.values(), strict=True))
+        assert ours == pytest.approx(slope, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_tasks_by_vmap_in_a_loop_and_recorded_are_the_same(algo: str, network: str) -> None:
+    found: list[Any] = []
+    for how in (("loop", "none"), ("loop", "replay"), ("vmap", "none"), ("vmap", "replay")):
+        engine = [f"engine.{k}={v}" for k, v in zip(("batching", "compile"), how, strict=True)]
+        setup = setup_of(algo, "engine.precision=float64", *engine, network=network)
+        meta, tasks = moved(setup), setup.source.sample("train", 0, 2)
+        leaves = {name: value.requires_grad_() for name, value in meta.items()}
+        grads, row = setup.gradient(leaves, tasks)
+        with torch.no_grad():
+            trace = setup.trace(meta, tasks)
+        found.append([*grads.values(), row, *trace])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-7, atol=1e-9)
+    assert all(torch.equal(*pair) for pair in zip(found[0], found[1], strict=True))
+    assert all(torch.equal(*pair) for pair in zip(found[2], found[3], strict=True))
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_first_order_is_another_gradient_of_the_same_loss(algo: str) -> None:
+    if algo not in FIRST_ORDER:
+        pytest.skip("it has no inner gradients to hold constant")
+    rows = []
+    for more in ((), FIRST_ORDER[algo]):
+        setup = setup_of(algo, "engine.precision=float64", "algo.inner_steps=2", *more)
+        grads, row = setup.gradient(fresh(setup).meta, setup.source.sample("train", 0, 2))
+        rows.append((row[0], torch.cat([g.flatten() for g in grads.values()])))
+    (loss, exact), (same, first) = rows
+    torch.testing.assert_close(loss, same)
+    assert not torch.allclose(exact, first)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_the_names_of_classes_do_not_matter(algo: str, network: str) -> None:
+    """Other numbers for the classes give the outputs in another order; a head has one, too."""
+    setup = double(algo, network)
+    assert setup.algorithm.adapt is not None
+    meta, task, order = moved(setup), task_of(setup, split="val"), torch.tensor([2, 0, 1])
+    head = {k: v[order] if k.startswith("head.") else v for k, v in meta.items()}
+    scores = setup.algorithm.adapt(meta, task.support_x, task.support_y, 3)(task.query_x)
+    renamed = order.argsort()[task.support_y]
+    others = setup.algorithm.adapt(head, task.support_x, renamed, 3)(task.query_x)
+    torch.testing.assert_close(others, scores[:, order], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_its_predictor_scores_as_an_evaluation_does(algo: str) -> None:
+    setup = double(algo, "conv4")
+    assert setup.algorithm.adapt is not None
+    meta = moved(setup)
+    for index in range(3):
+        task = task_of(setup, index, "test")
+        outputs = setup.algorithm.adapt(meta, task.support_x, task.support_y, 3)(task.query_x)
+        trace = setup.algorithm.trace(meta, task)
+        score = setup.objective.score(outputs, task.query_y)
+        assert float(trace.query_score[-1]) == float(score)
+        torch.testing.assert_close(
+            trace.query_loss[-1], setup.objective.loss(outputs, task.query_y)
+        )
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_it_goes_on_from_a_checkpoint_with_the_same_bits(algo: str) -> None:
+    whole = trained(setup_of(algo), 6)
+    first = setup_of(algo)
+    content = snapshot(first, trained(first, 3))
+    second = setup_of(algo)
+    torch.manual_seed(99)
+    resumed = trained(second, 3, restore(second, content))
+    assert all(torch.equal(value, resumed.meta[name]) for name, value in whole.meta.items())
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_another_seed_is_another_run(algo: str) -> None:
+    runs = [trained(setup_of(algo, f"seed={seed}"), 2).meta for seed in (0, 0, 1)]
+    assert all(torch.equal(runs[0][name], value) for name, value in runs[1].items())
+    assert any(not torch.equal(runs[0][name], value) for name, value in runs[2].items())
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_a_short_training_beats_its_own_start(algo: str) -> None:
+    setup = setup_of(
+        algo, "backbone.width=8", "trainer.meta_batch=4", "task.query=5", "outer_opt.lr=0.005"
+    )
+    state, losses = fresh(setup), []
+    for _ in range(2):
+        found = evaluate(setup.trace, setup.objective, state.meta, setup.source, "val", 40)
+        losses.append(float(found.losses[:, -1].mean()))
+        trained(setup, 60 * (len(losses) == 1), state)
+    assert losses[1] < 0.9 * losses[0]
