@@ -29,7 +29,7 @@ from metarun.components.inner_opt.mixed import part_settings
 from metarun.components.outer_opt.base import IMPLEMENTATION, OF_EVERY_OUTER_OPTIMIZER
 from metarun.components.source_contract import CheckedSource, check_source
 from metarun.config.catalogue import GROUPS, Component, builder, components, is_plugin
-from metarun.config.component import as_keywords
+from metarun.config.component import as_keywords, with_name
 from metarun.config.run import TrainConfig
 from metarun.episodes.source import EpisodeSource, ImageEpisodes
 from metarun.errors import ConfigError
@@ -57,20 +57,20 @@ def register(group: str, name: str, schema: type, build: Builder) -> None:
     Args:
         group: "algo", "data", "backbone", "inner_opt" or "outer_opt".
         name: what configs call it.
-        schema: the class of its settings, a dataclass with a field `name` that defaults to
-            `name`; of an inner or outer optimizer it inherits from `InnerOptConfig` or
-            `OuterOptConfig`, in `base` of the group's folder.
+        schema: the class of its settings, a dataclass (see `metarun.config.component.settings`);
+            of an inner or outer optimizer it inherits from `InnerOptConfig` or `OuterOptConfig`,
+            in `base` of the group's folder. A field `name` is `name`, if there is one.
         build: what builds it. It gets what components of that group get, and the settings as
             keywords; `metarun.config.component.builds` makes one object of these.
 
     Raises:
-        ValueError: an unknown group, or a name that is taken.
+        ValueError: an unknown group, a name that is taken, or settings of another name.
     """
     if group not in GROUPS:
         raise ValueError(f"unknown group {group!r}: choose from {', '.join(GROUPS)}")
     if name in components(group):
         raise ValueError(f"{group}={name} exists already")
-    components(group)[name] = Component(schema, build, is_plugin=True)
+    components(group)[name] = Component(with_name(schema, name), build, is_plugin=True)
 
 
 def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
@@ -282,7 +282,8 @@ def build_outer_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> 
         ConfigError: torch refuses the settings.
     """
     options = as_keywords(config.outer_opt, *OF_EVERY_OUTER_OPTIMIZER)
-    if is_plugin("outer_opt", config.outer_opt.name):
+    build = builder("outer_opt", config.outer_opt.name)
+    if not hasattr(build, "takes"):  # an older plugin's takes torch's own arguments
         options |= IMPLEMENTATION
     optimizer = _build("outer_opt", config.outer_opt, groups, **options)
     check_outer_optimizer(config.outer_opt.name, optimizer)

@@ -100,6 +100,22 @@ def _with_choices(
     return checked
 
 
+def with_name(schema: type, name: str) -> type:
+    """The settings with a field `name` that has this default.
+
+    Raises:
+        ValueError: they have another one.
+    """
+    known = {f.name: f.default for f in fields(schema)}
+    given = known.get("name", "???")
+    if given == name:
+        return schema
+    if given != "???":  # what the bases have
+        raise ValueError(f"the settings of {name!r} say name={given!r}: leave `name` out")
+    namespace = {"__annotations__": {"name": str}, "name": name, "__module__": schema.__module__}
+    return dataclass(type(schema.__name__, (schema,), namespace | {"__doc__": schema.__doc__}))
+
+
 def choices_of(schema: type) -> dict[str, tuple[Any, ...]]:
     """Setting -> the values that it may have, for those that have a few."""
     found: dict[str, tuple[Any, ...]] = getattr(schema, "_choices", {})
@@ -137,6 +153,7 @@ def takes(schema: type) -> Callable[[Callable[..., Result]], Callable[..., Resul
                 return function(*given)
             return function(*given, schema(**changes))
 
+        call.takes = schema  # type: ignore[attr-defined]
         return call
 
     return decorate

@@ -45,9 +45,11 @@ class MLP(nn.Module):
         self,
         input_shape: tuple[int, ...],
         outputs: int,
-        hidden: Sequence[int],
+        hidden: Sequence[int] | None = None,
     ) -> None:
+        """Build for examples of `input_shape`; without `hidden`, with the settings' layers."""
         super().__init__()
+        hidden = MlpConfig().hidden if hidden is None else hidden
         sizes = [prod(input_shape), *hidden]
         layers: list[nn.Module] = []
         for size_in, size_out in pairwise(sizes):
