@@ -31,7 +31,8 @@ from metarun.components.source_contract import CheckedSource, check_source
 from metarun.config.catalogue import GROUPS, Component, builder, components, is_plugin
 from metarun.config.component import as_keywords, with_name
 from metarun.config.run import TrainConfig
-from metarun.episodes.source import EpisodeSource, ImageEpisodes
+from metarun.episodes.ahead import Ahead
+from metarun.episodes.source import Batches, EpisodeSource, ImageEpisodes
 from metarun.errors import ConfigError
 from metarun.system.memory import machine_memory
 from metarun.unroll import (
@@ -117,6 +118,22 @@ def training_source(
         except ValueError as error:
             raise ConfigError(str(error).replace("task.", "task.train.")) from error
     return build_data(replace(config, task=task), device)
+
+
+def training_tasks(algorithm: Algorithm, source: EpisodeSource) -> Ahead | Batches:
+    """What an algorithm learns from: training episodes, or plain batches of labelled examples.
+
+    Raises:
+        ConfigError: it learns from batches, and the source has no labelled images.
+    """
+    if algorithm.batch_size is None:
+        return Ahead(source, "train")
+    if not isinstance(source, ImageEpisodes):
+        raise ConfigError(
+            "the algorithm learns from plain batches of labelled images, which these data do not "
+            "have: choose data=glyphs or data=omniglot"
+        )
+    return Batches(source, algorithm.batch_size)
 
 
 def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
@@ -236,7 +253,14 @@ def build_algorithm(
 
     ways = (trained.outputs, source.outputs) if source.kind == "classification" else None
     problem = Problem(
-        model, OBJECTIVES[source.kind], inner, source.outputs, inputs if compares else None, ways
+        model,
+        OBJECTIVES[source.kind],
+        inner,
+        source.outputs,
+        inputs if compares else None,
+        ways,
+        tuple(source.input_shape),
+        len(source.stores["train"].class_names) if isinstance(source, ImageEpisodes) else None,
     )
     algorithm = _build("algo", config.algo, problem, **as_keywords(config.algo))
     return checked_algorithm(config.algo.name, algorithm)

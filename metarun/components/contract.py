@@ -5,7 +5,7 @@ in whatever it would lead to in torch.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any
@@ -20,7 +20,7 @@ from metarun.errors import ConfigError
 from metarun.unroll import InnerOptimizer, LossOptimizer
 from metarun.unroll.advice import explained
 
-EXTRA = ("loss", "score", "inner_losses")
+EXTRA = ("loss", "score", "inner_losses", "kept")
 
 
 def seen(value: Any) -> str:
@@ -123,7 +123,9 @@ def checked_algorithm(name: str, algorithm: Any) -> Algorithm:
         return dict(meta)
 
     def loss(meta: Any, episode: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        return _checked_loss(f"algo={name}: loss(meta, episode)", algorithm.loss(meta, episode))
+        return _checked_loss(
+            f"algo={name}: loss(meta, episode)", algorithm.loss(meta, episode), algorithm.kept
+        )
 
     def trace(meta: Any, episode: Any) -> Trace:
         return _checked_trace(f"algo={name}: trace(meta, episode)", algorithm.trace(meta, episode))
@@ -172,11 +174,13 @@ def _is_parameter(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _checked_loss(what: str, found: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def _checked_loss(
+    what: str, found: Any, kept: Sequence[str] = ()
+) -> tuple[Tensor, dict[str, Tensor]]:
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], Mapping):
         raise ConfigError(
             f"{what} gives {seen(found)}: it must give (outer loss, extra), with a dict that has "
-            f"{', '.join(map(repr, EXTRA))}"
+            f"{', '.join(map(repr, EXTRA[:3]))}"
         )
     value, extra = found
     if unknown := [key for key in extra if key not in EXTRA]:
@@ -185,17 +189,28 @@ def _checked_loss(what: str, found: Any) -> tuple[Tensor, dict[str, Tensor]]:
             f"{', '.join(map(repr, EXTRA))} and no other"
         )
     _check_number(f"{what}: the outer loss", value)
-    for key in ("loss", "score"):
+    for key in ("loss", "score", *(["kept"] if kept else [])):
         if key not in extra:
             raise ConfigError(f"{what} gives no extra[{key!r}]: it must give one")
-        _check_number(f"{what}: extra[{key!r}]", extra[key])
+        if key != "kept":
+            _check_number(f"{what}: extra[{key!r}]", extra[key])
     inner = extra.get("inner_losses", value.detach().new_empty(0))
     if not isinstance(inner, Tensor) or inner.dim() != 1:
         raise ConfigError(
             f"{what}: extra['inner_losses'] is {seen(inner)}: it must be a tensor of shape "
             "(inner steps,), or be left out"
         )
-    return value, {"loss": extra["loss"], "score": extra["score"], "inner_losses": inner}
+    checked = {"loss": extra["loss"], "score": extra["score"], "inner_losses": inner}
+    return value, checked | ({"kept": _checked_kept(what, extra["kept"], kept)} if kept else {})
+
+
+def _checked_kept(what: str, given: Any, kept: Sequence[str]) -> dict[str, Tensor]:
+    if not isinstance(given, Mapping) or set(given) != set(kept):
+        raise ConfigError(
+            f"{what}: extra['kept'] is {seen(given)}: it must be a dict with the next values of "
+            f"{', '.join(kept)}"
+        )
+    return {name: given[name].detach() for name in kept}
 
 
 def _check_number(what: str, value: Any) -> None:

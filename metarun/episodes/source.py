@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from metarun.episodes.rng import random_bits, stream_key
+from metarun.episodes.rng import random_bits, stream_key, uniform
 from metarun.episodes.store import ClassStore
 
 
@@ -25,6 +25,18 @@ class Episodes(NamedTuple):
     support_y: Tensor
     query_x: Tensor
     query_y: Tensor
+
+
+class Batch(NamedTuple):
+    """Plain batches of labelled examples; both tensors have the batches as their first dimension.
+
+    Attributes:
+        x: (batches, examples, *features).
+        y: int64 (batches, examples), the number of the class among all of the split.
+    """
+
+    x: Tensor
+    y: Tensor
 
 
 class EpisodeSource(Protocol):
@@ -109,6 +121,32 @@ class ImageEpisodes:
         support_y = labels.repeat_interleave(self.shot).expand(count, -1)
         query_y = labels.repeat_interleave(self.query).expand(count, -1)
         return Episodes(support_x, support_y, query_x, query_y)
+
+
+class Batches:
+    """Plain batches of the training split, for methods that learn an ordinary classifier.
+
+    Batch `i` depends on `(seed, i)` alone, as an episode does. Its examples are drawn with
+    replacement, each image as often as any other.
+
+    Args:
+        source: whose images.
+        size: examples in a batch.
+    """
+
+    def __init__(self, source: ImageEpisodes, size: int) -> None:
+        self._source, self._size = source, size
+        self._key = stream_key("batches", source.seed, "train")
+
+    def sample(self, start: int, count: int) -> Batch:
+        """Batches `start` … `start + count - 1`."""
+        store, device = self._source.stores["train"], self._source.stores["train"].images.device
+        batches = torch.arange(start, start + count, device=device)
+        keys = random_bits(self._key, batches)[:, None]
+        places = torch.arange(self._size, device=device)
+        chosen = (uniform(keys, places) * len(store.images)).long()
+        labels = torch.searchsorted(store.offsets, chosen, right=True) - 1
+        return Batch(store.images[chosen].to(self._source.dtype).div_(255.0), labels)
 
 
 def sample_indices(

@@ -9,13 +9,13 @@ resumed run goes on from. Evaluation never changes a buffer: each task begins wi
 
 import logging
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from metarun.components.algo.base import Algorithm, Trace
-from metarun.components.build import build_algorithm, build_inner_optimizer
+from metarun.components.build import build_algorithm, build_inner_optimizer, training_tasks
 from metarun.components.network import Network, kept, untouched
 from metarun.config.run import EngineConfig, TrainConfig
 from metarun.episodes.source import EpisodeSource
@@ -82,7 +82,12 @@ def look(model: nn.Module, algorithm: Algorithm, source: EpisodeSource) -> Chang
     for compute in (algorithm.loss, algorithm.trace):
         with untouched(model):
             try:
-                tasks = source.sample("train", 0, 1)
+                learns = compute is algorithm.loss
+                tasks: Any = (
+                    training_tasks(algorithm, source).sample(0, 1)
+                    if learns
+                    else source.sample("train", 0, 1)
+                )
                 with torch.no_grad():
                     compute(algorithm.init(), pytree.tree_map(lambda x: x[0], tasks))
             except Exception as error:  # of any type; where it matters, the run meets it as well
@@ -110,7 +115,7 @@ def refuse_graphs(
         return
     network = Network(model)
     with untouched(model):
-        task = pytree.tree_map(lambda x: x[0], source.sample("train", 0, 1))
+        task = pytree.tree_map(lambda x: x[0], training_tasks(algorithm, source).sample(0, 1))
         leaves = {name: value.requires_grad_() for name, value in algorithm.init().items()}
         try:
             algorithm.loss(leaves, task)

@@ -90,6 +90,10 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     network.settle()
     if ranks.count > 1:
         grads, row = over_ranks(ranks, own / size, grads, row)
+    kept = {name: grads[name].detach() for name in setup.algorithm.kept}
+    learned = {name: leaf for name, leaf in state.meta.items() if name not in kept}
+    grads = {name: grads[name] for name in learned}
+    if ranks.count > 1:
         row[NORM] = get_total_norm(list(grads.values()))
     norm = row[NORM]
     state.step += 1
@@ -100,10 +104,10 @@ def meta_step(setup: Setup, state: TrainState) -> None:
         return
     if state.step == 1 and ranks.first:
         tell_unlearned(grads)
-    grads = {name: laid_out_as(leaf, grads[name]) for name, leaf in state.meta.items()}
-    for name, leaf in state.meta.items():
+    grads = {name: laid_out_as(leaf, grads[name]) for name, leaf in learned.items()}
+    for name, leaf in learned.items():
         leaf.grad = grads[name]  # itself: clipping by value changes it, and then its norm counts
-    leaves = list(state.meta.values())
+    leaves = list(learned.values())
     if options.clip_value is not None:
         clip_grad_value_(leaves, options.clip_value)
         clipped_norm = get_total_norm(list(grads.values()))
@@ -112,6 +116,7 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     if options.clip_norm is not None:
         clip_grads_with_norm_(leaves, options.clip_norm, clipped_norm)
     state.optimizer.step()
+    state.meta |= kept
     if state.scheduler is not None:
         state.scheduler.step()
     if state.recent and state.recent[-1].shape != row.shape:

@@ -31,10 +31,11 @@ from metarun.unroll import (
     recorded,
     task_mapping,
 )
+from metarun.unroll._torch import pytree
 from metarun.unroll.python_state import changed, python_state
 
 Gradient = Callable[[Meta, Any], tuple[dict[str, Tensor], Tensor]]
-"""`(meta, tasks) -> (mean gradients by name, row of metrics)`; see `summarise`."""
+"""`(meta, tasks) -> (mean gradients and next kept values by name, row of metrics)`."""
 
 Traces = Callable[[Meta, Any], Trace]
 """`(meta, tasks) -> trace`, each part with a first dimension of tasks."""
@@ -56,7 +57,24 @@ def gradient_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Gr
     depend on when it was interrupted.
     """
     loss = channels_last(algorithm.loss) if plan.channels_last else algorithm.loss
-    return mean_gradient(loss, plan.batching, plan.chunk, record, summarise, plan.threads)
+    if not algorithm.kept:
+        return mean_gradient(loss, plan.batching, plan.chunk, record, summarise, plan.threads)
+
+    def with_kept(learned: Meta, given: tuple[Any, Meta]) -> Any:
+        task, kept = given
+        return loss({**learned, **kept}, task)
+
+    program = mean_gradient(with_kept, plan.batching, plan.chunk, record, summarise, plan.threads)
+
+    def gradient(meta: Meta, tasks: Any) -> tuple[dict[str, Tensor], Tensor]:
+        # An input of each task, and not of what derivatives are taken by.
+        count = len(pytree.tree_leaves(tasks)[0])
+        kept = {n: meta[n].detach().expand(count, *meta[n].shape) for n in algorithm.kept}
+        learned = {name: value for name, value in meta.items() if name not in kept}
+        found: tuple[dict[str, Tensor], Tensor] = program(learned, (tasks, kept))
+        return found
+
+    return gradient
 
 
 def trace_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Traces:
@@ -65,12 +83,16 @@ def trace_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Trace
     return task_mapping(trace, plan.batching, record=record, threads=plan.threads)
 
 
-def summarise(grads: Meta, extra: dict[str, Tensor]) -> tuple[Meta, Tensor]:
-    """The gradients, and (mean loss, mean score, norm of the gradient, inner losses)."""
+def summarise(grads: Meta, extra: dict[str, Any]) -> tuple[Meta, Tensor]:
+    """The gradients, and (mean loss, mean score, norm of the gradient, inner losses).
+
+    Beside the gradients stand the next values of what is kept, under its own names.
+    """
     loss, inner = extra["loss"].mean(), extra["inner_losses"].mean(dim=0)
     norms = torch.stack([torch.linalg.vector_norm(grad) for grad in grads.values()])
     head = [loss, extra["score"].mean().to(loss.dtype), torch.linalg.vector_norm(norms)]
-    return grads, torch.cat([torch.stack(head), inner])
+    kept = {name: value.mean(dim=0) for name, value in extra.get("kept", {}).items()}
+    return {**grads, **kept}, torch.cat([torch.stack(head), inner])
 
 
 LOST = "a checkpoint does not hold what is kept in Python, so a resumed run differs"

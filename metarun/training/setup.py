@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from metarun.components.algo.base import HYPERPARAMETERS, OBJECTIVES, Algorithm, Objective
-from metarun.components.build import build_algorithm, build_data, build_model, training_source
+from metarun.components.build import (
+    build_algorithm,
+    build_data,
+    build_model,
+    training_source,
+    training_tasks,
+)
 from metarun.components.contract import check_fits
 from metarun.components.network import Network, refuse_kept_results, refuse_lost_state
 from metarun.config.catalogue import GROUPS, schemas
@@ -18,7 +24,7 @@ from metarun.config.run import EngineConfig, TaskConfig, TrainConfig, TrainerCon
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.identity import identity_of
 from metarun.episodes.rng import stream_key
-from metarun.episodes.source import EpisodeSource
+from metarun.episodes.source import Batches, EpisodeSource
 from metarun.errors import CheckpointError, ConfigError
 from metarun.system.memory import keep_memory, machine_memory
 from metarun.system.ranks import ALONE, Ranks
@@ -44,7 +50,7 @@ class Setup:
     ranks: Ranks
     source: EpisodeSource
     network: Network  # its buffers and frozen parameters
-    train_tasks: Ahead  # the source's, drawn in larger batches
+    train_tasks: Ahead | Batches  # what a meta-step learns from
     algorithm: Algorithm
     objective: Objective
     plan: Plan
@@ -109,7 +115,7 @@ def build(
         ranks,
         source,
         network,
-        Ahead(train_source, "train"),
+        training_tasks(algorithm, train_source),
         algorithm,
         OBJECTIVES[source.kind],
         plan,
@@ -193,7 +199,7 @@ def _parameters(algorithm: Algorithm, network: Network) -> dict[str, int | None]
             "requires_grad=False: start from detached_parameters(model) of "
             "metarun.components.algo.base"
         )
-    sizes = {name: p.numel() for name, p in meta.items()}
+    sizes = {name: p.numel() for name, p in meta.items() if name not in algorithm.kept}
     hyper = sum(size for name, size in sizes.items() if name.startswith(HYPERPARAMETERS))
     adapted = algorithm.adapted
     return {

@@ -23,7 +23,8 @@ class TrainState:
     """All that changes during training.
 
     Attributes:
-        meta: meta-parameters by name, leaf tensors that the outer optimizer changes in place.
+        meta: meta-parameters by name, leaf tensors that the outer optimizer changes in place; and
+            what the algorithm keeps beside them.
         step: meta-steps done.
         skipped: how many of them changed nothing, because their gradient was not finite.
         best: {"step", "score", "ci95"} of the best validation so far.
@@ -91,7 +92,8 @@ def _restore_optimizer(setup: Setup, state: TrainState, content: dict[str, Any])
     """
     trial = _with_optimizer(setup, state.meta)
     for leaf in trial.meta.values():
-        leaf.grad = torch.zeros_like(leaf)
+        if leaf.requires_grad:
+            leaf.grad = torch.zeros_like(leaf)
     trial.optimizer.step()
     stored = content["outer_optimizer"]
     expected = trial.optimizer.state_dict()
@@ -186,9 +188,13 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
 
 def _with_optimizer(setup: Setup, meta: dict[str, Tensor]) -> TrainState:
     config: TrainConfig = setup.config
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in meta.items()}
-    weights = [v for name, v in leaves.items() if not name.startswith(HYPERPARAMETERS)]
-    learned = [v for name, v in leaves.items() if name.startswith(HYPERPARAMETERS)]
+    kept = set(setup.algorithm.kept)
+    copies = {name: value.detach().clone() for name, value in meta.items()}
+    leaves = {n: v if n in kept else v.requires_grad_() for n, v in copies.items()}
+    weights = [
+        v for n, v in leaves.items() if v.requires_grad and not n.startswith(HYPERPARAMETERS)
+    ]
+    learned = [v for n, v in leaves.items() if v.requires_grad and n.startswith(HYPERPARAMETERS)]
     groups: list[dict[str, Any]] = [{"params": weights}]
     if learned:  # decaying a learning rate towards zero is never what weight decay is for
         groups.append({"params": learned, "weight_decay": 0.0})

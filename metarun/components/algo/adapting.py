@@ -23,6 +23,10 @@ Encode = Callable[[Meta, Tensor], Any]
 """`encode(meta, x)`: what of examples does not change by adaptation, so it is computed once."""
 
 
+OuterLoss = Callable[[Meta, Any], tuple[Tensor, dict[str, Any]]]
+"""`loss(meta, task) -> (outer loss, extra)`, as in `Algorithm`."""
+
+
 class Support(NamedTuple):
     """What is known of a task.
 
@@ -70,6 +74,9 @@ def by_steps(
     *,
     encode: Encode = lambda meta, x: x,
     adapted: tuple[str, ...] | None = None,
+    loss: OuterLoss | None = None,
+    kept: tuple[str, ...] = (),
+    batch_size: int | None = None,
 ) -> Algorithm:
     """The algorithm that takes inner steps on the support set.
 
@@ -80,8 +87,12 @@ def by_steps(
         steps: inner steps.
         encode: applied to the examples before `adapt`, and before its predictor.
         adapted: names of the parameters that the inner steps change; None: not stated.
+        loss: an outer loss of its own; None: the query loss.
+        kept, batch_size: see `Algorithm`.
     """
-    return _algorithm(problem, init, adapt, steps, encode)._replace(adapted=adapted)
+    made = _algorithm(problem, init, adapt, steps, encode)
+    made = made._replace(adapted=adapted, kept=kept, batch_size=batch_size)
+    return made if loss is None else made._replace(loss=loss)
 
 
 def at_once(

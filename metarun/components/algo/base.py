@@ -86,6 +86,8 @@ class Problem(NamedTuple):
     outputs: int  # size of the model's output: the way of a classification
     inputs: Callable[[], Sequence[Tensor]] | None = None  # support and query, to try the model
     ways: tuple[int, int] | None = None  # classes of a task in training and in evaluation
+    input_shape: tuple[int, ...] = ()  # of one example
+    classes: int | None = None  # of the training data, where there are labelled examples of them
 
 
 class Trace(NamedTuple):
@@ -104,6 +106,11 @@ class Algorithm(NamedTuple):
             "loss", "score" and "inner_losses" (inner steps,).
         trace: `trace(meta, episode) -> Trace`, for evaluation.
         adapted: names of the parameters that the inner loop changes; None: not stated.
+        kept: names of those of `init` that are not learned by gradient but carried on: the `loss`
+            gives their next values in extra["kept"], and the mean over the tasks of a meta-batch
+            goes on.
+        batch_size: it learns from plain batches of so many labelled examples, each a `Batch`,
+            and not from episodes; None: from episodes.
         has_inner_loop: whether it takes inner steps, with the inner optimizer.
         any_way: whether tasks may have another number of classes than the model has outputs.
         adapt: `adapt(meta, support_x, support_y, way) -> predictor`, from examples to outputs, as
@@ -114,6 +121,8 @@ class Algorithm(NamedTuple):
     loss: Callable[[Meta, Episode], tuple[Tensor, dict[str, Tensor]]]
     trace: Callable[[Meta, Episode], Trace]
     adapted: tuple[str, ...] | None = None
+    kept: tuple[str, ...] = ()
+    batch_size: int | None = None
     has_inner_loop: bool = True
     any_way: bool = False
     adapt: Callable[[Meta, Tensor, Tensor, int | None], Callable[[Tensor], Tensor]] | None = None

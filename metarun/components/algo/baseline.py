@@ -1,0 +1,108 @@
+"""Baseline (Chen et al. 2019): an ordinary classifier, and a new linear head for each task."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metarun.components.algo.adapting import (
+    Adapted,
+    Predictor,
+    Steps,
+    Support,
+    Watch,
+    by_steps,
+)
+from metarun.components.algo.base import Algorithm, Problem
+from metarun.components.algo.embedding import embedding
+from metarun.config.checks import between
+from metarun.config.component import builds, settings
+from metarun.episodes.source import Batch
+from metarun.unroll import Meta, Params, unroll
+
+WEIGHT, BIAS = "classifier.weight", "classifier.bias"
+MOST_STEPS = 10**5  # far beyond what anybody means
+
+
+@settings
+class BaselineConfig:
+    """Baseline (Chen et al. 2019): an ordinary classifier, and a new linear head for each task."""
+
+    batch_size: int = 16  # examples of a plain batch; a meta-step has trainer.meta_batch of them
+    eval_inner_steps: int = 100  # steps of the new head
+
+    def __post_init__(self) -> None:
+        between("algo.batch_size", self.batch_size, 1, MOST_STEPS)
+        between("algo.eval_inner_steps", self.eval_inner_steps, 0, MOST_STEPS)
+
+
+@builds(BaselineConfig)
+def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
+    """Learn to tell all training classes apart, then fit a head on fixed features.
+
+    Training minimises the cross entropy of a linear classifier over all training classes, on plain
+    batches. For a task, a linear head starts at zero, and the inner optimizer takes
+    `eval_inner_steps` steps with all support examples. (The reference code draws batches of 4 and
+    starts at random.)
+
+    Args:
+        problem: a classification with labelled training images; of the model, the features.
+        own: the settings.
+
+    Raises:
+        ValueError: there are no labelled images, the model has no features, or inner
+            hyperparameters are to be learned, of which nothing is differentiated.
+    """
+    if problem.ways is None or problem.classes is None:
+        raise ValueError(
+            "algo=baseline learns from plain batches of labelled images, which these data do not "
+            "have: choose data=glyphs or data=omniglot"
+        )
+    inner, objective = problem.inner, problem.objective
+    if inner.learn or inner.groups:
+        raise ValueError(
+            "algo=baseline differentiates nothing through its inner steps, and has no groups: "
+            "leave inner_opt.learn and inner_opt.groups empty"
+        )
+    start, embed = embedding(problem.model, "baseline")
+    like = next(iter(start.values()))
+    with torch.no_grad():
+        example = like.new_zeros(2, *problem.input_shape)
+        width = embed(start, example).shape[1]
+    linear = torch.nn.Linear(width, problem.classes)
+    classifier = {WEIGHT: linear.weight.detach().to(like), BIAS: linear.bias.detach().to(like)}
+
+    def init() -> dict[str, Tensor]:
+        return start | classifier
+
+    def loss(meta: Meta, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        outputs = F.linear(embed(meta, batch.x), meta[WEIGHT], meta[BIAS])
+        value = objective.loss(outputs, batch.y)
+        return value, {"loss": value, "score": objective.score(outputs, batch.y)}
+
+    def adapt(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
+        assert support.way is not None
+        features = support.x.detach()
+        head = {
+            "weight": features.new_zeros(support.way, width),
+            "bias": features.new_zeros(support.way),
+        }
+
+        def predictor(fast: Params) -> Predictor:
+            return lambda x: F.linear(x, fast["weight"], fast["bias"])
+
+        end = unroll(
+            lambda fast, step, given: objective.loss(predictor(fast)(given[0]), given[1]),
+            head,
+            inner.optimizer,
+            steps,
+            context=(features, support.y),
+            gradient="first_order",
+            observe=None if watch is None else lambda fast: watch(predictor(fast)),
+        )
+        return Adapted(predictor(end.params), end.losses, end.observed)
+
+    steps = Steps(0, own.eval_inner_steps)
+    made = by_steps(problem, init, adapt, steps, encode=embed, loss=loss, batch_size=own.batch_size)
+    return made._replace(any_way=True)

@@ -1,0 +1,158 @@
+"""Reptile (Nichol, Achiam and Schulman 2018): move the start towards where the inner steps end."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.components.algo.adapting import (
+    Adapted,
+    Predictor,
+    Steps,
+    Support,
+    Watch,
+    by_steps,
+)
+from metarun.components.algo.base import (
+    Algorithm,
+    Episode,
+    Problem,
+    apply_model,
+    detached_parameters,
+)
+from metarun.config.checks import between
+from metarun.config.component import builds, settings
+from metarun.unroll import InnerOptimizer, Meta, Params, Unrolled, unroll
+from metarun.unroll._torch import pytree
+
+KEPT = "moments."
+"""Begins the names of the inner optimizer's state among what is kept."""
+
+MOST_STEPS = 10**5  # far beyond what anybody means
+
+
+@settings
+class ReptileConfig:
+    """Reptile (Nichol et al. 2018): move the start towards where the inner steps end."""
+
+    inner_steps: int = 5  # inner steps in training
+    eval_inner_steps: int = 50  # inner steps in validation and test
+    inner_batch: int | None = None  # support examples of an inner step; null: all
+    keep_moments: bool = True  # the inner optimizer's state goes on from task to task
+
+    def __post_init__(self) -> None:
+        between("algo.inner_steps", self.inner_steps, 1, MOST_STEPS)
+        between("algo.eval_inner_steps", self.eval_inner_steps, 0, MOST_STEPS)
+        if self.inner_batch is not None:
+            between("algo.inner_batch", self.inner_batch, 1, MOST_STEPS)
+
+
+@builds(ReptileConfig)
+def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
+    """Learn a start θ from which inner steps lead to φ, by the gradient θ − φ.
+
+    The outer loss is θ·stop(θ − φ), summed over parameters; its gradient by θ is θ − φ (algorithm
+    2). The queries of training tasks are looked at for the log alone. No derivative passes
+    through the inner steps.
+
+    With `keep_moments`, the state of the inner optimizer (Adam's second moments) is not reset, as
+    in the reference code. That takes tasks one after the other; here the tasks of a meta-batch
+    begin with the same state, and the mean of what they end with goes on. An evaluation begins
+    with it, too, and leaves it as it is.
+
+    Args:
+        problem: model, objective and inner optimizer; all parameters are adapted.
+        own: the settings.
+
+    Raises:
+        ValueError: inner hyperparameters are to be learned, of which nothing is differentiated, or
+            the inner optimizer needs more of the loss than its gradient.
+    """
+    model, objective, inner = problem.model, problem.objective, problem.inner
+    if inner.learn or inner.groups:
+        raise ValueError(
+            "algo=reptile differentiates nothing through its inner steps, and has no groups: leave "
+            "inner_opt.learn and inner_opt.groups empty"
+        )
+    if not isinstance(inner.optimizer, InnerOptimizer):
+        raise ValueError("algo=reptile needs an inner optimizer that takes gradients alone")
+    weights = detached_parameters(model)
+    fresh = inner.optimizer.init(weights)
+    leaves, structure = pytree.tree_flatten_with_path(fresh)
+    names = tuple(f"{KEPT}{pytree.keystr(path)}" for path, _ in leaves) if own.keep_moments else ()
+
+    def init() -> dict[str, Tensor]:
+        values = (leaf.clone() for _, leaf in leaves)
+        return dict(weights) | dict(zip(names, values, strict=False))
+
+    def walk(
+        meta: Meta, support: Support, steps: int, observe: Callable[[Params], Any] | None
+    ) -> Unrolled:
+        start = {name: meta[name].detach() for name in weights}
+        state = fresh
+        if own.keep_moments:
+            state = pytree.tree_unflatten([meta[name].detach() for name in names], structure)
+        turns = _turns(len(support.x), own.inner_batch, steps)
+
+        def loss(fast: Params, step: int, given: tuple[Tensor, Tensor]) -> Tensor:
+            x, y = given
+            if turns is not None:
+                chosen = turns[step].to(x.device)
+                x, y = x[chosen], y[chosen]
+            return objective.loss(apply_model(model, fast, x), y)
+
+        return unroll(
+            loss,
+            start,
+            inner.optimizer,
+            steps,
+            context=(support.x, support.y),
+            state=state,
+            gradient="first_order",
+            observe=observe,
+        )
+
+    def predictor(fast: Params) -> Predictor:
+        return lambda x: apply_model(model, fast, x)
+
+    def adapt(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
+        observe = None if watch is None else lambda fast: watch(predictor(fast))
+        end = walk(meta, support, steps, observe)
+        return Adapted(predictor(end.params), end.losses, end.observed)
+
+    def loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Any]]:
+        way = None if problem.ways is None else problem.ways[0]
+        support = Support(episode.support_x, episode.support_y, way)
+        end = walk(meta, support, own.inner_steps, None)
+        ended = {name: value.detach() for name, value in end.params.items()}
+        outputs = predictor(ended)(episode.query_x).detach()
+        moved = [(meta[n] * (meta[n].detach() - ended[n])).sum() for n in weights]
+        extra: dict[str, Any] = {
+            "loss": objective.loss(outputs, episode.query_y),
+            "score": objective.score(outputs, episode.query_y),
+            "inner_losses": end.losses.detach(),
+        }
+        if own.keep_moments:
+            extra["kept"] = dict(zip(names, pytree.tree_leaves(end.state), strict=True))
+        return torch.stack(moved).sum(), extra
+
+    return by_steps(
+        problem,
+        init,
+        adapt,
+        Steps(own.inner_steps, own.eval_inner_steps),
+        adapted=tuple(weights),
+        loss=loss,
+        kept=names,
+    )
+
+
+def _turns(examples: int, size: int | None, steps: int) -> Tensor | None:
+    """Which examples each step takes: a shuffled deck of all, dealt again when it runs out."""
+    if size is None or size >= examples:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    decks = -(-steps * size // examples)
+    order = torch.cat([torch.randperm(examples, generator=generator) for _ in range(max(decks, 1))])
+    return order[: steps * size].view(steps, size)
