@@ -61,6 +61,13 @@ def builder(group: str, name: str) -> Callable[..., Any]:
     return build
 
 
+def import_files() -> None:
+    """Import the files of all components, so that their settings can be pickled by their names."""
+    for group in GROUPS:
+        for name in components(group):
+            builder(group, name)
+
+
 def is_plugin(group: str, name: str) -> bool:
     """Whether a component was registered by a plugin."""
     return name in components(group) and components(group)[name].is_plugin

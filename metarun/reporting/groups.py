@@ -208,9 +208,10 @@ def group_settings(run: Run) -> dict[str, Any]:
 def task_settings(run: Run) -> dict[str, Any]:
     """What a run's scores must share to be compared: the data and the shape of the tasks.
 
-    Where the data lie is no part of it.
+    Where the data lie is no part of it, nor what shape the training tasks had.
     """
-    return {k: v for k, v in group_settings(run).items() if k.startswith(SAME_TASK)}
+    shape = {k: v for k, v in group_settings(run).items() if k.startswith(SAME_TASK)}
+    return {k: v for k, v in shape.items() if not k.startswith("task.train.")}
 
 
 def unique(texts: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from metarun.config.catalogue import import_files
 from metarun.config.compose import to_config
 from metarun.config.run import TrainConfig
 from metarun.config.typed import quoted, without_interpolations
@@ -179,6 +180,7 @@ class Sweep:
         self._launched = True
         try:
             with terminable():
+                import_files()  # else their settings would travel as classes of their own
                 returns = self._launcher.launch(batch, initial_job_idx=jobs.index(waiting[0]))
             for job, returned in zip(waiting, returns, strict=True):
                 job.outcome = _outcome(returned)

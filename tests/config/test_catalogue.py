@@ -155,3 +155,21 @@ def test_reading_follows_what_settings_need(tmp_path: Path, monkeypatch: Any) ->
     finally:
         components.cache_clear()
         read.cache_clear()
+
+
+def test_settings_travel_by_their_names() -> None:
+    """To another process, as a launcher sends them: there they are the classes of their files."""
+    send = (
+        "import sys, cloudpickle\n"
+        "from metarun.config.catalogue import import_files, schemas\n"
+        "import_files()\n"
+        "sys.stdout.buffer.write(cloudpickle.dumps(schemas('algo')['maml'](inner_steps=7)))"
+    )
+    receive = (
+        "import pickle, sys\n"
+        "found = pickle.load(sys.stdin.buffer)\n"
+        "from metarun.config.catalogue import schemas\n"
+        "assert type(found) is schemas('algo')['maml'] and found.inner_steps == 7"
+    )
+    sent = subprocess.run([sys.executable, "-c", send], capture_output=True, check=True)
+    subprocess.run([sys.executable, "-c", receive], input=sent.stdout, check=True)
