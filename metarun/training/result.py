@@ -126,13 +126,22 @@ def line(figures: dict[str, Any], split: str) -> str:
     )
 
 
+MOST_SHOWN = 12  # scores in a line
+
+
 def per_inner_step(figures: dict[str, Any]) -> list[str]:
     """A line with the score before adaptation and after each inner step, if there are any."""
     if figures["inner_steps"] is None:
         return []
     name = figures["score"]
     values = [format_score(name, value) for value in figures[f"{name}_per_inner_step"]]
-    return [f"{name} after 0, 1, … inner steps: {', '.join(values)}"]
+    shown, after = values, "0, 1, …"
+    if len(values) > MOST_SHOWN:
+        last = len(values) - 1
+        round_ones = (0, *(d * 10**e for e in range(6) for d in (1, 2, 5)))
+        steps = [step for step in round_ones if step < last]
+        shown, after = [values[s] for s in [*steps, last]], ", ".join(map(str, [*steps, last]))
+    return [f"{name} after {after} inner steps: {', '.join(shown)}"]
 
 
 def is_whole(result: dict[str, Any]) -> bool:
