@@ -22,6 +22,7 @@ from metarun.config.run import (
     NEUTRAL_KEYS,
     EngineConfig,
     EvalAlgo,
+    EvalBackbone,
     EvalConfig,
     EvalData,
     EvalEngine,
@@ -101,6 +102,8 @@ OTHER: Changes = {
     "anil.adapt": ["head.bias"],
     "reduction": "per_shot",
     "conv4.pool": "max",
+    "conv4.norm": "support",
+    "eval.backbone.norm": "support",
     "mlp.hidden": [3],
     "omniglot.split": "vinyals",
     "reptile.inner_batch": 1,
@@ -158,6 +161,7 @@ COMPANY: dict[str, Changes] = {
     "omniglot.rotations": {**IMAGES, "data": "omniglot"},
     "conv4.width": {"data": "glyphs", "backbone": "conv4"},
     "conv4.pool": {"data": "glyphs", "backbone": "conv4"},
+    "conv4.norm": {"data": "glyphs", "backbone": "conv4"},
     "min_lr": {"outer_opt.schedule": "cosine"},
     "task.way": IMAGES,
     "task.train.way": {**IMAGES, "algo": "protonet"},
@@ -228,6 +232,7 @@ def every_setting() -> dict[str, Field[Any]]:
     found |= {k: f for k, f in keys_of("train", TrainConfig).items() if _plain(k)}
     found |= {k: f for k, f in keys_of("eval", EvalConfig).items() if _plain(k)}
     evals = {"task": EvalTask, "algo": EvalAlgo, "engine": EvalEngine, "data": EvalData}
+    evals["backbone"] = EvalBackbone
     for part, schema in evals.items():
         found |= keys_of(f"eval.{part}", schema)
     return found
@@ -394,7 +399,12 @@ def figures(given: Changes, trained: Path, folder: Path) -> dict[str, Any]:
     for key, value in given.items():
         part, _, name = key.rpartition(".")
         if part:
-            kind = {"task": EvalTask, "algo": EvalAlgo, "engine": EvalEngine}[part]
+            kind = {
+                "task": EvalTask,
+                "algo": EvalAlgo,
+                "backbone": EvalBackbone,
+                "engine": EvalEngine,
+            }[part]
             parts[part] = kind(**{name: value})
         else:
             parts[name] = value

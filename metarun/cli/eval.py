@@ -136,7 +136,13 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
             # A checkpoint may say where to read, but only the command line where to write.
             download = bool(download)
         config = replace(config, data=EvalData(root, download))
-    for part in ("task", "algo", "engine", "data"):
+    wants, has = config.backbone.norm, vars(stored.backbone).get("norm")
+    if wants == "running" and has not in (None, "running"):
+        raise ConfigError(
+            f"backbone.norm=running: the run was trained with backbone.norm={has}, which keeps no "
+            "moving averages: train one with backbone.norm=running"
+        )
+    for part in ("task", "algo", "backbone", "engine", "data"):
         wanted = vars(getattr(config, part))
         given = {key: value for key, value in wanted.items() if value is not None}
         known = vars(getattr(stored, part))

@@ -261,9 +261,15 @@ def build_algorithm(
         ways,
         tuple(source.input_shape),
         len(source.stores["train"].class_names) if isinstance(source, ImageEpisodes) else None,
+        norm_of(config),
     )
     algorithm = _build("algo", config.algo, problem, **as_keywords(config.algo))
     return checked_algorithm(config.algo.name, algorithm)
+
+
+def norm_of(config: TrainConfig) -> str:
+    """What the queries of a task are normalised by; a plugin's backbone may not have the choice."""
+    return str(vars(config.backbone).get("norm", "transductive"))
 
 
 def _refuse_frozen_parts(model: nn.Module, parts: list[dict[str, Any]]) -> None:

@@ -157,6 +157,13 @@ class EvalAlgo:
     eval_inner_steps: int | None = None  # inner steps
 
 
+@section("backbone.")
+class EvalBackbone:
+    """Changes to the network's evaluation."""
+
+    norm: str | None = None  # whose moments normalise the queries of a task
+
+
 @section("engine.")
 class EvalEngine:
     """Changes to the computation."""
@@ -185,6 +192,7 @@ class EvalConfig:
     plugins: list[str] = field(default_factory=list)  # modules imported for their components
     task: EvalTask = field(default_factory=EvalTask)
     algo: EvalAlgo = field(default_factory=EvalAlgo)
+    backbone: EvalBackbone = field(default_factory=EvalBackbone)
     engine: EvalEngine = field(default_factory=EvalEngine)
     data: EvalData = field(default_factory=EvalData)
 

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from metarun.components.algo.base import HYPERPARAMETERS, OBJECTIVES, Algorithm, Objective
+from metarun.components.algo.normalising import MEANING
 from metarun.components.build import (
     build_algorithm,
     build_data,
     build_model,
+    norm_of,
     training_source,
     training_tasks,
 )
@@ -107,7 +109,10 @@ def build(
     check_fits(config, algorithm, source, train_source)
     if changes.evaluation:
         algorithm = with_kept_buffers(model, algorithm)
-    batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
+    if "norm" in vars(config.backbone):
+        batch_norm = MEANING[norm_of(config)]
+    else:
+        batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
     programs = _Programs(config, computed, algorithm, plan, model, device, [record_step])
     return Setup(
         config,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metarun.components.algo.base import HYPERPARAMETERS
+from metarun.components.algo.normalising import PREFIX
 from metarun.components.build import build_outer_optimizer
 from metarun.components.outer_opt.base import IMPLEMENTATION
 from metarun.config.run import TrainConfig
@@ -116,7 +117,13 @@ def restore_meta(setup: Setup, content: dict[str, Any]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: their names, shapes or types are not those of this setup.
     """
-    network, meta = setup.network, content["meta"]
+    network, wanted = setup.network, setup.algorithm.kept
+    # Moving averages that this evaluation has no use for.
+    meta = {
+        name: value
+        for name, value in content["meta"].items()
+        if name in wanted or not name.startswith(PREFIX)
+    }
     frozen = network.frozen_values()
     if (frozen or network.buffers()) and _is_older(content):
         log.warning(

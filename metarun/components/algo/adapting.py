@@ -4,13 +4,16 @@ The core of every method is: from a support set, make something that labels quer
 from that is here, once: the query loss of training, and the trace of an evaluation.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarun.components.algo.base import Algorithm, Episode, Problem, Trace, evaluating
+from metarun.components.algo.normalising import Normalising
+from metarun.components.backbone.norm import Seen, collecting
 from metarun.unroll import Meta
 
 Predictor = Callable[[Any], Tensor]
@@ -91,8 +94,14 @@ def by_steps(
         kept, batch_size: see `Algorithm`.
     """
     made = _algorithm(problem, init, adapt, steps, encode)
-    made = made._replace(adapted=adapted, kept=kept, batch_size=batch_size)
-    return made if loss is None else made._replace(loss=loss)
+    if loss is not None:
+        if made.kept:
+            raise ValueError(
+                "backbone.norm=running needs the query loss of its algorithm, and this one has an "
+                "outer loss of its own: choose another backbone.norm"
+            )
+        made = made._replace(loss=loss)
+    return made._replace(adapted=adapted, kept=(*made.kept, *kept), batch_size=batch_size)
 
 
 def at_once(
@@ -139,42 +148,60 @@ def _algorithm(
 ) -> Algorithm:
     objective, ways = problem.objective, problem.ways
     way = (None, None) if ways is None else ways
+    normalising = Normalising(problem.norm, problem.model)
 
-    def loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
-        support = Support(encode(meta, episode.support_x), episode.support_y, way[0])
+    def starts() -> dict[str, Tensor]:
+        return init() | normalising.init()
+
+    def loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Any]]:
+        watched = collecting() if normalising.kept else nullcontext(Seen())
+        with watched as averaged:
+            encoded, seen = normalising.support(encode, meta, episode.support_x, False)
+        support = Support(encoded, episode.support_y, way[0])
         adapted = adapt(meta, support, steps.training, None)
-        outputs = adapted.predict(encode(meta, episode.query_x))
+        again = collecting() if normalising.kept else nullcontext(Seen())
+        with again as also:
+            queries = normalising.queries(
+                encode, meta, episode.query_x, episode.support_x, seen, False
+            )
+            outputs = normalising.outputs(adapted.predict, meta, queries, encoded, False)
         query_loss = objective.loss(outputs, episode.query_y)
-        query_score = objective.score(outputs, episode.query_y)
-        extra: Mapping[str, Tensor] = {
+        extra: dict[str, Any] = {
             "loss": query_loss,
-            "score": query_score,
+            "score": objective.score(outputs, episode.query_y),
             "inner_losses": adapted.inner_losses,
         }
-        return query_loss, dict(extra)
+        if normalising.kept:
+            extra["kept"] = normalising.updated(meta, averaged.with_those_of(also))
+        return query_loss, extra
 
     def trace(meta: Meta, episode: Episode) -> Trace:
         with evaluating(problem.model):
-            queries = encode(meta, episode.query_x)
+            encoded, seen = normalising.support(encode, meta, episode.support_x, True)
+            queries = normalising.queries(
+                encode, meta, episode.query_x, episode.support_x, seen, True
+            )
 
             def watch(predict: Predictor) -> tuple[Tensor, Tensor]:
-                outputs, targets = predict(queries), episode.query_y
+                outputs = normalising.outputs(predict, meta, queries, encoded, True)
+                targets = episode.query_y
                 return objective.loss(outputs, targets), objective.score(outputs, targets)
 
-            support = Support(encode(meta, episode.support_x), episode.support_y, way[1])
+            support = Support(encoded, episode.support_y, way[1])
             adapted = adapt(meta, support, steps.evaluation, watch)
         losses, scores = zip(*adapted.watched, strict=True)
         return Trace(torch.stack(losses), torch.stack(scores))
 
     def predictor(meta: Meta, x: Tensor, y: Tensor, ways: int | None) -> Predictor:
         with evaluating(problem.model):
-            support = Support(encode(meta, x), y, ways)
-            predict = adapt(meta, support, steps.evaluation, None).predict
+            encoded, seen = normalising.support(encode, meta, x, True)
+            predict = adapt(meta, Support(encoded, y, ways), steps.evaluation, None).predict
 
-        def of_examples(queries: Tensor) -> Tensor:
+        def of_examples(given: Tensor) -> Tensor:
             with evaluating(problem.model):
-                return predict(encode(meta, queries))
+                queries = normalising.queries(encode, meta, given, x, seen, True)
+                return normalising.outputs(predict, meta, queries, encoded, True)
 
         return of_examples
 
-    return Algorithm(init, loss, trace, adapt=predictor)
+    return Algorithm(starts, loss, trace, kept=normalising.kept, adapt=predictor)

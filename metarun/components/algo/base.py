@@ -88,6 +88,7 @@ class Problem(NamedTuple):
     ways: tuple[int, int] | None = None  # classes of a task in training and in evaluation
     input_shape: tuple[int, ...] = ()  # of one example
     classes: int | None = None  # of the training data, where there are labelled examples of them
+    norm: str = "transductive"  # what normalises queries: `algo.normalising`
 
 
 class Trace(NamedTuple):

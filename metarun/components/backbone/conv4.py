@@ -12,12 +12,16 @@ from metarun.config.component import builds, settings
 MOST_UNITS = 10**6  # far beyond what anybody means
 
 
+Norm = Literal["transductive", "support", "support_plus_one", "running"]
+
+
 @settings
 class Conv4Config:
     """Four convolution blocks."""
 
     width: int = 64  # channels of each block
     pool: Literal["stride", "max"] = "stride"  # stride: 2 in each convolution; max: 2×2 pooling
+    norm: Norm = "transductive"  # whose moments normalise the queries of a task
 
     def __post_init__(self) -> None:
         between("backbone.width", self.width, 1, MOST_UNITS)
@@ -37,12 +41,9 @@ class Conv4(nn.Module):
     `pool="max"` a 2×2 max-pooling follows each block and the features are flattened
     (Vinyals et al. 2016; mini-ImageNet in Finn et al. 2017).
 
-    Batch normalisation always uses the statistics of the batch that it is given: support and
-    query sets are each normalised by themselves, so predictions for a query depend on the
-    other queries (the transductive setting of MAML's reference code).
+    Batch normalisation uses the statistics of the batch that it is given, unless others are chosen
+    by `norm` (`metarun.components.algo.normalising`).
     """
-
-    batch_norm = "batch statistics (transductive)"
 
     def __init__(
         self,

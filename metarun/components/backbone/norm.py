@@ -1,11 +1,75 @@
-"""Batch normalisation that can be differentiated twice around vmap."""
+"""Batch normalisation that can be differentiated twice around vmap, and by other moments."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
+class Moments(NamedTuple):
+    """What a layer normalises by: the mean and the variance of each channel, and of how many."""
+
+    mean: Tensor
+    variance: Tensor
+    examples: int
+
+
+class Seen:
+    """The moments of each layer, in the order in which it was called."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, list[Moments]] = {}
+
+    def add(self, layer: nn.Module, moments: Moments) -> None:
+        """Note what a call of a layer had."""
+        self.of.setdefault(id(layer), []).append(moments)
+
+    def with_those_of(self, other: "Seen") -> "Seen":
+        """These and those of another block."""
+        both = Seen()
+        for key in [*self.of, *other.of]:
+            both.of[key] = self.of.get(key, []) + other.of.get(key, [])
+        return both
+
+
+class _Here(threading.local):
+    collects: Seen | None = None
+    given: dict[int, Iterator[Moments]] | None = None
+
+
+_here = _Here()
+
+
+@contextmanager
+def collecting() -> Iterator[Seen]:
+    """What the layers normalise by in the block, in this thread."""
+    before, _here.collects = _here.collects, Seen()
+    try:
+        yield _here.collects
+    finally:
+        _here.collects = before
+
+
+@contextmanager
+def using(seen: Seen) -> Iterator[None]:
+    """Normalise by these moments in the block, in this thread, and not by those of the batch.
+
+    A layer of which none have been seen goes on with those of its batch.
+    """
+    before, _here.given = _here.given, {key: iter(own) for key, own in seen.of.items()}
+    try:
+        yield
+    finally:
+        _here.given = before
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation of images by the statistics of the batch at hand, no running ones.
+
+    Within `using(seen)` it takes the moments that are given there.
 
     Written out in elementary operations, and not `torch.nn.BatchNorm2d`, because second
     derivatives of torch's fused operation are wrong when autograd surrounds `torch.func.vmap`
@@ -23,7 +87,14 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(examples, channels, height, width) -> the same shape."""
-        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        own = (_here.given or {}).get(id(self))
+        moments = None if own is None else next(own, None)
+        if moments is None:
+            variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        else:
+            mean, variance, _ = moments
+        if _here.collects is not None:
+            _here.collects.add(self, Moments(mean, variance, x.numel() // x.shape[1]))
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         return x * scale[:, None, None] + shift[:, None, None]

@@ -1,0 +1,145 @@
+"""Which moments batch normalisation takes for the queries of a task.
+
+It is the technical question that the field asks most often, since figures differ by points:
+
+- "transductive": all queries of a task are one batch (MAML's reference code). A prediction depends
+  on the other queries.
+- "support": queries are normalised by the moments of the support set.
+- "support_plus_one": each query is in a batch with the whole support set ("without transduction" in
+  Reptile's code).
+- "running": evaluations take moving averages of meta-training, for the support set too where it
+  is not adapted to by inner steps. Training is transductive.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metarun.components.backbone.norm import BatchNorm, Moments, Seen, collecting, using
+from metarun.unroll import Meta
+
+PREFIX = "norm."
+"""Begins the names of moving averages among what is kept."""
+
+MOMENTUM = 0.1  # of a moving average, as torch's
+
+MEANING = {
+    "transductive": "batch statistics (transductive)",
+    "support": "moments of the support set",
+    "support_plus_one": "each query with the support set",
+    "running": "moving averages of meta-training",
+}
+"""What a result line says of each."""
+
+Encode = Callable[[Meta, Tensor], Any]
+
+
+class Normalising:
+    """What a choice means for encoding examples and for predicting.
+
+    Args:
+        norm: the choice.
+        model: the backbone, with its layers of `BatchNorm`.
+    """
+
+    def __init__(self, norm: str, model: nn.Module) -> None:
+        self.norm = norm
+        self.layers = [part for part in model.modules() if isinstance(part, BatchNorm)]
+        if norm != "transductive" and not self.layers:
+            raise ValueError(
+                f"backbone.norm={norm}: the backbone has no BatchNorm of "
+                "metarun.components.backbone.norm"
+            )
+        self.kept: tuple[str, ...] = ()
+        if norm == "running":
+            numbered = range(len(self.layers))
+            self.kept = tuple(f"{PREFIX}{i}.{part}" for i in numbered for part in ("mean", "var"))
+
+    def init(self) -> dict[str, Tensor]:
+        """The moving averages before training: mean 0 and variance 1."""
+        start = (f(layer.bias.detach()) for layer in self.layers for f in (_zeros, _ones))
+        return dict(zip(self.kept, start, strict=False))
+
+    def updated(self, meta: Meta, seen: Seen) -> dict[str, Tensor]:
+        """The next moving averages, by what training was seen to normalise by."""
+        found = {}
+        for i, layer in enumerate(self.layers):
+            calls = seen.of[id(layer)]
+            mean = torch.stack([m.mean.detach() for m in calls]).mean(0)
+            # Unbiased, as torch's.
+            own = [m.variance.detach() * (m.examples / max(m.examples - 1, 1)) for m in calls]
+            for part, new in (("mean", mean), ("var", torch.stack(own).mean(0))):
+                name = f"{PREFIX}{i}.{part}"
+                found[name] = (1 - MOMENTUM) * meta[name].detach() + MOMENTUM * new
+        return found
+
+    def _averages(self, meta: Meta) -> Seen:
+        seen = Seen()
+        for i, layer in enumerate(self.layers):
+            moments = Moments(meta[f"{PREFIX}{i}.mean"], meta[f"{PREFIX}{i}.var"], 0)
+            for _ in range(_CALLS):
+                seen.add(layer, moments)
+        return seen
+
+    def support(self, encode: Encode, meta: Meta, x: Tensor, evaluates: bool) -> tuple[Any, Seen]:
+        """The encoded support set, and what it was normalised by."""
+        if evaluates and self.norm == "running":
+            with using(self._averages(meta)):
+                return encode(meta, x), Seen()
+        if self.norm == "support":
+            with collecting() as seen:
+                return encode(meta, x), seen
+        return encode(meta, x), Seen()
+
+    def queries(
+        self, encode: Encode, meta: Meta, x: Tensor, support_x: Tensor, seen: Seen, evaluates: bool
+    ) -> Any:
+        """The encoded queries."""
+        if evaluates and self.norm == "running":
+            seen = self._averages(meta)
+        if self.norm == "support_plus_one":
+            return _with_each(lambda both: encode(meta, both), support_x, x)
+        with using(seen):
+            return encode(meta, x)
+
+    def outputs(
+        self,
+        predict: Callable[[Any], Tensor],
+        meta: Meta,
+        queries: Any,
+        support: Any,
+        evaluates: bool,
+    ) -> Tensor:
+        """The predictor's outputs for encoded queries."""
+        if evaluates and self.norm == "running":
+            with using(self._averages(meta)):
+                return predict(queries)
+        if self.norm == "support":
+            with collecting() as seen:
+                predict(support)
+            with using(seen):
+                return predict(queries)
+        if self.norm == "support_plus_one":
+            outputs: Tensor = _with_each(predict, support, queries)
+            return outputs
+        return predict(queries)
+
+
+_CALLS = 8  # how often a layer may be called in one pass
+
+
+def _with_each(fn: Callable[[Tensor], Any], support: Tensor, queries: Tensor) -> Any:
+    """What `fn` gives for each query, which stands behind the support set in a batch of its own."""
+    return torch.func.vmap(
+        lambda query: fn(torch.cat([support, query[None]]))[-1], randomness="different"
+    )(queries)
+
+
+def _zeros(x: Tensor) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def _ones(x: Tensor) -> Tensor:
+    return torch.ones_like(x)
