@@ -75,7 +75,7 @@ def test_cfg_job_shows_the_config_without_torch(metarun: Metarun, tmp_path: Path
         ("train ~inner_opt=sgd", "or write inner_opt=adadelta|ada"),
         ("train ~trainer", "trainer cannot be taken away"),
         ("eval ~task ckpt=x", "task cannot be taken away"),
-        ("train algo=null", "algo=null: choose algo=anil|maml|"),
+        ("train algo=null", "algo=null: choose algo=anil|"),
         ("train seed=", "seed= is empty: give a value"),
         ("train -m seed=", "seed= is empty: give a value"),
         ("train -m seed=range(3,1)", "seed=range(3,1) has no values: range(first,end) goes"),
