@@ -1,5 +1,6 @@
 """Which data a run has seen: the same text for the same content, in whatever folder it lies."""
 
+import hashlib
 from typing import Any
 
 import torch
@@ -45,8 +46,11 @@ def same_data(one: str, other: str) -> bool:
 
 
 def brief_identity(identity: str) -> str:
-    """An identity as a message shows it."""
-    return identity if len(identity) <= 24 else f"{identity[:23]}…"
+    """An identity as a message shows it: in so much of its text that others look different."""
+    if len(identity) <= 24 or identity.startswith("sha256:"):
+        return identity if len(identity) <= 24 else f"{identity[:23]}…"
+    digest = hashlib.sha256(identity.encode(errors="replace")).hexdigest()
+    return f"{identity[:14]}…{digest[:8]}"  # another may begin as it does
 
 
 def _told(values: Tensor) -> str:

@@ -136,9 +136,7 @@ def test_a_mistake_in_a_file_of_ones_own_is_named_with_file_line_and_key(
     assert "does not say which algo it is: begin it with 'defaults: [anil, _self_]'" in done.stderr
     (own / "mine.yaml").write_text("name: anil\ninner_steps: 3\n")
     done = metarun("train", "--config-dir", "own", "algo=mine", code=2)
-    assert (
-        "begin it with 'defaults: [anil, _self_]' (there are anil," in done.stderr
-    )
+    assert "begin it with 'defaults: [anil, _self_]' (there are anil," in done.stderr
     (own / "mine.yaml").write_text("defaults: [maml, _self_]\ninner_steps: 3\n")
     done = metarun("train", "--config-dir", "own", "--cfg", "job", "algo=mine")
     assert "inner_steps: 3" in done.stdout

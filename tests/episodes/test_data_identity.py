@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metarun.components.data.sinusoid import Sinusoids
-from metarun.episodes.identity import identity_of, same_data
+from metarun.episodes.identity import brief_identity, identity_of, same_data
 from metarun.episodes.store import ClassStore, cached, from_equal_classes, select_classes
 from metarun.episodes.store import with_rotations as rotated
 from tests.conftest import Metarun
@@ -206,3 +206,10 @@ def test_a_sampled_identity_forgives_rounding_and_nothing_else() -> None:
     assert not same_data(identity(1.0), identity(1.001))
     assert not same_data(identity(1.0), "episodes:nonsense")
     assert not same_data(identity(1.0), "sinusoid-v1")
+
+
+def test_a_message_tells_identities_apart_that_begin_alike() -> None:
+    begin = "episodes:10/3.13688299,"
+    short = [brief_identity(begin + end) for end in ("1/2", "1/3")]
+    assert short[0] != short[1] and all(len(text) <= 24 for text in short)
+    assert brief_identity("lines-v1-2.0") == "lines-v1-2.0"
