@@ -22,7 +22,7 @@ SMALL = (
 COMPANY = {
     "algo": ("data=glyphs", "backbone=conv4", "backbone.width=4"),
     "backbone": ("data=sinusoid",),
-    "data": ("backbone=mlp", "task.way=1"),
+    "data": ("backbone=mlp",),
     "inner_opt": ("data=sinusoid", "backbone=mlp", "inner_opt.learn=[lr]"),
     "outer_opt": ("data=sinusoid", "backbone=mlp"),
 }

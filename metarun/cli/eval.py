@@ -70,6 +70,11 @@ def run(config: EvalConfig, directory: str | Path) -> float:
             setup = build(
                 train_config, device, ranks, planned_for(content), trained_with=trained.seed
             )
+            if setup.source.kind != "classification" and config.task.way is not None:
+                raise ConfigError(
+                    f"task.way={config.task.way}: these tasks are {setup.source.kind}, which has "
+                    "no classes: leave task.way out"
+                )
             if not setup.algorithm.any_way and train_config.task.way != trained.task.way:
                 raise ConfigError(
                     f"task.way={train_config.task.way}: the checkpoint's network tells "

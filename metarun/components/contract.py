@@ -148,13 +148,20 @@ def check_fits(
             f"task.way={source.outputs} classes apart; leave it out, or choose an algorithm "
             "without a head of its own, such as protonet or r2d2"
         )
+    if algorithm.batch_size is not None and config.task.in_training() != config.task:
+        raise ConfigError(
+            f"task.train: algo={name} learns from plain batches, and has no training tasks; leave "
+            "it out"
+        )
+    if not algorithm.differentiates and config.engine.gradient != "auto":
+        what = "differentiates nothing through its inner steps"
+        if not algorithm.has_inner_loop:
+            what = "has no inner loop to differentiate"
+        raise ConfigError(
+            f"engine.gradient={config.engine.gradient}: algo={name} {what}; leave it out"
+        )
     if algorithm.has_inner_loop:
         return
-    if config.engine.gradient != "auto":
-        raise ConfigError(
-            f"engine.gradient={config.engine.gradient}: algo={name} has no inner loop to "
-            "differentiate; leave it out"
-        )
     inner = config.inner_opt
     if inner.learn or inner.groups or inner.name != "sgd":
         key = "learn" if inner.learn else "groups" if inner.groups else "name"

@@ -255,7 +255,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     names = {}
     for key, text in plain.items():
         parts = text.split(".")
-        for count in range(1, len(parts) + 1):
+        for count in range(2 if key.startswith("task.train.") else 1, len(parts) + 1):
             name = ".".join(parts[-count:])
             if sum(("." + other).endswith("." + name) for other in plain.values()) == 1:
                 break

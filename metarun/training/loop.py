@@ -125,8 +125,12 @@ def meta_step(setup: Setup, state: TrainState) -> None:
 
 
 def tell_unlearned(grads: dict[str, Tensor]) -> None:
-    """Name the parameters whose meta-gradient is exactly zero: only decay would move them."""
-    zero = [name for name, grad in grads.items() if not bool(grad.any())]
+    """Name the layers whose meta-gradient is exactly zero: only decay would move them.
+
+    A bias alone may have none: normalisation takes it away again.
+    """
+    moves = {n.rpartition(".")[0] for n, grad in grads.items() if bool(grad.any())}
+    zero = [n for n in grads if n.rpartition(".")[0] not in moves]
     if zero and len(zero) < len(grads):
         more = f" and {len(zero) - 3} more" if len(zero) > 3 else ""
         log.warning(

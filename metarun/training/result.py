@@ -116,7 +116,8 @@ def line(figures: dict[str, Any], split: str) -> str:
     other = ", other data than in training" if figures.get("other_data") else ""
     if trained := figures.get("trained_on"):
         ways = f"{trained['way']}-way " if name == "accuracy" else ""
-        other = f", trained on {ways}{trained['shot']}-shot{other}"
+        queries = "" if trained["query"] == figures["query"] else f", {trained['query']} queries"
+        other = f", trained on {ways}{trained['shot']}-shot{queries}{other}"
     steps = figures["inner_steps"]
     inner = "" if steps is None else f"{steps} inner steps, "
     return (

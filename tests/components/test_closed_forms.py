@@ -91,7 +91,7 @@ def test_r2d2_scores_by_the_ridge_regression_of_the_labels(learned: bool) -> Non
     right = 3 * (queries @ head[:-1] + head[-1])
     torch.testing.assert_close(predicted(algorithm, given, 4), right, rtol=1e-9, atol=1e-12)
     own = {name for name in algorithm.init() if name.startswith("algo.")}
-    assert own == {"algo.scale", "algo.shift"} | ({"algo.ridge"} if learned else set())
+    assert own == {"algo.scale"} | ({"algo.ridge"} if learned else set())
 
 
 def test_r2d2_regresses_where_there_are_no_classes() -> None:
@@ -106,12 +106,12 @@ def test_a_learned_ridge_has_a_gradient_and_no_weight_decay(
     metarun: Metarun, tmp_path: Path
 ) -> None:
     done = metarun(*RUN, "algo=r2d2", "algo.learn_ridge=true", "outer_opt.weight_decay=0.9")
-    assert "3 hyperparameters learned" in done.stdout
+    assert "2 hyperparameters learned" in done.stdout
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     logged = [json.loads(line) for line in lines]
     final = next(line for line in reversed(logged) if "algo/ridge" in line)
     assert final["algo/ridge"] == pytest.approx(np.log(50), rel=0.01)
-    assert {"algo/scale", "algo/shift"} <= final.keys()
+    assert "algo/scale" in final
 
 
 def test_what_has_no_features_or_no_classes_is_refused() -> None:
@@ -121,6 +121,8 @@ def test_what_has_no_features_or_no_classes_is_refused() -> None:
             algorithm(bare)
     with pytest.raises(ValueError, match="choose data that have classes"):
         protonet(problem(None))
+    with pytest.raises(ValueError, match=r"algo\.scale=3.0: it is for scores of classes"):
+        r2d2(problem(None), scale=3.0)
     with pytest.raises(ConfigError, match=r"algo\.ridge=0: must be above 0"):
         r2d2(problem(), ridge=0)
 

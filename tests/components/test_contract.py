@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metarun.components.algo.adapting import at_once
 from metarun.components.algo.base import Algorithm, Trace
 from metarun.components.algo.maml import maml
 from metarun.components.data.sinusoid import Sinusoids
@@ -94,6 +95,42 @@ def test_an_outer_loss_without_a_graph_trains_nothing(
         setup = setup_with(monkeypatch, "algo", "maml", builder, f"engine.batching={batching}")
         with pytest.raises(ValueError, match=r"does not depend on what is learned.*detached"):
             meta_step(setup, fresh(setup))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda scores: scores.argmax(1), r"gives \(\d+,\) of torch.int64 for \d+ queries"),
+        (lambda scores: scores[:1], "floating-point scores or values of shape"),
+        (lambda scores: scores.tolist(), "gives list for"),
+    ],
+    ids=["labels", "one", "a list"],
+)
+def test_what_a_predictor_gives_is_checked(
+    wrong: Callable[[Tensor], Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_it(problem: Any, **_: Any) -> Algorithm:
+        def adapt(meta: Any, support: Any) -> Any:
+            return lambda x: wrong(x @ meta["w"])
+
+        return at_once(problem, lambda: {"w": torch.ones(1, 1)}, adapt)
+
+    more = ("engine.compile=none", "engine.batching=loop")
+    setup = setup_with(monkeypatch, "algo", "maml", build_it, *more)
+    with pytest.raises(ConfigError, match=message):
+        meta_step(setup, fresh(setup))
+
+
+def test_a_bias_before_normalisation_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
+    settings = [
+        "data=glyphs",
+        "backbone.width=4",
+        "trainer.meta_batch=2",
+        "engine.precision=float64",
+    ]
+    setup = build(composed("train", settings), torch.device("cpu"))
+    meta_step(setup, fresh(setup))
+    assert "exactly zero" not in caplog.text
 
 
 def test_what_the_network_detaches_is_named_at_the_first_step(

@@ -190,6 +190,6 @@ def test_an_evaluation_may_choose_another_one(metarun: Metarun, tmp_path: Path) 
 
 def test_what_cannot_be_is_refused(metarun: Metarun) -> None:
     said = metarun("train", "algo=reptile", "backbone.norm=running", code=2).stderr
-    assert "backbone.norm=running needs the query loss of its algorithm" in said
+    assert "backbone.norm=running needs an algorithm that learns by a query loss" in said
     said = metarun("train", "data=sinusoid", "backbone=mlp", "backbone.norm=support", code=2).stderr
     assert "there is no setting 'backbone.norm'" in said

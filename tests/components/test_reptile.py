@@ -158,6 +158,32 @@ def test_plain_batches_have_the_images_of_their_labels() -> None:
     assert abs(float(chi) - freedom) < 5 * (2 * freedom) ** 0.5, "as often as any other image"
 
 
+@pytest.mark.parametrize("norm", ["transductive", "support", "support_plus_one"])
+def test_the_figures_of_training_are_under_the_norm_that_was_chosen(norm: str) -> None:
+    settings = ["algo=reptile", "backbone.width=4", f"backbone.norm={norm}", "task.query=2"]
+    setup = build(composed("train", [*settings, "trainer.meta_batch=1"]), CPU)
+    meta = {name: value.requires_grad_() for name, value in setup.algorithm.init().items()}
+    task = type(setup.train_tasks.sample(0, 1))(*(x[0] for x in setup.train_tasks.sample(0, 1)))
+    shown = setup.algorithm.loss(meta, task)[1]["loss"]
+    own = fresh(setup).meta
+    few = build(composed("train", [*settings, "algo.eval_inner_steps=5"]), CPU)
+    assert few.algorithm.adapt is not None
+    predict = few.algorithm.adapt(own, task.support_x, task.support_y, 5)
+    torch.testing.assert_close(shown, F.cross_entropy(predict(task.query_x), task.query_y))
+
+
+def test_what_changes_nothing_is_refused(metarun: Metarun) -> None:
+    small = ("backbone.width=4", "trainer.steps=1")
+    for algo in ("reptile", "baseline"):
+        said = metarun("train", f"algo={algo}", *small, "engine.gradient=mixed", code=2).stderr
+        assert f"algo={algo} differentiates nothing through its inner steps" in said
+    said = metarun("train", "algo=baseline", *small, "task.train.shot=2", code=2).stderr
+    assert "algo=baseline learns from plain batches, and has no training tasks" in said
+    for inner in ("mixed", "muon"):
+        said = metarun("train", "algo=baseline", *small, f"inner_opt={inner}", code=2).stderr
+        assert "unexpected" not in said
+
+
 def test_what_they_cannot_do_is_refused(metarun: Metarun) -> None:
     learned = InnerLoop(sgd(0.1), ("lr",), "global", {})
     for algorithm in (reptile, baseline):

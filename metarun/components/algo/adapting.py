@@ -14,6 +14,7 @@ from torch import Tensor
 from metarun.components.algo.base import Algorithm, Episode, Problem, Trace, evaluating
 from metarun.components.algo.normalising import Normalising
 from metarun.components.backbone.norm import Seen, collecting
+from metarun.errors import ConfigError
 from metarun.unroll import Meta
 
 Predictor = Callable[[Any], Tensor]
@@ -80,6 +81,7 @@ def by_steps(
     loss: OuterLoss | None = None,
     kept: tuple[str, ...] = (),
     batch_size: int | None = None,
+    differentiates: bool = True,
 ) -> Algorithm:
     """The algorithm that takes inner steps on the support set.
 
@@ -91,17 +93,22 @@ def by_steps(
         encode: applied to the examples before `adapt`, and before its predictor.
         adapted: names of the parameters that the inner steps change; None: not stated.
         loss: an outer loss of its own; None: the query loss.
-        kept, batch_size: see `Algorithm`.
+        kept, batch_size, differentiates: see `Algorithm`.
     """
     made = _algorithm(problem, init, adapt, steps, encode)
     if loss is not None:
         if made.kept:
             raise ValueError(
-                "backbone.norm=running needs the query loss of its algorithm, and this one has an "
-                "outer loss of its own: choose another backbone.norm"
+                "backbone.norm=running needs an algorithm that learns by a query loss, which "
+                "reptile and baseline do not: choose transductive, support or support_plus_one"
             )
         made = made._replace(loss=loss)
-    return made._replace(adapted=adapted, kept=(*made.kept, *kept), batch_size=batch_size)
+    return made._replace(
+        adapted=adapted,
+        kept=(*made.kept, *kept),
+        batch_size=batch_size,
+        differentiates=differentiates,
+    )
 
 
 def at_once(
@@ -129,7 +136,7 @@ def at_once(
         return Adapted(predict, none, [] if watch is None else [watch(predict)])
 
     made = _algorithm(problem, init, adapt_at_once, Steps(0, 0), encode)
-    return made._replace(has_inner_loop=False, any_way=True)
+    return made._replace(has_inner_loop=False, differentiates=False, any_way=True)
 
 
 def one_hot(support: Support) -> Tensor:
@@ -137,6 +144,22 @@ def one_hot(support: Support) -> Tensor:
     assert support.way is not None
     classes = torch.arange(support.way, device=support.y.device)
     return (support.y[:, None] == classes).to(support.x.dtype)
+
+
+def _check_outputs(outputs: Any, queries: int) -> None:
+    """Refuse what no objective takes.
+
+    Raises:
+        ConfigError: it says what a predictor gives.
+    """
+    fits = isinstance(outputs, Tensor) and outputs.dim() == 2 and len(outputs) == queries
+    if not fits or not outputs.is_floating_point():
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        kind = f" of {outputs.dtype}" if isinstance(outputs, Tensor) else ""
+        raise ConfigError(
+            f"the algorithm's predictor gives {shape}{kind} for {queries} queries: it must give "
+            "floating-point scores or values of shape (queries, outputs)"
+        )
 
 
 def _algorithm(
@@ -165,6 +188,7 @@ def _algorithm(
                 encode, meta, episode.query_x, episode.support_x, seen, False
             )
             outputs = normalising.outputs(adapted.predict, meta, queries, encoded, False)
+        _check_outputs(outputs, len(episode.query_y))
         query_loss = objective.loss(outputs, episode.query_y)
         extra: dict[str, Any] = {
             "loss": query_loss,

@@ -112,6 +112,7 @@ class Algorithm(NamedTuple):
             goes on.
         batch_size: it learns from plain batches of so many labelled examples, each a `Batch`,
             and not from episodes; None: from episodes.
+        differentiates: whether derivatives pass through its inner steps.
         has_inner_loop: whether it takes inner steps, with the inner optimizer.
         any_way: whether tasks may have another number of classes than the model has outputs.
         adapt: `adapt(meta, support_x, support_y, way) -> predictor`, from examples to outputs, as
@@ -124,6 +125,7 @@ class Algorithm(NamedTuple):
     adapted: tuple[str, ...] | None = None
     kept: tuple[str, ...] = ()
     batch_size: int | None = None
+    differentiates: bool = True
     has_inner_loop: bool = True
     any_way: bool = False
     adapt: Callable[[Meta, Tensor, Tensor, int | None], Callable[[Tensor], Tensor]] | None = None

@@ -73,6 +73,8 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
     linear = torch.nn.Linear(width, problem.classes)
     classifier = {WEIGHT: linear.weight.detach().to(like), BIAS: linear.bias.detach().to(like)}
 
+    inner.optimizer.init({"weight": linear.weight.detach(), "bias": linear.bias.detach()})
+
     def init() -> dict[str, Tensor]:
         return start | classifier
 
@@ -104,5 +106,14 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
         return Adapted(predictor(end.params), end.losses, end.observed)
 
     steps = Steps(0, own.eval_inner_steps)
-    made = by_steps(problem, init, adapt, steps, encode=embed, loss=loss, batch_size=own.batch_size)
+    made = by_steps(
+        problem,
+        init,
+        adapt,
+        steps,
+        encode=embed,
+        loss=loss,
+        batch_size=own.batch_size,
+        differentiates=False,
+    )
     return made._replace(any_way=True)

@@ -10,7 +10,7 @@ from metarun.config.checks import positive
 from metarun.config.component import builds, settings
 from metarun.unroll import Meta
 
-RIDGE, SCALE, SHIFT = (OWN_PREFIX + name for name in ("ridge", "scale", "shift"))
+RIDGE, SCALE = OWN_PREFIX + "ridge", OWN_PREFIX + "scale"
 
 
 @settings
@@ -32,16 +32,18 @@ def r2d2(problem: Problem, own: R2d2Config) -> Algorithm:
 
     With X the n support features and a column of ones, Y the labels as rows of 0 and 1, both over
     √n as in the paper's code, the head is W = Xᵀ(XXᵀ + λI)⁻¹Y (equation 6). The scores of queries
-    are α·X'W + β, with α and β learned (equation 7). In a regression Y holds the targets, and the
-    outputs are X'W.
+    are α·X'W with α learned (equation 7; its shift β, the same for all classes, drops out of a
+    cross entropy). In a regression Y holds the targets, and the outputs are X'W.
 
     Args:
         problem: a classification or a regression; of the model, the features.
         own: the settings.
 
     Raises:
-        ValueError: a model without features.
+        ValueError: a model without features, or a scale in a regression.
     """
+    if problem.ways is None and own.scale != R2d2Config.scale:
+        raise ValueError(f"algo.scale={own.scale}: it is for scores of classes; leave it out")
     start, embed = embedding(problem.model, "r2d2")
     like = next(iter(start.values()))
     classifies = problem.ways is not None
@@ -51,7 +53,7 @@ def r2d2(problem: Problem, own: R2d2Config) -> Algorithm:
         if own.learn_ridge:
             learned[RIDGE] = like.new_tensor(own.ridge).log()
         if classifies:
-            learned |= {SCALE: like.new_tensor(own.scale), SHIFT: like.new_zeros(())}
+            learned[SCALE] = like.new_tensor(own.scale)
         return start | learned
 
     def adapt(meta: Meta, support: Support) -> Predictor:
@@ -61,7 +63,7 @@ def r2d2(problem: Problem, own: R2d2Config) -> Algorithm:
 
         def predict(x: Tensor) -> Tensor:
             outputs = _with_ones(x) @ head
-            return meta[SCALE] * outputs + meta[SHIFT] if classifies else outputs
+            return meta[SCALE] * outputs if classifies else outputs
 
         return predict
 

@@ -1,5 +1,6 @@
 """Reptile (Nichol, Achiam and Schulman 2018): move the start towards where the inner steps end."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from metarun.components.algo.base import (
     apply_model,
     detached_parameters,
 )
+from metarun.components.algo.normalising import Normalising
 from metarun.config.checks import between
 from metarun.config.component import builds, settings
 from metarun.unroll import InnerOptimizer, Meta, Params, Unrolled, unroll
@@ -77,7 +79,7 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
         )
     if not isinstance(inner.optimizer, InnerOptimizer):
         raise ValueError("algo=reptile needs an inner optimizer that takes gradients alone")
-    weights = detached_parameters(model)
+    weights, normalising = detached_parameters(model), Normalising(problem.norm, model)
     fresh = inner.optimizer.init(weights)
     leaves, structure = pytree.tree_flatten_with_path(fresh)
     names = tuple(f"{KEPT}{pytree.keystr(path)}" for path, _ in leaves) if own.keep_moments else ()
@@ -126,7 +128,8 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
         support = Support(episode.support_x, episode.support_y, way)
         end = walk(meta, support, own.inner_steps, None)
         ended = {name: value.detach() for name, value in end.params.items()}
-        outputs = predictor(ended)(episode.query_x).detach()
+        queries, shown = episode.query_x, predictor(ended)
+        outputs = normalising.outputs(shown, meta, queries, episode.support_x, False).detach()
         moved = [(meta[n] * (meta[n].detach() - ended[n])).sum() for n in weights]
         extra: dict[str, Any] = {
             "loss": objective.loss(outputs, episode.query_y),
@@ -145,14 +148,21 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
         adapted=tuple(weights),
         loss=loss,
         kept=names,
+        differentiates=False,
     )
 
 
 def _turns(examples: int, size: int | None, steps: int) -> Tensor | None:
-    """Which examples each step takes: a shuffled deck of all, dealt again when it runs out."""
+    """Which examples each step takes: a shuffled deck of all, dealt again when it runs out.
+
+    The same for all tasks, whose examples are drawn at random already.
+    """
     if size is None or size >= examples:
         return None
-    generator = torch.Generator().manual_seed(0)
-    decks = -(-steps * size // examples)
-    order = torch.cat([torch.randperm(examples, generator=generator) for _ in range(max(decks, 1))])
-    return order[: steps * size].view(steps, size)
+    order: list[int] = []
+    shuffler = random.Random(0)  # not torch's, so that it can be recorded
+    while len(order) < steps * size:
+        deck = list(range(examples))
+        shuffler.shuffle(deck)
+        order += deck
+    return torch.tensor(order[: steps * size]).view(steps, size)
