@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from metarun.components.backbone.conv4 import Conv4
+from metarun.components.backbone.norm import BatchNorm, Seen, collecting, using
 from metarun.config.compose import composed, register_schemas
 from metarun.episodes.source import Episodes
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh, restore, snapshot
+from metarun.unroll.advice import UnsuitableModel
 from tests.conftest import Metarun
 
 register_schemas()
@@ -193,3 +195,24 @@ def test_what_cannot_be_is_refused(metarun: Metarun) -> None:
     assert "backbone.norm=running needs an algorithm that learns by a query loss" in said
     said = metarun("train", "data=sinusoid", "backbone=mlp", "backbone.norm=support", code=2).stderr
     assert "there is no setting 'backbone.norm'" in said
+
+
+def test_a_layer_that_is_called_more_often_for_queries_is_refused() -> None:
+    """Else it would take the moments of its batch, without a word."""
+    layer, other = BatchNorm(2), BatchNorm(2)
+    x = torch.randn(4, 2, 3, 3)
+    with collecting() as seen:
+        layer(x)
+    with using(seen):
+        layer(x)
+        for late in (layer, other):
+            with pytest.raises(
+                UnsuitableModel, match=r"normalises queries more often, or in other lay"
+            ):
+                late(x)
+    with using(Seen()):
+        assert torch.equal(layer(x), other(x))
+    always = Seen(always=True)
+    always.add(layer, seen.of[id(layer)][0])
+    with using(always):
+        assert all(torch.equal(layer(2 * x), layer(2 * x)) for _ in range(20))

@@ -76,11 +76,9 @@ class Normalising:
         return found
 
     def _averages(self, meta: Meta) -> Seen:
-        seen = Seen()
+        seen = Seen(always=True)
         for i, layer in enumerate(self.layers):
-            moments = Moments(meta[f"{PREFIX}{i}.mean"], meta[f"{PREFIX}{i}.var"], 0)
-            for _ in range(_CALLS):
-                seen.add(layer, moments)
+            seen.add(layer, Moments(meta[f"{PREFIX}{i}.mean"], meta[f"{PREFIX}{i}.var"], 0))
         return seen
 
     def support(self, encode: Encode, meta: Meta, x: Tensor, evaluates: bool) -> tuple[Any, Seen]:
@@ -125,9 +123,6 @@ class Normalising:
             outputs: Tensor = _with_each(predict, support, queries)
             return outputs
         return predict(queries)
-
-
-_CALLS = 8  # how often a layer may be called in one pass
 
 
 def _with_each(fn: Callable[[Tensor], Any], support: Tensor, queries: Tensor) -> Any:

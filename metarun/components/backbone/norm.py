@@ -3,10 +3,13 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from metarun.unroll.advice import UnsuitableModel
 
 
 class Moments(NamedTuple):
@@ -18,10 +21,16 @@ class Moments(NamedTuple):
 
 
 class Seen:
-    """The moments of each layer, in the order in which it was called."""
+    """The moments of each layer, in the order in which it was called.
 
-    def __init__(self) -> None:
+    Attributes:
+        of: them, by the layer's identity.
+        always: the first of each are those of all calls.
+    """
+
+    def __init__(self, always: bool = False) -> None:
         self.of: dict[int, list[Moments]] = {}
+        self.always = always
 
     def add(self, layer: nn.Module, moments: Moments) -> None:
         """Note what a call of a layer had."""
@@ -57,9 +66,13 @@ def collecting() -> Iterator[Seen]:
 def using(seen: Seen) -> Iterator[None]:
     """Normalise by these moments in the block, in this thread, and not by those of the batch.
 
-    A layer of which none have been seen goes on with those of its batch.
+    Where nothing has been seen at all, each layer takes those of its batch.
+
+    Raises:
+        UnsuitableModel: inside the block, from a layer that is called more often than it was seen to be.
     """
-    before, _here.given = _here.given, {key: iter(own) for key, own in seen.of.items()}
+    every = {key: repeat(own[0]) if seen.always else iter(own) for key, own in seen.of.items()}
+    before, _here.given = _here.given, every
     try:
         yield
     finally:
@@ -87,12 +100,17 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(examples, channels, height, width) -> the same shape."""
-        own = (_here.given or {}).get(id(self))
-        moments = None if own is None else next(own, None)
-        if moments is None:
-            variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-        else:
+        if _here.given:
+            moments = next(_here.given.get(id(self), iter(())), None)
+            if moments is None:
+                raise UnsuitableModel(
+                    "the backbone normalises queries more often, or in other layers, than the "
+                    "support set, so there are no moments to do it by: choose "
+                    "backbone.norm=transductive or support_plus_one"
+                )
             mean, variance, _ = moments
+        else:
+            variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         if _here.collects is not None:
             _here.collects.add(self, Moments(mean, variance, x.numel() // x.shape[1]))
         scale = self.weight * torch.rsqrt(variance + self.eps)
