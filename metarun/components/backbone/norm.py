@@ -69,7 +69,7 @@ def using(seen: Seen) -> Iterator[None]:
     Where nothing has been seen at all, each layer takes those of its batch.
 
     Raises:
-        UnsuitableModel: inside the block, from a layer that is called more often than it was seen to be.
+        UnsuitableModel: inside the block, from a layer that is called more often than before.
     """
     every = {key: repeat(own[0]) if seen.always else iter(own) for key, own in seen.of.items()}
     before, _here.given = _here.given, every
