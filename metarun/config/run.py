@@ -80,6 +80,7 @@ class TrainerConfig:
             )
 
 
+Norm = Literal["transductive", "support", "support_plus_one", "running"]
 Batching = Literal["auto", "vmap", "loop"]
 Compile = Literal["auto", "none", "replay", "inductor"]
 Gradient = Literal[
@@ -161,7 +162,7 @@ class EvalAlgo:
 class EvalBackbone:
     """Changes to the network's evaluation."""
 
-    norm: str | None = None  # whose moments normalise the queries of a task
+    norm: Norm | None = None  # whose moments normalise the queries of a task
 
 
 @section("engine.")

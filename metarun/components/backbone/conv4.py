@@ -8,11 +8,9 @@ from torch import Tensor, nn
 from metarun.components.backbone.norm import BatchNorm
 from metarun.config.checks import between
 from metarun.config.component import builds, settings
+from metarun.config.run import Norm
 
 MOST_UNITS = 10**6  # far beyond what anybody means
-
-
-Norm = Literal["transductive", "support", "support_plus_one", "running"]
 
 
 @settings
