@@ -9,6 +9,10 @@ from metarun.errors import ConfigError
 
 Config = TypeVar("Config")
 
+# Far beyond what anybody means, and near enough that arithmetic stays within 64 bits.
+MOST_STEPS = 10**5
+MOST_UNITS = 10**6
+
 
 def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Refuse a value that is not among the allowed ones."""

@@ -94,13 +94,22 @@ def by_steps(
         adapted: names of the parameters that the inner steps change; None: not stated.
         loss: an outer loss of its own; None: the query loss.
         kept, batch_size, differentiates: see `Algorithm`.
+
+    Raises:
+        ValueError: inner hyperparameters are to be learned, and nothing is differentiated; or
+            `backbone.norm=running` with an outer loss of its own.
     """
+    if not differentiates and (problem.inner.learn or problem.inner.groups):
+        raise ValueError(
+            "the algorithm differentiates nothing through its inner steps, and has no groups: "
+            "leave inner_opt.learn and inner_opt.groups empty"
+        )
     made = _algorithm(problem, init, adapt, steps, encode)
     if loss is not None:
         if made.kept:
             raise ValueError(
                 "backbone.norm=running needs an algorithm that learns by a query loss, which "
-                "reptile and baseline do not: choose transductive, support or support_plus_one"
+                "this one does not: choose transductive, support or support_plus_one"
             )
         made = made._replace(loss=loss)
     return made._replace(

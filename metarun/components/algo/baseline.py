@@ -16,13 +16,12 @@ from metarun.components.algo.adapting import (
 )
 from metarun.components.algo.base import Algorithm, Problem
 from metarun.components.algo.embedding import embedding
-from metarun.config.checks import between
+from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
 from metarun.episodes.source import Batch
 from metarun.unroll import Meta, Params, unroll
 
 WEIGHT, BIAS = "classifier.weight", "classifier.bias"
-MOST_STEPS = 10**5  # far beyond what anybody means
 
 
 @settings
@@ -60,11 +59,6 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
             "have: choose data=glyphs or data=omniglot"
         )
     inner, objective = problem.inner, problem.objective
-    if inner.learn or inner.groups:
-        raise ValueError(
-            "algo=baseline differentiates nothing through its inner steps, and has no groups: "
-            "leave inner_opt.learn and inner_opt.groups empty"
-        )
     start, embed = embedding(problem.model, "baseline")
     like = next(iter(start.values()))
     with torch.no_grad():
@@ -72,7 +66,7 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
         width = embed(start, example).shape[1]
     linear = torch.nn.Linear(width, problem.classes)
     classifier = {WEIGHT: linear.weight.detach().to(like), BIAS: linear.bias.detach().to(like)}
-
+    # Refuses what it cannot serve, before a run begins.
     inner.optimizer.init({"weight": linear.weight.detach(), "bias": linear.bias.detach()})
 
     def init() -> dict[str, Tensor]:

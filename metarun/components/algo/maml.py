@@ -21,7 +21,7 @@ from metarun.components.algo.base import (
     refuse_frozen,
 )
 from metarun.components.algo.halves import halves
-from metarun.config.checks import between
+from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
 from metarun.errors import ConfigError
 from metarun.unroll import (
@@ -36,8 +36,6 @@ from metarun.unroll import (
     match_names,
     unroll,
 )
-
-MOST_STEPS = 10**5  # far beyond what anybody means
 
 
 @settings

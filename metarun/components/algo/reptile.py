@@ -23,15 +23,13 @@ from metarun.components.algo.base import (
     detached_parameters,
 )
 from metarun.components.algo.normalising import Normalising
-from metarun.config.checks import between
+from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
 from metarun.unroll import InnerOptimizer, Meta, Params, Unrolled, unroll
 from metarun.unroll._torch import pytree
 
 KEPT = "moments."
 """Begins the names of the inner optimizer's state among what is kept."""
-
-MOST_STEPS = 10**5  # far beyond what anybody means
 
 
 @settings
@@ -72,11 +70,6 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
             the inner optimizer needs more of the loss than its gradient.
     """
     model, objective, inner = problem.model, problem.objective, problem.inner
-    if inner.learn or inner.groups:
-        raise ValueError(
-            "algo=reptile differentiates nothing through its inner steps, and has no groups: leave "
-            "inner_opt.learn and inner_opt.groups empty"
-        )
     if not isinstance(inner.optimizer, InnerOptimizer):
         raise ValueError("algo=reptile needs an inner optimizer that takes gradients alone")
     weights, normalising = detached_parameters(model), Normalising(problem.norm, model)

@@ -6,11 +6,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from metarun.components.backbone.norm import BatchNorm
-from metarun.config.checks import between
+from metarun.config.checks import MOST_UNITS, between
 from metarun.config.component import builds, settings
 from metarun.config.run import Norm
-
-MOST_UNITS = 10**6  # far beyond what anybody means
 
 
 @settings

@@ -7,11 +7,11 @@ from math import prod
 
 from torch import Tensor, nn
 
-from metarun.config.checks import between
+from metarun.config.checks import MOST_UNITS, between
 from metarun.config.component import builds, settings
 from metarun.errors import ConfigError
 
-MOST_UNITS, MOST_LAYERS = 10**6, 1000  # far beyond what anybody means
+MOST_LAYERS = 1000  # far beyond what anybody means
 
 
 @settings
