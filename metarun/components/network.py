@@ -17,7 +17,8 @@ from torch.nn.parameter import is_lazy
 
 from metarun.errors import ConfigError
 from metarun.system.untrusted import STORAGES
-from metarun.unroll._torch import get_unwrapped, is_functorch_wrapped_tensor, pytree
+from metarun.unroll._torch import pytree
+from metarun.unroll.recompute import unwrapped
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -103,7 +104,7 @@ class Network:
     def with_graph(self) -> tuple[str, ...]:
         """Names of the buffers that hold a result with its graph, and not just its value."""
         found = {name: slot.holder.get(slot.key) for name, slot in self._slots.items()}
-        return tuple(n for n, v in found.items() if v is not None and _unwrapped(v).requires_grad)
+        return tuple(n for n, v in found.items() if v is not None and unwrapped(v).requires_grad)
 
     def settle(self) -> None:
         """Take what the last meta-step has left in the buffers as their values.
@@ -255,16 +256,9 @@ def _unregistered(model: nn.Module) -> Iterator[str]:
                     yield f"{prefix}.{key}" if prefix else key
 
 
-def _unwrapped(value: Tensor) -> Tensor:
-    """A tensor without the wrappers of transforms that are over."""
-    while is_functorch_wrapped_tensor(value):
-        value = get_unwrapped(value)
-    return value
-
-
 def _plain(value: Tensor) -> Tensor:
     """A copy of the values, with memory of its own."""
-    value = _unwrapped(value).detach().resolve_conj().resolve_neg()
+    value = unwrapped(value).detach().resolve_conj().resolve_neg()
     return value.clone(memory_format=torch.contiguous_format)
 
 

@@ -4,7 +4,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CellType, FunctionType, MethodType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -26,8 +26,15 @@ from metarun.unroll._torch import (
     vmap_increment_nesting,
 )
 from metarun.unroll.advice import UnsuitableModel
-from metarun.unroll.recompute import MORE_OFTEN, OTHER_VALUE, RandomState, tensor_leaves
-from metarun.unroll.surroundings import Observer, Place, put_back
+from metarun.unroll.recompute import (
+    MORE_OFTEN,
+    OTHER_VALUE,
+    RandomState,
+    alike,
+    tensor_leaves,
+    unwrapped,
+)
+from metarun.unroll.surroundings import Observer, Place, is_filled, put_back
 
 
 class ClosureError(ValueError):
@@ -276,20 +283,12 @@ def kinds_of(loss: Any, depth: int = 3) -> Any:
     if isinstance(loss, FunctionType):
         if not depth:
             return loss.__code__
-        cells = [cell for cell in loss.__closure__ or () if _is_filled(cell)]
+        cells = [cell for cell in loss.__closure__ or () if is_filled(cell)]
         inside = tuple(kinds_of(cell.cell_contents, depth - 1) for cell in cells)
         return loss.__code__, *inside, *map(type, loss.__defaults__ or ())
     if isinstance(loss, Tensor | type):
         return type(loss)
     return type(loss), *map(type, getattr(loss, "__dict__", {}).values())
-
-
-def _is_filled(cell: CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:  # not yet assigned
-        return False
-    return True
 
 
 def layout_of(params: dict[str, Tensor]) -> tuple[Any, ...]:
@@ -298,13 +297,8 @@ def layout_of(params: dict[str, Tensor]) -> tuple[Any, ...]:
 
 
 def _close(a: Any, b: Any) -> bool:
-    """Equal but for what operations in another order would do, as those of a GPU."""
     pairs = zip(tensor_leaves(a), tensor_leaves(b), strict=True)
-    return all(
-        torch.allclose(x, y, rtol=torch.finfo(x.dtype).eps ** 0.5, atol=0, equal_nan=True)
-        for x, y in pairs
-        if x.is_floating_point() or x.is_complex()
-    )
+    return all(alike(x, y) for x, y in pairs if x.is_floating_point() or x.is_complex())
 
 
 def plain_values(tree: Any) -> Any:
@@ -323,6 +317,4 @@ def _plain(x: Tensor) -> Tensor:
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:
-    while is_functorch_wrapped_tensor(x):
-        x = get_unwrapped(x)
-    return tuple(x.shape)
+    return tuple(unwrapped(x).shape)

@@ -43,7 +43,7 @@ class Recomputation:
     def keep(self, outputs: Sequence[Tensor]) -> None:
         """Take these for what the function gives."""
         if not _under_recording():
-            self.first = [_numbers(x) if x.numel() <= _SMALL else None for x in outputs]
+            self.first = [unwrapped(x).detach() if x.numel() <= _SMALL else None for x in outputs]
 
     def compare(self, outputs: Sequence[Tensor], places: Iterable[int]) -> None:
         """Refuse outputs in these places that are not those of the first time.
@@ -56,7 +56,7 @@ class Recomputation:
         with temporarily_clear_interpreter_stack(), torch.no_grad():
             for x, i in zip(outputs, places, strict=True):
                 first = self.first[i]
-                if first is not None and not _like(_numbers(x), first):
+                if first is not None and not alike(unwrapped(x).detach(), first):
                     raise UnsuitableModel(OTHER_VALUE)
 
 
@@ -83,15 +83,15 @@ def _under_recording() -> bool:
     return torch.compiler.is_compiling() or get_current_dispatch_mode() is not None
 
 
-def _numbers(x: Tensor) -> Tensor:
-    """The values of a tensor below all transforms, of all tasks."""
+def unwrapped(x: Tensor) -> Tensor:
+    """A tensor without the wrappers of transforms: of all tasks, where tasks are mapped."""
     while is_functorch_wrapped_tensor(x):
         x = get_unwrapped(x)
-    return x.detach()
+    return x
 
 
-def _like(x: Tensor, first: Tensor) -> bool:
-    """Equal but for what operations in another order would do."""
+def alike(x: Tensor, first: Tensor) -> bool:
+    """Equal but for what operations in another order would do, as those of a GPU."""
     if x.shape != first.shape or torch.equal(x, first):
         return True  # mapped in another way, if the shapes differ
     if not (x.is_floating_point() or x.is_complex()):

@@ -298,12 +298,9 @@ def _outside_of(fn: Any, depth: int = 0) -> tuple[list[tuple[Any, str]], list[Pl
         if (fn.__module__ or "").partition(".")[0] in ("torch", "numpy"):
             return spaces, cells
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
-            try:
-                value = cell.cell_contents
-            except ValueError:  # not yet assigned
-                continue
-            cells.append(_cell(cell, name))
-            add(value, name)
+            if is_filled(cell):
+                cells.append(_cell(cell, name))
+                add(cell.cell_contents, name)
         used = {n: fn.__globals__[n] for n in fn.__code__.co_names if n in fn.__globals__}
         for name, value in used.items():
             cells.append(_item(fn.__globals__, name, ""))
@@ -314,6 +311,15 @@ def _outside_of(fn: Any, depth: int = 0) -> tuple[list[tuple[Any, str]], list[Pl
         if isinstance(call, FunctionType) and not isinstance(fn, nn.Module):
             add(call, "")
     return spaces, cells
+
+
+def is_filled(cell: CellType) -> bool:
+    """Whether a variable that a function closes over has a value yet."""
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
 
 
 def _same(place: Place, before: Any) -> bool:

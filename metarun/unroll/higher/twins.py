@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.unroll.higher.utils import copy_tensor
+from metarun.unroll.surroundings import is_filled
 
 Place = tuple[Any, Any]
 """A dict or list and the key in it."""
@@ -190,7 +191,7 @@ class _Copier:  # a class, since functions that call each other would be a cycle
         copy = FunctionType(given.__code__, given.__globals__, given.__name__, None, cells)
         self.memo[id(given)] = copy  # by now, since a function may close over itself
         for cell, copied in zip(given.__closure__ or (), cells, strict=True):
-            if copied is not cell and not _is_filled(copied):
+            if copied is not cell and not is_filled(copied):
                 copied.cell_contents = self.copied(cell.cell_contents)
         copy.__defaults__ = self.copied(given.__defaults__)
         copy.__kwdefaults__ = self.copied(given.__kwdefaults__)
@@ -256,18 +257,10 @@ def _behind(value: Any) -> Iterable[Any]:
     if kind is weakref.ref:
         return (value(),)
     if kind is CellType:
-        return (value.cell_contents,) if _is_filled(value) else ()
+        return (value.cell_contents,) if is_filled(value) else ()
     if kind is FunctionType:
         return (*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
     return ()
-
-
-def _is_filled(cell: CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
 
 
 @functools.lru_cache(maxsize=256)
