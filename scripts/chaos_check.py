@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from metarun.rundir import checkpoint
+
 CHANGING_RESULTS = {"train_seconds", "test_seconds", "peak_memory_gib"}
 """What may differ in result.json."""
 
@@ -32,13 +34,13 @@ def differences(run: Path, reference: Path) -> list[str]:
 
 
 def _checkpoints(run: Path, reference: Path) -> Iterator[str]:
-    """`step-*.pt` files need not be the same ones: an interruption saves one of its own."""
-    names = {path.name for path in reference.glob("*.pt")}
-    found = {path.name for path in run.glob("*.pt")}
-    if missing := {"last.pt", "best.pt"} - found:
+    """Step files need not be the same ones: an interruption saves one of its own."""
+    names = {path.name for path in reference.glob("*.safetensors")}
+    found = {path.name for path in run.glob("*.safetensors")}
+    if missing := {"last.safetensors", "best.safetensors"} - found:
         yield f"no {sorted(missing)}"
     for name in sorted(names & found):
-        ours, theirs = (torch.load(f / name, weights_only=True) for f in (run, reference))
+        ours, theirs = (checkpoint.load(f / name) for f in (run, reference))
         for key in sorted(ours.keys() | theirs.keys()):
             if not same(ours.get(key), theirs.get(key)):
                 yield f"{name}: {key} differs"

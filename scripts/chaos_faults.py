@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from chaos_check import differences
+
+from metarun.rundir import checkpoint
 
 DEADLINE = 300  # seconds after which a process counts as hanging
 EVAL_EVERY, CHECKPOINT_EVERY = 50, 20
@@ -295,10 +296,10 @@ def status(case: Case) -> str:
 def checkpoints(case: Case, count: int) -> None:
     """The newest checkpoint truncated, bit-flipped, emptied or gone; sometimes both copies."""
     case.disturb_halfway()
-    steps = sorted(case.checkpoints.glob("step-*.pt"))
+    steps = sorted(case.checkpoints.glob("step-*.safetensors"))
     damage = case.random.choice(["truncated", "bit flipped", "emptied", "zeroed", "missing"])
     both = case.random.random() < 0.5
-    for path in [case.checkpoints / "last.pt", *([steps[-1]] if both else [])]:
+    for path in [case.checkpoints / "last.safetensors", *([steps[-1]] if both else [])]:
         content = bytearray(path.read_bytes())
         place = case.random.randrange(len(content))
         if damage == "truncated":
@@ -321,7 +322,7 @@ def checkpoints(case: Case, count: int) -> None:
 def flip(path: Path, draw: random.Random) -> None:
     """Flip one bit among the tensors of a checkpoint, which are most of it."""
     content = bytearray(path.read_bytes())
-    tensors = torch.load(path, weights_only=True)["meta"].values()
+    tensors = checkpoint.load(path)["meta"].values()
     data = max(tensors, key=lambda t: t.numel()).detach().numpy().tobytes()
     place = content.find(data) + draw.randrange(len(data))
     content[place] ^= 1 << draw.randrange(8)
@@ -406,8 +407,8 @@ def full_disk(case: Case, count: int) -> None:
             case.log.append(f"full at {target}")
             if code != 0:  # it may have had room enough for all that was left to write
                 case.expect_message(code, 1, "No space left on device")
-                for path in case.checkpoints.glob("*.pt"):
-                    torch.load(path, weights_only=True)
+                for path in case.checkpoints.glob("*.safetensors"):
+                    checkpoint.load(path)
                 case.refused(1, "No space left on device")
                 case.faults["at the start"] += 1
             ballast.unlink()

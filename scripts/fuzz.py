@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ RUN = [
     "trainer.log_every=3", "outer_opt.schedule=cosine", "inner_opt.learn=[lr]",
     "hydra.run.dir=run",
 ]  # fmt: skip
-EVAL = ["eval", "ckpt=case.pt", "episodes=2", "hydra.run.dir=out"]
+EVAL = ["eval", "ckpt=case.safetensors", "episodes=2", "hydra.run.dir=out"]
 
 
 class Failure(Exception):
@@ -67,7 +66,6 @@ def main() -> int:
     options = parser.parse_args()
     kinds = options.what or list(KINDS)
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "Duplicate name")  # a member twice is one of the tricks
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the summary comes all the same
     start = time.monotonic()
     fuzz = Fuzz(options.seed, options.only)
@@ -115,8 +113,8 @@ class Fuzz:
         os.chdir(home / "work")
         call(RUN)
         shutil.copytree("run", home / "run")
-        self.checkpoint = (home / "run" / "checkpoints" / "step-00000002.pt").read_bytes()
-        Path("case.pt").write_bytes(self.checkpoint)
+        self.checkpoint = (home / "run" / "checkpoints" / "step-00000002.safetensors").read_bytes()
+        Path("case.safetensors").write_bytes(self.checkpoint)
         call(EVAL)
         self.clear()
 
@@ -140,17 +138,17 @@ class Fuzz:
 
         def evaluate(case: int) -> tuple[str, set[str]]:
             name, data = self._mutated(case)
-            Path("case.pt").write_bytes(data)
-            return name, {"case.pt"}
+            Path("case.safetensors").write_bytes(data)
+            return name, {"case.safetensors"}
 
         def resume(case: int) -> tuple[str, set[str]]:
             name, data = self._mutated(case)
             self._unfinished()
-            Path("run/checkpoints/last.pt").write_bytes(data)
+            Path("run/checkpoints/last.safetensors").write_bytes(data)
             return f"resume, {name}", set()
 
         numbers = list(self.numbers(cases))
-        Path("case.pt").write_bytes(self.checkpoint)
+        Path("case.safetensors").write_bytes(self.checkpoint)
         self._forked("eval", EVAL, [n for n in numbers if n % 5], "checkpoints", evaluate)
         self._unfinished()
         again = [n for n in numbers if n % 5 == 0]
@@ -165,9 +163,16 @@ class Fuzz:
         """A run that was killed after its second meta-step."""
         shutil.rmtree("run", ignore_errors=True)
         shutil.copytree(self.home / "run", "run")
-        for name in ("result.json", "checkpoints/step-00000004.pt", "checkpoints/step-00000002.pt"):
+        for name in (
+            "result.json",
+            "checkpoints/step-00000004.safetensors",
+            "checkpoints/step-00000002.safetensors",
+        ):
             Path("run", name).unlink()
-        shutil.copy(self.home / "run/checkpoints/step-00000002.pt", "run/checkpoints/last.pt")
+        shutil.copy(
+            self.home / "run/checkpoints/step-00000002.safetensors",
+            "run/checkpoints/last.safetensors",
+        )
         status = Path("run/status.json")
         status.write_text(status.read_text().replace("completed", "failed"))
 
@@ -192,13 +197,13 @@ class Fuzz:
     def commands(self, cases: int) -> None:
         """Damaged command lines."""
         keys = {name: settings_of(name) for name in ("train", "eval")}
-        head = {"train": SMALL, "eval": ["ckpt=case.pt"]}
+        head = {"train": SMALL, "eval": ["ckpt=case.safetensors"]}
         tail = {"train": [*SHORT, "hydra.run.dir=out"], "eval": ["episodes=2", EVAL[-1]]}
         for case in self.numbers(cases):
             self.clear()
-            Path("case.pt").write_bytes(self.checkpoint)
+            Path("case.safetensors").write_bytes(self.checkpoint)
             words = mutations.command(self.rng("commands", case), keys, head, tail)
-            self._one("commands", case, "command", {"case.pt"}, words)
+            self._one("commands", case, "command", {"case.safetensors"}, words)
         self.clear()
 
     # ------------------------------------------------------------ processes

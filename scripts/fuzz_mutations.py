@@ -1,17 +1,17 @@
 """Damaged and hostile inputs for `scripts/fuzz.py`, each a function of a random generator."""
 
 import copy
-import io
+import hashlib
 import json
 import math
-import pickletools
 import random
-import struct
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
+from metarun.rundir import checkpoint
+from metarun.system import archive
 
 NASTY: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 7, 10**6, 10**9, 2**31, 2**63 - 1, 2**63, -(2**63), 2**70,
@@ -19,14 +19,12 @@ NASTY: tuple[Any, ...] = (
     "", "a", "mlp", "x" * 5000, "\x1b[2J\x07", "\0", "../../etc/passwd", "/dev/zero", "ünïcode",
     "${oc.env:HOME}", "${seed}", "${", "???", "os.system", "_target_", "null", "1e9", "*", "[",
     [], {}, [[1]], [None], ["a", 1], {"a": {"b": []}}, {"_target_": "os.system", "x": "true"},
-    [10**6] * 3, [1] * 2000, (1, 2), {"params": "*", "lr": math.nan}, {1: 2}, [{}], [{"name": 3}],
+    [10**6] * 3, [1] * 2000, {"params": "*", "lr": math.nan}, {"1": 2}, [{}], [{"name": 3}],
     ["os", "subprocess"], {"name": "sgd"}, [{"params": ["*"], "name": "newton"}],
     torch.tensor(1.0), torch.ones(3), torch.ones(0), torch.ones(2, 2, dtype=torch.int64),
     torch.full((4,), math.nan), torch.zeros(5056, dtype=torch.uint8),
     torch.ones(2, dtype=torch.bool), torch.ones(1, dtype=torch.float64), torch.ones(1).expand(9),
-    torch.ones(2, dtype=torch.complex64), torch.ones(2).to_sparse(),
-    torch.nn.Parameter(torch.ones(1)),
-    torch.float32, torch.Size([1]), {1, 2}, b"bytes", bytearray(3), complex(1, 2),
+    torch.ones(2, dtype=torch.complex64), torch.ones(3, dtype=torch.complex128), 10**400,
 )  # fmt: skip
 
 Rng = random.Random
@@ -38,7 +36,7 @@ Mutation = Callable[[Rng, bytes], bytes]
 
 def fields(rng: Rng, data: bytes) -> bytes:
     """Other values, keys or types in one to three places of a checkpoint."""
-    content = torch.load(io.BytesIO(data), weights_only=True)
+    content = archive.from_bytes(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         change(rng, content)
     return saved(content)
@@ -46,25 +44,22 @@ def fields(rng: Rng, data: bytes) -> bytes:
 
 def config_fields(rng: Rng, data: bytes) -> bytes:
     """The same, in the config within a checkpoint."""
-    content = torch.load(io.BytesIO(data), weights_only=True)
+    content = archive.from_bytes(data)
     for _ in range(rng.choice((1, 1, 2))):
         change(rng, content["config"])
     return saved(content)
 
 
 def nested(rng: Rng, data: bytes) -> bytes:
-    """Values that are deep, or that name one thing so often that it is huge when followed."""
-    content = torch.load(io.BytesIO(data), weights_only=True)
+    """Values that are deep, or many."""
+    content = archive.from_bytes(data)
     value: Any = rng.choice(("end", 0, torch.ones(50)))
     for _ in range(rng.choice((10, 30, 200))):
-        shape = rng.randrange(3)
-        width = rng.choice((1, 2, 10))
-        value = [value] * width if shape else {"a": value, "b": value}
-    if rng.random() < 0.2:
-        value = []
-        value.append(value)
+        value = [value] if rng.randrange(2) else {"a": value}
+    if rng.random() < 0.3:
+        value = [rng.choice((0, [], {}, ""))] * rng.choice((1000, 10**5, 10**6))
     key = rng.choice([*content, "new"])
-    if isinstance(content.get(key), dict) and rng.random() < 0.5:
+    if isinstance(content.get(key), dict) and content[key] and rng.random() < 0.5:
         content[key][rng.choice([*content[key]])] = value
     else:
         content[key] = value
@@ -72,10 +67,8 @@ def nested(rng: Rng, data: bytes) -> bytes:
 
 
 def saved(content: Any) -> bytes:
-    """The bytes of `torch.save`."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
+    """The bytes of a checkpoint, right or wrong."""
+    return archive.to_bytes(content, checkpoint.BY_OWN_NAME)
 
 
 def change(rng: Rng, tree: Any) -> None:
@@ -86,7 +79,7 @@ def change(rng: Rng, tree: Any) -> None:
     if action == 0:
         del holder[key]
     elif action == 1 and isinstance(holder, dict):
-        holder[rng.choice(("extra", "_target_", 3, "__class__", "../x"))] = _nasty(rng)
+        holder[rng.choice(("extra", "_target_", "3", "__class__", "../x"))] = _nasty(rng)
     elif action == 2:
         other, other_key = rng.choice(places)
         holder[key] = copy.deepcopy(other[other_key])
@@ -118,7 +111,7 @@ def _places(tree: Any) -> Any:
             yield from _places(value)
 
 
-# ---------------------------------------------------------------- bytes, archives, pickles
+# ---------------------------------------------------------------- bytes, headers
 
 
 def raw(rng: Rng, data: bytes) -> bytes:
@@ -142,124 +135,114 @@ def raw(rng: Rng, data: bytes) -> bytes:
     return data[:at] + bytes(length) + data[at + length :]
 
 
-def archive(rng: Rng, data: bytes) -> bytes:
-    """The same members with tricks of the archive: names, sizes, compression, order, bombs."""
-    with zipfile.ZipFile(io.BytesIO(data)) as source:
-        members = [(info.filename, source.read(info)) for info in source.infolist()]
+def header(rng: Rng, data: bytes) -> bytes:
+    """Other types, shapes, places and names of the tensors, with a digest that is right."""
+    tensors, fields, body = opened(data)
+    name = rng.choice([*tensors])
+    own = tensors[name]
+    number = rng.choice((0, 1, -1, 3, 10**6, 2**31, 2**63, 2**64, 10**30, 0.5, None, "1"))
     kind = rng.randrange(9)
-    at = rng.randrange(len(members))
-    name, body = members[at]
-    compression = zipfile.ZIP_STORED
     if kind == 0:
-        compression = rng.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+        own["dtype"] = rng.choice(("F64", "F16", "U8", "BOOL", "C64", "F8_E4M3", "X", "", 3, None))
     elif kind == 1:
-        members[at] = (rng.choice(("../../evil", "/tmp/evil", "", "a\0b", name * 300)), body)
+        own["shape"] = rng.choice(([], [number], [number, number], [1] * 1000, [0], number))
     elif kind == 2:
-        members.insert(rng.randrange(len(members)), (name, rng.randbytes(10)))
+        own["data_offsets"][rng.randrange(2)] = number
     elif kind == 3:
-        del members[at]
+        own["data_offsets"] = rng.choice(([], [0], [0, len(body)], [4, 0], [0, 4, 8], number))
     elif kind == 4:
-        members[at] = (name, body[: len(body) // 2] if rng.random() < 0.5 else body * 3)
+        tensors[rng.choice(("../evil", "", "a" * 10**5, "\0", name + " "))] = tensors.pop(name)
     elif kind == 5:
-        compression = zipfile.ZIP_DEFLATED
-        members[at] = (name, bytes(200_000_000))
+        del tensors[name]
     elif kind == 6:
-        rng.shuffle(members)
+        tensors[rng.choice(("extra", "__metadata__ "))] = copy.deepcopy(own)
     elif kind == 7:
-        members.append((members[0][0].split("/")[0] + "/constants.pkl", b"\x80\x02}."))
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", compression) as target:
-        for name, body in members:
-            info = zipfile.ZipInfo(name)
-            info.compress_type = compression
-            if rng.random() < 0.05:
-                info.external_attr = 0o120777 << 16  # a symbolic link
-            target.writestr(info, body)
-        target.comment = b"hello" if kind == 8 else b""
-    result = bytearray(packed.getvalue())
-    if rng.random() < 0.3:  # other sizes, offsets and flags in the list of members
-        start = result.rfind(b"PK\1\2") + rng.choice((8, 10, 16, 20, 24, 28, 42))
-        result[start : start + 4] = struct.pack("<I", rng.choice((0, 1, 2**31, 2**32 - 1, 77)))
-    return bytes(result)
-
-
-def pickled(rng: Rng, data: bytes) -> bytes:
-    """The same archive, its checksums right, with other instructions in its pickle."""
-    with zipfile.ZipFile(io.BytesIO(data)) as source:
-        members = {info.filename: source.read(info) for info in source.infolist()}
-    name = next(name for name in members if name.endswith("/data.pkl"))
-    body = members[name]
-    places = [place for _, _, place in pickletools.genops(body) if place]
-    at = rng.choice(places)
-    if rng.random() < 0.3:
-        damaged = bytearray(body)
-        for _ in range(rng.choice((1, 1, 4))):
-            damaged[rng.randrange(len(body))] = rng.randrange(256)
-        body = bytes(damaged)
-    elif rng.random() < 0.5:
-        body = _other_number(rng, body)
+        own[rng.choice(("dtype", "shape", "data_offsets", "extra"))] = _nasty_json(rng)
     else:
-        body = body[:at] + rng.choice(INSTRUCTIONS) + body[at:]
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as target:
-        for member, content in members.items():
-            target.writestr(member, body if member == name else content)
-    return packed.getvalue()
+        body = rng.choice((body[:-1], body + b"x", b"", body * 2))
+    return sealed(tensors, fields, body)
 
 
-def _other_number(rng: Rng, body: bytes) -> bytes:
-    """Another size, stride, offset or anything else that is a number."""
-    numbers = [
-        (place, {"BININT1": 2, "BININT": 5}[opcode.name])
-        for opcode, _, place in pickletools.genops(body)
-        if opcode.name in ("BININT1", "BININT")
-    ]
-    place, length = rng.choice(numbers)
-    other = rng.choice((0, 1, -1, 2, 255, 10**6, 2**31 - 1, -(2**31)))
-    return body[:place] + b"J" + struct.pack("<i", other) + body[place + length :]
+def places(rng: Rng, data: bytes) -> bytes:
+    """Another word on which tensor belongs where, with a digest that is right."""
+    tensors, fields, body = opened(data)
+    table = fields["tensors"]
+    at, other = rng.randrange(len(table)), rng.randrange(len(table))
+    kind = rng.randrange(8)
+    if kind == 0:
+        table[at][0] = rng.choice(([], ["step"], ["meta"], ["new", "new"], [0], ["meta", 0], [[]]))
+    elif kind == 1:
+        table[at][1] = rng.choice(("nothing", "", 3, None, [], table[other][1]))
+    elif kind == 2:
+        table[at] = rng.choice(([], None, "xy", [[], []], {"a": 1}, table[other]))
+    elif kind == 3:
+        del table[at]
+    elif kind == 4:
+        fields["complex"] = rng.choice((None, [table[at][1]], [3, []], {}, "x", [10**5 * "a"]))
+    elif kind == 5:
+        fields[rng.choice((*fields,))] = _nasty_json(rng)
+    elif kind == 6:
+        fields["values"] = _nasty_json(rng)
+    else:
+        change(rng, fields)
+    return sealed(tensors, {k: v for k, v in fields.items() if k != "sha256"}, body)
 
 
-INSTRUCTIONS = (
-    b"cos\nsystem\n(S'touch hacked'\ntR0",
-    b"cbuiltins\neval\nX\x05\0\0\x001+1+1\x85R0",
-    b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x7f\x85R0",  # hundreds of gigabytes
-    b"ctorch\nempty\n\x8a\x05\0\0\0\0\x7f\x85R0",
-    b"ccollections\nCounter\n)R0",
-    b"}r\xff\xff\xff\x7f0",  # a value with a number beyond all others
-    b"}q\xff0",
-    b"\x96\0\0\0\0\0\0\0\x7f",  # bytes that are not there
-    b"X\xff\xff\xff\x7f",
-    b"\x8b\xff\xff\xff\x7f",
-    b"]" * 5000,
-    b"(" * 5000,
-    b"\x8c\x02os\x8c\x06system\x93",
-    b"i os\nsystem\n",
-    b"\x82\x01",
-    b"h\xff",
-    b"0",
-    b"2",
-    b".",
-    b"R",
-    b"b",
-    b"Q",
-    b"t",
-    b"u",
-    b"\x81",
-    b"}\x94",
-    b"ctorch._utils\n_rebuild_sparse_tensor\n",
-    b"ctorch._utils\n_rebuild_qtensor\n",
-    b"ctorch\nUntypedStorage\n",
-    b"ctorch.storage\n_load_from_bytes\n",
-    b"cmetarun.cli.main\nmain\n)R",
-)
+def text(rng: Rng, data: bytes) -> bytes:
+    """Other characters in the JSON of the values, with a digest that is right."""
+    tensors, fields, body = opened(data)
+    words = json.dumps({"sha256": MARK, **fields})
+    at = rng.randrange(80, len(words))
+    long = rng.choice((10, 3000, 10**6))
+    strange = rng.choice(
+        ('"', "{", "]", ",", "\\", "\0", "NaN", "-Infinity", "1e400", "9" * 30, "9" * 5000,
+         "[" * long, '{"a":' * long, "[[]," * long, "\\ud800", "é", "//", "null", "true,")
+    )  # fmt: skip
+    return sealed(tensors, words[:at] + strange + words[at + rng.choice((0, 1, 5)) :], body)
+
+
+def length(rng: Rng, data: bytes) -> bytes:
+    """Another length of the header than it has."""
+    size = rng.choice((0, 1, 7, len(data) - 8, len(data), 2**24, 2**31, 2**63, 2**64 - 1))
+    return size.to_bytes(8, "little") + data[8:]
+
+
+MARK = "0123456789abcdef" * 4
+
+
+def opened(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """The description of each tensor, the fields of ours without the digest, the tensors' bytes."""
+    size = int.from_bytes(data[:8], "little")
+    tensors = json.loads(data[8 : 8 + size])
+    fields = json.loads(tensors.pop("__metadata__")[archive.ENTRY])
+    del fields["sha256"]
+    return tensors, fields, data[8 + size :]
+
+
+def sealed(tensors: dict[str, Any], fields: dict[str, Any] | str, body: bytes) -> bytes:
+    """A file of these parts with a digest that is right, whatever they are."""
+    words = (
+        fields if isinstance(fields, str) else json.dumps({"sha256": MARK, **fields}, default=str)
+    )
+    head = json.dumps({"__metadata__": {archive.ENTRY: words}, **tensors}).encode()
+    whole = len(head).to_bytes(8, "little") + head + body
+    digest = hashlib.sha256(whole.replace(MARK.encode(), b"0" * 64, 1)).hexdigest()
+    return whole.replace(MARK.encode(), digest.encode(), 1)
+
+
+def _nasty_json(rng: Rng) -> Any:
+    return copy.deepcopy(rng.choice([value for value in NASTY if _is_json(value)]))
+
 
 CHECKPOINT_MUTATIONS: dict[str, Mutation] = {
     "fields": fields,
     "config": config_fields,
     "nested": nested,
     "bytes": raw,
-    "archive": archive,
-    "pickle": pickled,
+    "header": header,
+    "places": places,
+    "text": text,
+    "length": length,
 }
 
 

@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from metarun.rundir import checkpoint
+
 SMALL = [
     "trainer.steps=4",
     "trainer.meta_batch=2",
@@ -59,9 +61,8 @@ def outcome(arguments: list[str], directory: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-    import torch
 
-    content = torch.load(directory / "checkpoints" / "last.pt", weights_only=True)
+    content = checkpoint.load(directory / "checkpoints" / "last.safetensors")
     digest = hashlib.sha256()
     for name, value in sorted(content["meta"].items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())

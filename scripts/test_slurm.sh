@@ -149,10 +149,12 @@ from pathlib import Path
 
 import torch
 
+from metarun.rundir import checkpoint
+
 ours, undisturbed = map(Path, sys.argv[1:])
 status = json.loads((ours / "status.json").read_text())
 assert status["status"] == "completed" and status["attempts"] == 2, status
-a, b = (torch.load(p / "checkpoints" / "last.pt", weights_only=True) for p in (ours, undisturbed))
+a, b = (checkpoint.load(p / "checkpoints" / "last.safetensors") for p in (ours, undisturbed))
 assert a["step"] == b["step"] and all(torch.equal(a["meta"][k], b["meta"][k]) for k in b["meta"])
 results = [json.loads((p / "result.json").read_text())["test"] for p in (ours, undisturbed)]
 assert results[0] == results[1]

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from metarun.rundir import checkpoint
 from tests.conftest import REPO
 
 STEPS = 120
@@ -48,9 +48,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def change_a_bit(run: Path) -> None:
-    content = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    content = checkpoint.load(run / "checkpoints" / "best.safetensors")
     next(iter(content["meta"].values())).view(-1)[0] += 1e-6
-    torch.save(content, run / "checkpoints" / "best.pt")
+    (run / "checkpoints" / "best.safetensors").write_bytes(checkpoint.to_bytes(content))
 
 
 def log_a_step_twice(run: Path) -> None:
@@ -79,7 +79,7 @@ def change_the_result(run: Path) -> None:
 
 
 def leave_a_file(run: Path) -> None:
-    (run / "checkpoints" / ".last.pt.1.tmp").write_bytes(b"")
+    (run / "checkpoints" / ".last.safetensors.1.tmp").write_bytes(b"")
 
 
 def do_not_finish(run: Path) -> None:
@@ -90,12 +90,12 @@ def do_not_finish(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (change_a_bit, "best.pt: meta differs"),
+        (change_a_bit, "best.safetensors: meta differs"),
         (log_a_step_twice, "metrics.jsonl: steps"),
         (lose_a_step, "metrics.jsonl: steps"),
         (show_a_step_twice, "TensorBoard: train/loss has other steps (twice: [10])"),
         (change_the_result, "result.json: test"),
-        (leave_a_file, "left behind: checkpoints/.last.pt.1.tmp"),
+        (leave_a_file, "left behind: checkpoints/.last.safetensors.1.tmp"),
         (do_not_finish, "the status is running"),
     ],
 )

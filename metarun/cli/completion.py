@@ -119,7 +119,7 @@ def _of_hydra_command(command: str, before: list[str], word: str) -> list[Candid
     if word.startswith("hydra.") and not equals:
         return _by_hydra(command, chosen, word)
     if equals and (key == "ckpt" or key in FOLDERS or re.match(r"[.~/]", value)):
-        return _paths(value, f"{key}=", suffix=".pt" if key == "ckpt" else None)
+        return _paths(value, f"{key}=", suffix=".safetensors" if key == "ckpt" else None)
     here = {setting.key: setting for setting in _settings(command, chosen)}
     if not equals:
         return _keys(word, known, here.values())

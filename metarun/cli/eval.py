@@ -60,7 +60,7 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                     raise ConfigError(
                         f"{directory} is the directory of a sweep: choose another hydra.run.dir"
                     )
-                path = find_checkpoint(path)
+                path = checkpoint.find(path)
                 content = checkpoint.load(path)
             device = choose_device(config.device, ranks)
         content = ranks.of_first(content)
@@ -104,24 +104,6 @@ def run(config: EvalConfig, directory: str | Path) -> float:
         print(further)
     print(f"written to {stored}")
     return evaluation.score
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that `ckpt=` means: a file, or the best (else the last) one of a run.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    path = Path(path)
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise ConfigError(f"ckpt={path}: there is no such run directory or checkpoint file")
-    for folder in (path / "checkpoints", path):
-        for candidate in (folder / "best.pt", folder / "last.pt"):
-            if candidate.is_file():
-                return candidate
-    raise ConfigError(f"ckpt={path}: this folder is no run directory with a checkpoint in it")
 
 
 def default_episodes(config: TrainConfig, split: str) -> int:

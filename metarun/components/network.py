@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from metarun.errors import ConfigError
-from metarun.system.untrusted import STORAGES
+from metarun.system.archive import DTYPES
 from metarun.unroll._torch import pytree
 from metarun.unroll.recompute import unwrapped
 
@@ -37,7 +37,7 @@ def _is_constant(value: Any) -> bool:
         type(value) is Tensor
         and not value.requires_grad
         and value.layout is torch.strided
-        and value.dtype in STORAGES.values()
+        and value.dtype in DTYPES
     )
 
 
@@ -168,7 +168,7 @@ def refuse_lost_state(model: nn.Module) -> None:
             )
     kept_so = {name: t for name, t in tensors.items() if not t.requires_grad}
     for name, value in kept_so.items():
-        if value.layout is not torch.strided or value.dtype not in STORAGES.values():
+        if value.layout is not torch.strided or value.dtype not in DTYPES:
             raise ConfigError(
                 f"{name} of the backbone has the type {value.dtype} and the layout {value.layout}, "
                 "which checkpoints cannot hold: use a dense tensor of an ordinary type"

@@ -59,8 +59,8 @@ class TrainerConfig:
     eval_episodes: int = 200  # validation tasks, the same ones each time
     test_episodes: int = 600  # test tasks at the end of the run
     checkpoint_every: int = 200  # meta-steps between checkpoints
-    keep_last: int = 2  # newest checkpoints that stay, as step-*.pt
-    keep_best: int = 1  # best checkpoints by validation that stay; from 2 on as best-step-*.pt too
+    keep_last: int = 2  # newest checkpoints that stay, as step-*
+    keep_best: int = 1  # best checkpoints by validation that stay; from 2 on as best-step-* too
     keep_every: int | None = None  # checkpoints of multiples of this many meta-steps stay as well
     log_every: int = 20  # meta-steps between lines in metrics.jsonl and TensorBoard
     nonfinite: Literal["stop", "skip"] = "stop"  # where a gradient is NaN or infinite
@@ -185,7 +185,7 @@ class EvalData:
 class EvalConfig:
     """`metarun eval`: what null leaves open is taken from the checkpoint."""
 
-    ckpt: str = "???"  # a run directory (its best.pt) or a checkpoint file
+    ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
     split: Literal["train", "val", "test"] = "test"  # whose tasks
     episodes: int | None = None  # tasks; null: as many as the run itself took (600)
     device: str = "auto"  # auto, cpu, cuda or cuda:N

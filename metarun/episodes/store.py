@@ -1,10 +1,8 @@
 """Images grouped by class, in memory, and their cache on disk."""
 
 import contextlib
-import fcntl
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
-from metarun.system import untrusted
+from metarun.system import archive
 from metarun.system.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 1  # raise when the content of a cache file changes meaning
+CACHE_FORMAT = 2  # raise when the content of a cache file changes meaning
 
 
 @dataclass(frozen=True)
@@ -119,35 +118,31 @@ def cached(path: Path, build: Callable[[], ClassStore]) -> ClassStore:
                 log.warning("rebuilding the damaged cache %s (%s)", path, error)
         store = build()
         try:
-            write_atomically(path, lambda file: torch.save(_to_dict(store), file))
+            write_atomically(path, lambda file: file.write(archive.to_bytes(_to_dict(store))))
         except OSError as error:
             log.warning("could not cache the data set in %s (%s)", path, error)
     return store
 
 
 def _read(path: Path) -> ClassStore:
-    return _from_dict(untrusted.load(path))
+    return _from_dict(archive.read(path))
 
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold a lock beside a file, which ends with its process; go without where there is none."""
-    descriptor = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o644)
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process, which prepares %s", path)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        log.debug("no lock for %s (%s)", path, error)
-    try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path.with_name(f".{path.name}.lock"))
+            try:
+                held.enter_context(lock.acquire(timeout=0))
+            except Timeout:
+                log.info("waiting for another process, which prepares %s", path)
+                held.enter_context(lock.acquire())
+        except (OSError, NotImplementedError) as error:  # a read-only home, no locks there
+            log.debug("no lock for %s (%s)", path, error)
         yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def _to_dict(store: ClassStore) -> dict[str, Any]:
@@ -164,7 +159,7 @@ def _from_dict(value: dict[str, Any]) -> ClassStore:
     if value["format"] != CACHE_FORMAT:
         raise ValueError(f"cache format {value['format']}, expected {CACHE_FORMAT}")
     images, offsets, names = value["images"], value["offsets"], tuple(value["class_names"])
-    known = value.get("identity")  # a cache of before has none
+    known = value["identity"]
     if (
         images.dtype is not torch.uint8
         or images.dim() != 4
@@ -173,7 +168,7 @@ def _from_dict(value: dict[str, Any]) -> ClassStore:
         or offsets.diff().min() < 1
         or (int(offsets[0]), int(offsets[-1])) != (0, len(images))
         or not all(isinstance(name, str) for name in names)
-        or not isinstance(known, str | None)
+        or not isinstance(known, str)
     ):
         raise ValueError("the parts do not fit together")
     return ClassStore(images, offsets, names, known)

@@ -12,24 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metarun.config.catalogue import GROUPS
 from metarun.config.run import flat
 from metarun.errors import ConfigError
-from metarun.reporting.reading import (
-    LIMIT,
-    bounded,
-    clean,
-    finite,
-    finite_or_nan,
-    json_object,
-    read_text,
-)
+from metarun.reporting.reading import LIMIT, bounded, clean, finite, finite_or_nan
 from metarun.rundir import SWEEP_RECORD
 from metarun.rundir.metrics import read_metrics
+from metarun.system.untrusted import json_object, yaml_mapping
 
-LARGEST_CONFIG = 2**17  # bytes; real ones have three thousand, and the parser takes its time
 RECORDS = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
 SAMPLED = "episodes:"  # before the identity of data that is taken from episodes
 OWN_FOLDERS = ("checkpoints", "tb", "wandb")  # of a run: no other run is in there
@@ -197,19 +187,9 @@ def _refused(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """The flat config of a run.
-
-    Aliases are refused: metarun writes none, and a few lines with them can mean gigabytes.
-    """
-    text = read_text(path, LARGEST_CONFIG)
-    try:
-        events = yaml.parse(text, Loader=_Loader)
-        if any(isinstance(event, yaml.AliasEvent) for event in events):
-            raise ValueError("config.yaml is no config of metarun: it has aliases")
-        config = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError("config.yaml is damaged") from error
-    settings = flat(config) if isinstance(config, dict) and _plain_keys(config) else {}
+    """The flat config of a run."""
+    config = yaml_mapping(path)
+    settings = flat(config) if _plain_keys(config) else {}
     # Older runs know of no other shape in training; where there is none, nothing is said.
     settings = {
         k: v for k, v in settings.items() if v is not None or not k.startswith("task.train.")
@@ -227,9 +207,6 @@ def _tame(value: Any) -> Any:
     if isinstance(value, int) and abs(value) >= LIMIT:
         raise ValueError("config.yaml: a number is beyond all bounds")
     return clean(value) if isinstance(value, str) else value
-
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster
 
 
 def _plain_keys(config: dict[Any, Any]) -> bool:

@@ -1,15 +1,21 @@
 """Checkpoints: written atomically, read back, safe to load, exact to resume from.
 
-A checkpoint is a dictionary of plain values and tensors, so that nothing in it can run code
-(see `metarun.system.untrusted`). Its keys, which `metarun.rundir.checkpoint_fields` checks:
+A checkpoint is a safetensors file: nothing in it can run code, and any tool can open it (see
+`metarun.system.archive`). Weights, buffers and frozen parameters have the names that the backbone
+gives them; every other tensor has the path of its field (`outer_optimizer/state/0/exp_avg`).
+
+    >>> weights = safetensors.torch.load_file("run/checkpoints/best.safetensors")
+    >>> backbone.load_state_dict({name: weights[name] for name in backbone.state_dict()})
+
+Its fields, which `metarun.rundir.checkpoint_fields` checks:
 
     format, version     what it is (`FORMAT`, `VERSION`)
     config              the resolved config, a plain dictionary
     step                meta-steps done
     skipped             how many of them were skipped, because their gradient was not finite
     meta                meta-parameters by name: weights and learned hyperparameters
-    buffers             the network's buffers by name (version 2)
-    frozen              its frozen parameters by name (version 2)
+    buffers             the network's buffers by name
+    frozen              its frozen parameters by name
     outer_optimizer     state_dict of the outer optimizer
     scheduler           state_dict of its schedule, or None
     best                {"step", "score", "ci95"} of the best validation, or None
@@ -19,37 +25,39 @@ A checkpoint is a dictionary of plain values and tensors, so that nothing in it 
     data_identity       which data it has seen (see `metarun.episodes.identity`); text
     rng                 torch's random states: {"cpu": tensor, "cuda": [tensors]}
 
-The files of a run: `last.pt` and `best.pt`, which are replaced; `step-<step>.pt`, the same as
-`last.pt` was at that step; and `best-step-<step>.pt` of the best validations, where more than
-one is kept. A file takes its name only after it has been read back, so whatever is deleted or
+The files of a run end in `.safetensors`: `last` and `best`, which are replaced; `step-<step>`,
+the same as `last` was at that step; and `best-step-<step>` of the best validations, where more
+than one is kept. A file takes its name only after it has been read back, so whatever is deleted or
 replaced, a good one is there.
 """
 
 import errno
-import io
 import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from metarun.errors import CheckpointError
+from metarun.errors import CheckpointError, ConfigError
 from metarun.rundir.checkpoint_fields import check_fields
-from metarun.system import untrusted
+from metarun.system import archive
 from metarun.system.files import write_atomically
+from metarun.system.untrusted import DamagedError, UntrustedError
 
 log = logging.getLogger(__name__)
 
 FORMAT = "metarun-checkpoint"
-VERSION = 2  # 1 knew of no buffers and no frozen parameters; where there are none, it is written
+VERSION = 3  # 1 and 2 were pickles: see scripts/convert_checkpoint.py
+SUFFIX = ".safetensors"
+BY_OWN_NAME = ("meta", "buffers", "frozen")
+"""Fields whose tensors have the names of the backbone's modules."""
+CONVERT = "convert them with scripts/convert_checkpoint.py, which reads their pickles"
 
 
 def save(folder: Path, content: dict[str, Any], keep_last: int, keep_every: int | None) -> Path:
-    """Write `step-<step>.pt`, then `last.pt` with the same bytes, and drop old step files.
+    """Write `step-<step>`, then `last` with the same bytes, and drop old step files.
 
-    The step files are there for the case that `last.pt` is damaged later on, and for those who
+    The step files are there for the case that `last` is damaged later on, and for those who
     want to see how a run developed.
 
     Args:
@@ -60,11 +68,11 @@ def save(folder: Path, content: dict[str, Any], keep_last: int, keep_every: int 
         OSError: the disk is full, read-only or does not give back what was written; earlier
             checkpoints are untouched.
     """
-    data = _serialise(content)
+    data = to_bytes(content)
     path = _step_file(folder, content["step"])
-    for target in (path, folder / "last.pt"):
+    for target in (path, last_file(folder)):
         _write(target, data)
-    # Files of later steps belong to an attempt whose last.pt was lost: they do not count.
+    # Files of later steps belong to an attempt whose last file was lost: they do not count.
     steps = [step for step in _step_files(folder) if step <= content["step"]]
     for step in steps[keep_last:]:
         if keep_every is None or step % keep_every:
@@ -73,8 +81,8 @@ def save(folder: Path, content: dict[str, Any], keep_last: int, keep_every: int 
 
 
 def save_best(folder: Path, content: dict[str, Any], top: list[int], keep: int) -> None:
-    """Write what is among the best: `best.pt` if it is the best, `best-step-<step>.pt` if more
-    than one is kept; drop those that no longer are.
+    """Write what is among the best: `best` if it is the best, `best-step-<step>` if more than
+    one is kept; drop those that no longer are.
 
     Args:
         top: steps of the best validations, the best first; that of the content among them.
@@ -83,14 +91,14 @@ def save_best(folder: Path, content: dict[str, Any], top: list[int], keep: int) 
     Raises:
         OSError: as `save`.
     """
-    data = _serialise(content)
-    names = [f"best-step-{step:08d}.pt" for step in top] if keep > 1 else []
+    data = to_bytes(content)
+    names = [f"best-step-{step:08d}{SUFFIX}" for step in top] if keep > 1 else []
     step = content["step"]
     if names:
         _write(folder / names[top.index(step)], data)
     if step == top[0]:
-        _write(folder / "best.pt", data)
-    for path in folder.glob("best-step-*.pt"):
+        _write(best_file(folder), data)
+    for path in folder.glob(f"best-step-*{SUFFIX}"):
         if path.name not in names:
             path.unlink(missing_ok=True)
 
@@ -127,7 +135,7 @@ def load_newest(
 
 def _intact(folder: Path) -> Iterator[dict[str, Any]]:
     """The checkpoints that can be read, the newest first; an error if there are others only."""
-    last, best = folder / "last.pt", folder / "best.pt"
+    last, best = last_file(folder), best_file(folder)
     numbered = [*_numbered(folder, "step"), *_numbered(folder, "best-step")]
     numbered.sort(key=lambda item: item[0], reverse=True)
     none = True
@@ -147,6 +155,8 @@ def _intact(folder: Path) -> Iterator[dict[str, Any]]:
         yield content
     elif none and (numbered or last.exists() or best.exists()):
         raise CheckpointError(f"none of the checkpoints in {folder} can be read")
+    elif none and any(folder.glob("*.pt")):
+        raise CheckpointError(f"the checkpoints in {folder} are of an older metarun: {CONVERT}")
 
 
 def _readable(path: Path) -> dict[str, Any] | None:
@@ -166,11 +176,11 @@ def load_best(folder: str | Path, step: int) -> dict[str, Any]:
         step: the meta-step of the best validation.
 
     Raises:
-        CheckpointError: `best.pt` is lost, and no other checkpoint is of that meta-step.
+        CheckpointError: `best` is lost, and no other checkpoint is of that meta-step.
     """
     folder = Path(folder)
-    best = folder / "best.pt"
-    for path in (best, folder / f"best-step-{step:08d}.pt", _step_file(folder, step)):
+    best = best_file(folder)
+    for path in (best, folder / f"best-step-{step:08d}{SUFFIX}", _step_file(folder, step)):
         try:
             content = load(path)
         except CheckpointError as error:
@@ -182,8 +192,29 @@ def load_best(folder: str | Path, step: int) -> dict[str, Any]:
             return content
     raise CheckpointError(
         f"{best} is lost, and there is no other checkpoint of meta-step {step}, the best by "
-        "validation: train again in a new hydra.run.dir; last.pt is still good for metarun eval"
+        f"validation: train again in a new hydra.run.dir; last{SUFFIX} is still good for "
+        "metarun eval"
     )
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint that `ckpt=` means: a file, or the best (else the last) one of a run.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise ConfigError(f"ckpt={path}: there is no such run directory or checkpoint file")
+    for folder in (path / "checkpoints", path):
+        for candidate in (best_file(folder), last_file(folder)):
+            if candidate.is_file():
+                return candidate
+        if any(folder.glob("*.pt")):
+            raise ConfigError(f"ckpt={path}: its checkpoints are of an older metarun: {CONVERT}")
+    raise ConfigError(f"ckpt={path}: this folder is no run directory with a checkpoint in it")
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -197,16 +228,15 @@ def load(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        content = untrusted.load(path)
-    except (untrusted.DamagedError, OSError) as error:
+        content = archive.read(path)
+    except (DamagedError, OSError) as error:
+        advice = f"; if it is of an older metarun, {CONVERT}" if path.suffix == ".pt" else ""
         raise CheckpointError(
-            f"{path} is damaged, truncated or not a checkpoint at all ({error})"
+            f"{path} is damaged, truncated or not a checkpoint at all ({error}){advice}"
         ) from error
-    except untrusted.UntrustedError as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of metarun: it cannot be loaded safely ({error})"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    except UntrustedError as error:
+        raise CheckpointError(f"{path} is not a checkpoint of metarun ({error})") from error
+    if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of metarun")
     version = content.get("version")
     if type(version) is int and version > VERSION:
@@ -216,40 +246,68 @@ def load(path: str | Path) -> dict[str, Any]:
         )
     try:
         check_fields(content)
+        content["outer_optimizer"] = _with_numbers(content["outer_optimizer"])
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a sound checkpoint: {error}") from error
     return content
 
 
+def _with_words(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """The state of a torch optimizer with words as keys, as JSON needs them."""
+    return optimizer | {"state": {str(key): value for key, value in optimizer["state"].items()}}
+
+
+def _with_numbers(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """The state of a torch optimizer as torch had it: numbers as keys, settings as tuples."""
+    if not all(key.isdecimal() and len(key) < 10 for key in optimizer["state"]):
+        raise CheckpointError("its field 'outer_optimizer' is missing or not what it should be")
+    groups = [
+        {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
+        for group in optimizer["param_groups"]
+    ]
+    state = {int(key): value for key, value in optimizer["state"].items()}
+    return {"state": state, "param_groups": groups}
+
+
 def _write(path: Path, data: bytes) -> None:
     def read_back(written: Path) -> None:
         try:
-            untrusted.verify(written)
-        except untrusted.UntrustedError as error:
+            archive.verify(written)
+        except UntrustedError as error:
             reason = f"the disk does not give back what was written ({error})"
             raise OSError(errno.EIO, reason, str(path)) from error
 
     write_atomically(path, lambda file: file.write(data), read_back)
 
 
-def _serialise(content: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    version = VERSION if content.get("buffers") or content.get("frozen") else 1
-    torch.save({"format": FORMAT, "version": version, **content}, buffer)
-    return buffer.getvalue()
+def to_bytes(content: dict[str, Any]) -> bytes:
+    """The content of a checkpoint as its file has it."""
+    marked = {"format": FORMAT, "version": VERSION, **content}
+    marked["outer_optimizer"] = _with_words(content["outer_optimizer"])
+    return archive.to_bytes(marked, BY_OWN_NAME)
+
+
+def last_file(folder: Path) -> Path:
+    """The newest checkpoint of a run."""
+    return folder / f"last{SUFFIX}"
+
+
+def best_file(folder: Path) -> Path:
+    """The best checkpoint of a run by validation."""
+    return folder / f"best{SUFFIX}"
 
 
 def _step_file(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08d}.pt"
+    return folder / f"step-{step:08d}{SUFFIX}"
 
 
 def _step_files(folder: Path) -> dict[int, Path]:
-    """step-*.pt, newest first: by number, so that step 1000 comes before step 900."""
+    """The step files, newest first: by number, so that step 1000 comes before step 900."""
     return dict(sorted(_numbered(folder, "step"), reverse=True))
 
 
 def _numbered(folder: Path, name: str) -> list[tuple[int, Path]]:
-    """The files <name>-<step>.pt with their steps."""
-    paths = folder.glob(f"{name}-*.pt")
-    found = [(re.fullmatch(rf"{name}-(\d+)\.pt", path.name), path) for path in paths]
+    """The files <name>-<step> with their steps."""
+    paths = folder.glob(f"{name}-*{SUFFIX}")
+    found = [(re.fullmatch(rf"{name}-(\d+){re.escape(SUFFIX)}", path.name), path) for path in paths]
     return [(int(match.group(1)), path) for match, path in found if match]

@@ -27,18 +27,19 @@ def check_fields(content: Mapping[str, Any]) -> None:
         "config": isinstance(content.get("config"), dict) and _is_plain(content["config"]),
         "step": is_count(step),
         "meta": _is_parameters(content.get("meta")) and len(content["meta"]) > 0,
-        "buffers": _is_parameters(content.get("buffers", {})),
-        "frozen": _is_parameters(content.get("frozen", {})),
+        "buffers": _is_parameters(content.get("buffers")),
+        "frozen": _is_parameters(content.get("frozen")),
         "outer_optimizer": isinstance(optimizer, dict)
         and optimizer.keys() == {"state", "param_groups"}
         and isinstance(optimizer["state"], dict)
-        and all(isinstance(state, dict) for state in optimizer["state"].values()),
+        and all(isinstance(state, dict) for state in optimizer["state"].values())
+        and _is_list(optimizer["param_groups"], lambda group: isinstance(group, dict)),
         "scheduler": "scheduler" in content and (scheduler is None or isinstance(scheduler, dict)),
         "best": "best" in content and (best is None or _is_validation(best, step)),
         "last_eval": is_count(content.get("last_eval"), step),
         "planned_for": is_count(content.get("planned_for", 1)) and content.get("planned_for") != 0,
-        "skipped": is_count(content.get("skipped", 0), step),
-        "top": _is_list(content.get("top", []), lambda item: _is_validation(item, step)),
+        "skipped": is_count(content.get("skipped"), step),
+        "top": _is_list(content.get("top"), lambda item: _is_validation(item, step)),
         "recent": _is_rows(recent),
         "data_identity": isinstance(content.get("data_identity"), str | None),
         "rng": isinstance(rng, dict)
@@ -91,10 +92,6 @@ def _is_validation(value: Any, step: Any) -> bool:
 
 
 def _is_rows(value: Any) -> bool:
-    """A matrix; or a list of its rows, as the first version wrote it."""
-    if isinstance(value, list):
-        shapes = {tuple(v.shape) if isinstance(v, Tensor) else None for v in value}
-        return len(shapes) <= 1 and all(shape is not None and len(shape) == 1 for shape in shapes)
     return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
 
 

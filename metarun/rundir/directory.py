@@ -1,7 +1,6 @@
 """The run directory: one run, its config, its status; resumed, never shared, never mixed."""
 
 import contextlib
-import io
 import json
 import logging
 import os
@@ -18,28 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from metarun.config.run import NEUTRAL_KEYS, flat
 from metarun.errors import ConfigError, RunError
 from metarun.rundir.longer import STEPS, check_length, keep_earlier_result
 from metarun.system.files import (
-    IrregularError,
     LockedError,
     locked,
-    read_regular,
     remove_half_written,
     write_json,
     write_text,
 )
+from metarun.system.untrusted import UntrustedError, json_object, yaml_mapping
 
 log = logging.getLogger(__name__)
 
-MOST_BYTES = 2**26  # of a JSON file of ours that is read
-MOST_CONFIG = 2**17  # of a config.yaml, whose parser is slow
 FILES = (
     ".lock",
     "config.yaml",
@@ -141,13 +134,10 @@ def _count(value: object) -> int:
 def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON object; nothing if the file is not there or damaged."""
     try:
-        value = json.loads(read_regular(Path(path), MOST_BYTES))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (IrregularError, ValueError, RecursionError) as error:
+        return json_object(Path(path))
+    except (UntrustedError, NotADirectoryError) as error:
         log.warning("ignoring the damaged file %s (%s)", path, error)
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def check_same_config(directory: Path, config: dict[str, Any]) -> None:
@@ -219,28 +209,9 @@ def _check_entries(directory: Path) -> None:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """A config.yaml, whose interpolations stay what they are: text."""
     try:
-        text = read_regular(path, MOST_CONFIG).decode()
-        _check_yaml(text)
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-    except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
+        return {str(key): value for key, value in yaml_mapping(path).items()}
+    except (UntrustedError, OSError) as error:
         raise ConfigError(f"{path} is damaged, so nobody can tell whose run this is") from error
-    if not isinstance(content, dict) or not content:
-        raise ConfigError(f"{path} is damaged, so nobody can tell whose run this is")
-    return {str(key): value for key, value in content.items()}
-
-
-def _check_yaml(text: str) -> None:
-    """Refuse what a small file could grow to in memory: references, and endless nesting.
-
-    Raises:
-        YAMLError: the text has them, or is no YAML.
-    """
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent) or depth > 20:
-            raise YAMLError("references, or nested too deeply")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metarun.system.files import read_regular, write_text
+from metarun.system.files import write_text
+from metarun.system.untrusted import read_regular
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """Writing files so that a reader sees the old content or the new, never a part of it."""
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -9,10 +8,11 @@ import math
 import os
 import re
 import socket
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import platformdirs
 
 log = logging.getLogger(__name__)
 
@@ -56,26 +56,6 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
-
-
-class IrregularError(OSError):
-    """A path is no regular file, or one that is too large to be read."""
-
-
-def read_regular(path: Path, most_bytes: int) -> bytes:
-    """The content of a regular file; a pipe or a device could go on for ever.
-
-    Raises:
-        IrregularError: it is something else, or larger than `most_bytes`.
-        OSError: it cannot be read.
-    """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise IrregularError(errno.EINVAL, "it is no regular file", str(path))
-        if status.st_size > most_bytes:
-            raise IrregularError(errno.EFBIG, f"larger than {most_bytes} bytes", str(path))
-        return file.read(most_bytes)
 
 
 class LockedError(OSError):
@@ -162,5 +142,4 @@ def cache_dir() -> Path:
     """The folder for files that can be made again: $METARUN_CACHE, else the user's cache."""
     if explicit := os.environ.get("METARUN_CACHE"):
         return Path(explicit).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "metarun"
+    return platformdirs.user_cache_path("metarun", appauthor=False)

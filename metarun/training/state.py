@@ -1,6 +1,5 @@
 """The state of a training run: made fresh, turned into a checkpoint, restored from one."""
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +9,10 @@ from torch import Tensor
 from metarun.components.algo.base import HYPERPARAMETERS
 from metarun.components.algo.normalising import PREFIX
 from metarun.components.build import build_outer_optimizer
-from metarun.components.outer_opt.base import IMPLEMENTATION
 from metarun.config.run import TrainConfig
 from metarun.errors import CheckpointError
 from metarun.rundir.checkpoint_fields import same_structure
 from metarun.training.setup import Setup, to_plain
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -64,17 +60,11 @@ def restore(setup: Setup, content: dict[str, Any]) -> TrainState:
         raise CheckpointError(
             f"the checkpoint is of meta-step {content['step']}, beyond the {steps} of this run"
         )
-    frozen = next(iter(setup.network.frozen), None)
-    if frozen is not None and _is_older(content):
-        raise CheckpointError(
-            f"the checkpoint is of an older metarun, which trained {frozen} although the backbone "
-            "has frozen it: train in a new hydra.run.dir"
-        )
     state = _with_optimizer(setup, restore_meta(setup, content))
     _restore_optimizer(setup, state, content)
-    state.step, state.skipped = content["step"], content.get("skipped", 0)
+    state.step, state.skipped = content["step"], content["skipped"]
     state.best, state.last_eval = content["best"], content["last_eval"]
-    state.top = content.get("top") or ([] if state.best is None else [state.best])
+    state.top = content["top"]
     state.recent = [row.to(setup.device) for row in content["recent"]]
     try:
         torch.set_rng_state(content["rng"]["cpu"])
@@ -100,9 +90,6 @@ def _restore_optimizer(setup: Setup, state: TrainState, content: dict[str, Any])
     expected = trial.optimizer.state_dict()
     if not stored["state"]:  # before the first step
         expected["state"] = {}
-    groups = stored["param_groups"]
-    if isinstance(groups, list) and all(isinstance(group, dict) for group in groups):
-        stored = stored | {"param_groups": [group | IMPLEMENTATION for group in groups]}
     same_structure(expected, stored, "the checkpoint's outer_optimizer")
     state.optimizer.load_state_dict(stored)
     if state.scheduler is not None:
@@ -124,32 +111,15 @@ def restore_meta(setup: Setup, content: dict[str, Any]) -> dict[str, Tensor]:
         for name, value in content["meta"].items()
         if name in wanted or not name.startswith(PREFIX)
     }
-    frozen = network.frozen_values()
-    if (frozen or network.buffers()) and _is_older(content):
-        log.warning(
-            "the checkpoint is of an older metarun, which kept no buffers and froze no parameters: "
-            "buffers are those that the backbone is built with, and what is frozen here has the "
-            "values that it was trained to"
-        )
-        _check_forms(frozen | setup.algorithm.init(), meta)
-        network.put(network.buffers(), {name: meta[name].to(setup.device) for name in frozen})
-        meta = {name: value for name, value in meta.items() if name not in frozen}
-    else:
-        _check_forms(setup.algorithm.init(), meta)
-        own, found = network.buffers(), content.get("buffers", {})
-        free = set(network.changing)  # may also appear or change its shape
-        _check_forms(_without(own, free), _without(found, free))
-        _check_forms(frozen, content.get("frozen", {}))
-        network.put(
-            {name: value.to(setup.device) for name, value in found.items()},
-            {name: value.to(setup.device) for name, value in content.get("frozen", {}).items()},
-        )
+    _check_forms(setup.algorithm.init(), meta)
+    free = set(network.changing)  # may also appear or change its shape
+    _check_forms(_without(network.buffers(), free), _without(content["buffers"], free))
+    _check_forms(network.frozen_values(), content["frozen"])
+    network.put(
+        {name: value.to(setup.device) for name, value in content["buffers"].items()},
+        {name: value.to(setup.device) for name, value in content["frozen"].items()},
+    )
     return {name: value.to(setup.device) for name, value in meta.items()}
-
-
-def _is_older(content: dict[str, Any]) -> bool:
-    """Whether a checkpoint of a network with buffers or frozen parameters knows of none."""
-    return not content.keys() & {"buffers", "frozen"}
 
 
 def _without(values: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
@@ -174,7 +144,6 @@ def _form(value: Tensor) -> str:
 def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
     """The content of a checkpoint (see `metarun.rundir.checkpoint`)."""
     cuda = [torch.cuda.get_rng_state(setup.device)] if setup.device.type == "cuda" else []
-    own = {"buffers": setup.network.buffers(), "frozen": setup.network.frozen_values()}
     return {
         "config": to_plain(setup.config),
         "planned_for": setup.planned_for,
@@ -189,14 +158,18 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
         "recent": torch.stack(state.recent) if state.recent else torch.empty(0, 0),
         "data_identity": setup.identity,
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
-        **{part: values for part, values in own.items() if values},
+        "buffers": setup.network.buffers(),
+        "frozen": setup.network.frozen_values(),
     }
 
 
 def _with_optimizer(setup: Setup, meta: dict[str, Tensor]) -> TrainState:
     config: TrainConfig = setup.config
     kept = set(setup.algorithm.kept)
-    copies = {name: value.detach().clone() for name, value in meta.items()}
+    copies = {
+        name: value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in meta.items()
+    }
     leaves = {n: v if n in kept else v.requires_grad_() for n, v in copies.items()}
     weights = [
         v for n, v in leaves.items() if v.requires_grad and not n.startswith(HYPERPARAMETERS)

@@ -129,7 +129,7 @@ def _of_function(fn: types.FunctionType) -> Iterator[tuple[Any, str, Any]]:
             continue
     yield from _numbered("a default", [*(fn.__defaults__ or ())])
     yield from ((("attribute", k), f"{fn.__name__}.{k}", v) for k, v in vars(fn).items())
-    if not _is_foreign(fn):
+    if not _is_foreign(fn) and not _is_own(fn):
         for name in _names(fn.__code__):
             if name in fn.__globals__:
                 yield ("global", name), name, fn.__globals__[name]
@@ -157,6 +157,14 @@ def _is_users(module: types.ModuleType) -> bool:
     root, file = module.__name__.partition(".")[0], getattr(module, "__file__", None) or ""
     installed = root in sys.stdlib_module_names or "site-packages" in file
     return bool(file) and not installed and root not in ("metarun", *FOREIGN)
+
+
+def _is_own(fn: types.FunctionType) -> bool:
+    """Whether a function is metarun's: its modules keep what concerns a call under way only.
+
+    A thread that calls it for the first time has nothing of that yet.
+    """
+    return str(fn.__module__).partition(".")[0] == "metarun"
 
 
 def _is_foreign(thing: Any) -> bool:

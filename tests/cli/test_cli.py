@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from metarun.cli.main import _options_first
 from metarun.errors import CheckpointError, explain
+from metarun.rundir import checkpoint
 from metarun.rundir.checkpoint import VERSION
 from tests.conftest import Metarun
 
@@ -198,7 +200,12 @@ def test_a_run_leaves_what_the_contract_says_and_eval_repeats_its_figure(
     for name in ("config.yaml", "provenance.json", "status.json", "metrics.jsonl"):
         assert (run / name).stat().st_size > 0
     names = sorted(p.name for p in (run / "checkpoints").iterdir())
-    assert names == ["best.pt", "last.pt", "step-00000010.pt", "step-00000020.pt"]
+    assert names == [
+        "best.safetensors",
+        "last.safetensors",
+        "step-00000010.safetensors",
+        "step-00000020.safetensors",
+    ]
     status = json.loads((run / "status.json").read_text())
     assert status["status"] == "completed" and status["attempts"] == 1
     provenance = json.loads((run / "provenance.json").read_text())
@@ -218,7 +225,7 @@ def test_a_run_leaves_what_the_contract_says_and_eval_repeats_its_figure(
         assert "holds results already" in refused.stderr
     assert files(tmp_path) == before
     metarun(
-        "eval", "ckpt=run/checkpoints/last.pt", "split=val", "episodes=7", "task.shot=3",
+        "eval", "ckpt=run/checkpoints/last.safetensors", "split=val", "episodes=7", "task.shot=3",
         "algo.eval_inner_steps=5", "hydra.run.dir=other", "engine.batching=loop",
     )  # fmt: skip
     other = json.loads((tmp_path / "other" / "result.json").read_text())["val"]
@@ -244,7 +251,7 @@ def test_same_command_same_bits(metarun: Metarun, tmp_path: Path) -> None:
         metarun("train", *SHORT, "inner_opt=adam", "inner_opt.learn=[lr]", f"hydra.run.dir={name}")
     metarun("train", *SHORT, "inner_opt=adam", "inner_opt.learn=[lr]", "seed=1", "hydra.run.dir=c")
     a, b, c = (
-        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["meta"]
+        checkpoint.load(tmp_path / name / "checkpoints" / "last.safetensors")["meta"]
         for name in "abc"
     )
     assert "inner_opt.lr" in a and a["inner_opt.lr"] != 0.02
@@ -323,8 +330,8 @@ def test_numbers_that_explode_stop_the_run_and_spare_the_checkpoint(
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["status"] == "failed" and "NaN" in status["error"]
     assert not (tmp_path / "run" / "result.json").exists()
-    for path in (tmp_path / "run" / "checkpoints").glob("*.pt"):
-        meta = torch.load(path, weights_only=True)["meta"]
+    for path in (tmp_path / "run" / "checkpoints").glob("*.safetensors"):
+        meta = checkpoint.load(path)["meta"]
         assert all(value.isfinite().all() for value in meta.values())
 
 
@@ -347,14 +354,19 @@ def test_an_evaluation_does_not_go_into_the_folder_of_a_sweep(
 
 def test_checkpoints_that_cannot_be_used(metarun: Metarun, tmp_path: Path) -> None:
     metarun("train", *SHORT, "hydra.run.dir=run")
-    best = tmp_path / "run" / "checkpoints" / "best.pt"
-    (tmp_path / "cut.pt").write_bytes(best.read_bytes()[:500])
-    assert "damaged, truncated" in metarun("eval", "ckpt=cut.pt", code=1).stderr
+    best = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    (tmp_path / "cut.safetensors").write_bytes(best.read_bytes()[:500])
+    assert "damaged, truncated" in metarun("eval", "ckpt=cut.safetensors", code=1).stderr
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
-    assert "not a checkpoint of metarun" in metarun("eval", "ckpt=foreign.pt", code=1).stderr
-    content = torch.load(best, weights_only=True)
-    torch.save(content | {"version": VERSION + 1}, tmp_path / "newer.pt")
-    assert "newer metarun" in metarun("eval", "ckpt=newer.pt", code=1).stderr
+    said = metarun("eval", "ckpt=foreign.pt", code=1).stderr
+    assert "not a checkpoint" in said and "scripts/convert_checkpoint.py" in said
+    safetensors.torch.save_file({"weight": torch.ones(2)}, tmp_path / "foreign.safetensors")
+    assert "not a checkpoint" in metarun("eval", "ckpt=foreign.safetensors", code=1).stderr
+    content = checkpoint.load(best)
+    (tmp_path / "newer.safetensors").write_bytes(
+        checkpoint.to_bytes(content | {"version": VERSION + 1})
+    )
+    assert "newer metarun" in metarun("eval", "ckpt=newer.safetensors", code=1).stderr
     shutil.copytree(tmp_path / "run", tmp_path / "empty")
     shutil.rmtree(tmp_path / "empty" / "checkpoints")
     done = metarun("eval", "ckpt=empty", code=2)
@@ -471,7 +483,7 @@ def test_settings_reach_the_run(metarun: Metarun, tmp_path: Path) -> None:
             "train", *SHORT, *extra, "trainer.steps=4", "trainer.test_episodes=2",
             "engine.precision=float64", f"hydra.run.dir={name}",
         )  # fmt: skip
-        meta = torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["meta"]
+        meta = checkpoint.load(tmp_path / name / "checkpoints" / "last.safetensors")["meta"]
         assert meta["head.weight"].dtype == torch.float64
         final[name] = tuple(meta["head.weight"].flatten().tolist())
     assert len(set(final.values())) == len(variants)

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from metarun.components.inner_opt.mixed import MixedConfig
 from metarun.errors import ConfigError
+from metarun.rundir import checkpoint
 from tests.conftest import Metarun
 
 SHORT = (
@@ -66,9 +66,9 @@ def test_settings_of_parts_are_learned_and_kept_in_the_checkpoint(
         "train", *SHORT, "inner_opt=mixed", f"inner_opt.parts={parts}",
         "inner_opt.learn=[0.lr,1.trust_radius]", "inner_opt.granularity=step",
     )  # fmt: skip
-    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    content = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.safetensors")
     for name, start in (("0.lr", 0.02), ("1.trust_radius", 1.0)):
-        learned = checkpoint["meta"][f"inner_opt.{name}"]
+        learned = content["meta"][f"inner_opt.{name}"]
         assert learned.shape == (1,) and learned.item() != pytest.approx(start)
     metarun("eval", "ckpt=run", "hydra.run.dir=eval")
     again = json.loads((tmp_path / "eval" / "result.json").read_text())["test"]

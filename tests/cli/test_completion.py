@@ -36,7 +36,7 @@ TYPED = {
     f"metarun train hydra/la{TAB}j{TAB}": ["metarun", "train", "hydra/launcher=joblib"],
     f"metarun train algo.ad{TAB}{TAB}": ["metarun", "train", "algo.adapt=[*]"],
     f"metarun eval ckpt=my{TAB}che{TAB}la{TAB}": [
-        "metarun", "eval", "ckpt=my run/checkpoints/last.pt",
+        "metarun", "eval", "ckpt=my run/checkpoints/last.safetensors",
     ],
     f'metarun train "algo=an{TAB} seed=1': ["metarun", "train", "algo=anil", "seed=1"],
     f"METARUN_DATA=x metarun comp{TAB}z{TAB}": ["METARUN_DATA=x", "metarun", "completion", "zsh"],
@@ -80,7 +80,7 @@ def typed_into(
 def shell_environment(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
     """Where `metarun` is the one under test, and nobody's start-up files are read."""
     (tmp_path / "my run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "my run" / "checkpoints" / "last.pt").touch()
+    (tmp_path / "my run" / "checkpoints" / "last.safetensors").touch()
     (tmp_path / "my run" / "checkpoints" / "notes.txt").touch()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     own = {"PATH": path, "TERM": "dumb", "PS1": "$ ", "HOME": str(tmp_path), "ZDOTDIR": ""}

@@ -1,6 +1,9 @@
 """What holds of every algorithm that there is: a new one is tested by being there."""
 
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,7 +98,10 @@ def test_its_meta_gradient_is_that_of_finite_differences(algo: str, network: str
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_tasks_by_vmap_in_a_loop_and_recorded_are_the_same(algo: str, network: str) -> None:
+def test_tasks_by_vmap_in_a_loop_and_recorded_are_the_same(
+    algo: str, network: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     found: list[Any] = []
     for how in (("loop", "none"), ("loop", "replay"), ("vmap", "none"), ("vmap", "replay")):
         engine = [f"engine.{k}={v}" for k, v in zip(("batching", "compile"), how, strict=True)]
@@ -107,10 +113,31 @@ def test_tasks_by_vmap_in_a_loop_and_recorded_are_the_same(algo: str, network: s
             with torch.no_grad():
                 trace = setup.trace(meta, setup.source.sample("val", 0, 2))
         found.append([*grads.values(), row, *trace])
+    assert "not recorded" not in caplog.text
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-7, atol=1e-9)
     assert all(torch.equal(*pair) for pair in zip(found[0], found[1], strict=True))
     assert all(torch.equal(*pair) for pair in zip(found[2], found[3], strict=True))
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_it_is_recorded_in_a_new_process_with_threads(
+    algo: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """What a thread meets for the first time must not look like a counter of the network's."""
+    command = [
+        sys.executable, "-m", "metarun", "train", f"algo={algo}", *IMAGES, *SMALL,
+        *FEW_STEPS.get(algo, ()), "trainer.steps=12", "trainer.eval_episodes=2",
+        "trainer.test_episodes=2",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment | {"OMP_NUM_THREADS": "2"},
+    )
+    assert done.returncode == 0 and "not recorded" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("algo", FIRST_ORDER)

@@ -207,7 +207,7 @@ def test_second_load_comes_from_the_cache(own_cache: Path, draws: list[int]) -> 
 
 def test_damaged_cache_is_rebuilt(dataset: Dataset, own_cache: Path, draws: list[int]) -> None:
     glyphs.load(0)
-    (file,) = own_cache.glob("*.pt")
+    (file,) = own_cache.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:5000])
     store = glyphs.load(0)["train"]
     assert draws == [0, 0]

@@ -172,7 +172,7 @@ def test_second_load_reads_the_cache(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(omniglot, "convert", None)
     second = characters(root)
     assert torch.equal(first.images, second.images) and first.class_names == second.class_names
-    assert len(list(cache.glob("*.pt"))) == 1
+    assert len(list(cache.glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("layout", ["folders", "zips", "flat"])
@@ -215,7 +215,7 @@ def test_damaged_png_is_named_and_not_cached(content, tmp_path, cache):
     with pytest.raises(DataError, match=r"0001_07\.png is damaged") as caught:
         characters(root)
     assert str(file) in str(caught.value)
-    assert not list(cache.glob("*.pt"))
+    assert not list(cache.glob("*.safetensors"))
     file.write_bytes(whole)
     assert characters(root).class_names == tuple(NAMES)
 
@@ -231,7 +231,7 @@ def test_incomplete_data_are_refused(tmp_path, cache):
     assert "Latin lacks 1 character" in message
     assert "Keble/character01 has 19 drawings" in message
     assert "Klingon/character01 is no character" in message
-    assert not list(cache.glob("*.pt"))
+    assert not list(cache.glob("*.safetensors"))
 
 
 def test_advice_never_is_to_delete_a_flat_folder(tmp_path):
@@ -488,6 +488,6 @@ def test_real_splits_share_no_character(split, sizes, real):
 
 def test_real_cache_gives_the_same_images(real, real_cache, monkeypatch):
     first = omniglot.characters(real, download=False)
-    assert len(list(real_cache.glob("omniglot-v1-*.pt"))) == 1
+    assert len(list(real_cache.glob("omniglot-v1-*.safetensors"))) == 1
     monkeypatch.setattr(omniglot, "convert", None)
     assert torch.equal(omniglot.characters(real, download=False).images, first.images)

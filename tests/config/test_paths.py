@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from metarun.cli.eval import find_checkpoint
 from metarun.cli.report import write_report
 from metarun.components.data import omniglot
 from metarun.errors import DataError
@@ -41,8 +40,8 @@ def test_runs_are_read_from_a_folder_given_as_text(metarun: Metarun, tmp_path: P
     assert newest is not None and newest["step"] == 2
     step = newest["step"]
     assert checkpoint.load_best(str(checkpoints), step)["step"] == step
-    assert checkpoint.load(str(checkpoints / "last.pt"))["step"] == step
-    assert find_checkpoint(str(run)) == find_checkpoint(run)
+    assert checkpoint.load(str(checkpoints / "last.safetensors"))["step"] == step
+    assert checkpoint.find(str(run)) == checkpoint.find(run)
     assert read_metrics(str(run / "metrics.jsonl")) == read_metrics(run / "metrics.jsonl") != []
     assert read_json(str(run / "status.json")) == read_status(str(run)) != {}
     assert read_run(str(run)) == read_run(run)

@@ -11,6 +11,7 @@ from metarun.components.data.sinusoid import Sinusoids
 from metarun.episodes.identity import brief_identity, identity_of, same_data
 from metarun.episodes.store import ClassStore, cached, from_equal_classes, select_classes
 from metarun.episodes.store import with_rotations as rotated
+from metarun.rundir import checkpoint
 from tests.conftest import Metarun
 
 PLUGIN = '''
@@ -83,8 +84,14 @@ def data(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def unfinish(run: Path) -> None:
     """Make a finished run one that was killed after meta-step 2."""
-    (run / "checkpoints" / "step-00000002.pt").replace(run / "checkpoints" / "last.pt")
-    for name in ("checkpoints/step-00000004.pt", "checkpoints/best.pt", "status.json"):
+    (run / "checkpoints" / "step-00000002.safetensors").replace(
+        run / "checkpoints" / "last.safetensors"
+    )
+    for name in (
+        "checkpoints/step-00000004.safetensors",
+        "checkpoints/best.safetensors",
+        "status.json",
+    ):
         (run / name).unlink()
 
 
@@ -157,10 +164,10 @@ def test_a_checkpoint_of_before_goes_on_with_a_word(
 ) -> None:
     metarun(*TINY, f"data={data}", *WAY[data])
     unfinish(tmp_path / "run")
-    last = tmp_path / "run" / "checkpoints" / "last.pt"
-    content = torch.load(last, weights_only=True)
+    last = tmp_path / "run" / "checkpoints" / "last.safetensors"
+    content = checkpoint.load(last)
     del content["data_identity"]
-    torch.save(content, last)
+    last.write_bytes(checkpoint.to_bytes(content))
     word = "does not say which data it has seen: they are not compared"
     assert word in metarun(*TINY, f"data={data}", *WAY[data]).stderr
     assert word not in metarun(*EVAL).stderr, "it says so again"
@@ -183,7 +190,7 @@ def test_the_identity_of_a_store_is_that_of_all_its_content(tmp_path: Path) -> N
     assert len(identities) == 7
     assert ClassStore(one.images.clone(), one.offsets, one.class_names).identity == one.identity
     for _ in range(2):  # made, then read
-        kept = cached(tmp_path / "store.pt", lambda: one)
+        kept = cached(tmp_path / "store.safetensors", lambda: one)
         assert kept.identity == one.identity
     assert kept.known == one.identity, "it is not computed again"
     assert rotated(kept).identity == rotated(one).identity

@@ -38,7 +38,7 @@ def assert_waits(process: subprocess.Popen[str]) -> None:
 
 
 def test_one_of_two_processes_prepares_the_data_and_the_other_waits(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "store.pt"
+    path = tmp_path / "new" / "store.safetensors"
     first = prepare(path)
     assert first.stdout is not None and first.stdout.readline() == "building\n"
     second = prepare(path)
@@ -48,7 +48,7 @@ def test_one_of_two_processes_prepares_the_data_and_the_other_waits(tmp_path: Pa
 
 
 def test_a_process_that_dies_leaves_the_preparation_to_the_next(tmp_path: Path) -> None:
-    path = tmp_path / "store.pt"
+    path = tmp_path / "store.safetensors"
     first = prepare(path)
     assert first.stdout is not None and first.stdout.readline() == "building\n"
     second = prepare(path)

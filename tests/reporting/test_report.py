@@ -291,7 +291,7 @@ def test_damaged_directories_are_named_and_skipped(
     for name, (_, _, reason) in DAMAGE.items():
         (line,) = [x for x in done.stdout.splitlines() if x.startswith(f"  runs/{name}: ")]
         assert reason in line
-    assert "runs/pipe: result.json is no file" in done.stdout
+    assert "runs/pipe: result.json is no regular file" in done.stdout
     assert "runs/eval: an evaluation, not a training run" in done.stdout
     assert not (tmp_path / "pwned").exists()
     assert "runs/half_result" in (tmp_path / "report" / "report.html").read_text()

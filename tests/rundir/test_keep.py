@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from metarun.rundir import checkpoint
-from metarun.system import untrusted
+from metarun.system import archive
+from metarun.system.untrusted import DamagedError
 from tests.conftest import Metarun
 from tests.rundir.test_checkpoint import content, save
 
@@ -26,16 +27,23 @@ def test_the_newest_stay_and_those_of_every_nth_step(tmp_path: Path) -> None:
     for step in range(10, 80, 10):
         save(tmp_path, step, keep_last=2, keep_every=30)
     steps = [30, 60, 70]
-    assert names(tmp_path) == ["last.pt", *(f"step-{step:08d}.pt" for step in steps)]
+    assert names(tmp_path) == [
+        "last.safetensors",
+        *(f"step-{step:08d}.safetensors" for step in steps),
+    ]
     save(tmp_path, 80, keep_last=1)
-    assert names(tmp_path) == ["last.pt", "step-00000080.pt"]
+    assert names(tmp_path) == ["last.safetensors", "step-00000080.safetensors"]
 
 
 def test_files_of_a_lost_attempt_do_not_push_out_newer_ones(tmp_path: Path) -> None:
     save(tmp_path, 90)
     for step in (10, 20):
         save(tmp_path, step, keep_last=1)
-    assert names(tmp_path) == ["last.pt", "step-00000020.pt", "step-00000090.pt"]
+    assert names(tmp_path) == [
+        "last.safetensors",
+        "step-00000020.safetensors",
+        "step-00000090.safetensors",
+    ]
 
 
 def test_the_best_few_stay_under_names_that_say_the_step(tmp_path: Path) -> None:
@@ -43,11 +51,11 @@ def test_the_best_few_stay_under_names_that_say_the_step(tmp_path: Path) -> None
     for step, top in zip((100, 200, 300, 400, 500), tops, strict=True):
         if step in top:
             checkpoint.save_best(tmp_path, content(step), top, keep=2)
-            kept = [f"best-step-{s:08d}.pt" for s in sorted(top)]
-            assert names(tmp_path) == [*kept, "best.pt"]
-            assert checkpoint.load(tmp_path / "best.pt")["step"] == top[0]
+            kept = [f"best-step-{s:08d}.safetensors" for s in sorted(top)]
+            assert names(tmp_path) == [*kept, "best.safetensors"]
+            assert checkpoint.load(tmp_path / "best.safetensors")["step"] == top[0]
     checkpoint.save_best(tmp_path, content(600), [600], keep=1)
-    assert names(tmp_path) == ["best.pt"]
+    assert names(tmp_path) == ["best.safetensors"]
 
 
 def test_nothing_is_replaced_or_deleted_before_the_new_file_is_read_back(
@@ -74,12 +82,12 @@ def test_nothing_is_replaced_or_deleted_before_the_new_file_is_read_back(
 
 def test_verify_notices_one_wrong_bit(tmp_path: Path) -> None:
     path = save(tmp_path, 3)
-    untrusted.verify(path)
+    archive.verify(path)
     data = bytearray(path.read_bytes())
     data[data.find(torch.full((50,), 3.0).numpy().tobytes()) + 9] ^= 1
     path.write_bytes(data)
-    with pytest.raises(untrusted.DamagedError, match="bad checksum"):
-        untrusted.verify(path)
+    with pytest.raises(DamagedError, match="bad checksum"):
+        archive.verify(path)
 
 
 def test_a_run_keeps_what_it_is_told_and_may_be_told_otherwise_when_resumed(
@@ -88,25 +96,25 @@ def test_a_run_keeps_what_it_is_told_and_may_be_told_otherwise_when_resumed(
     folder = tmp_path / "run" / "checkpoints"
     policy = ("trainer.keep_best=3", "trainer.keep_every=4", "trainer.keep_last=1")
     metarun(*TINY, "trainer.steps=10", *policy)
-    content = checkpoint.load(folder / "last.pt")
+    content = checkpoint.load(folder / "last.safetensors")
     top = content["top"]
     assert len(top) == 3 and top[0] == content["best"]
     assert [v["score"] for v in top] == sorted(v["score"] for v in top)  # an error: lower is better
-    best = [f"best-step-{step:08d}.pt" for step in sorted(v["step"] for v in top)]
-    steps = [f"step-{step:08d}.pt" for step in (4, 8, 10)]
-    assert names(folder) == sorted([*best, "best.pt", "last.pt", *steps])
+    best = [f"best-step-{step:08d}.safetensors" for step in sorted(v["step"] for v in top)]
+    steps = [f"step-{step:08d}.safetensors" for step in (4, 8, 10)]
+    assert names(folder) == sorted([*best, "best.safetensors", "last.safetensors", *steps])
     for name, validation in zip(best, sorted(top, key=lambda v: v["step"]), strict=True):
         assert checkpoint.load(folder / name)["step"] == validation["step"]
-    kept = checkpoint.load(folder / "best.pt")
+    kept = checkpoint.load(folder / "best.safetensors")
     # Another policy is no other config, whether the run is finished or goes on.
     done = metarun(*TINY, "trainer.steps=10", "trainer.keep_last=5")
     assert "finished: nothing to do" in done.stderr
     (tmp_path / "run" / "status.json").write_text("{}")
-    (folder / "last.pt").write_bytes((folder / "step-00000008.pt").read_bytes())
+    (folder / "last.safetensors").write_bytes((folder / "step-00000008.safetensors").read_bytes())
     metarun(*TINY, "trainer.steps=10", "trainer.keep_last=1", "trainer.keep_best=3")
-    again = checkpoint.load(folder / "best.pt")
+    again = checkpoint.load(folder / "best.safetensors")
     assert (again["step"], again["top"]) == (kept["step"], kept["top"])
-    assert [n for n in names(folder) if n.startswith("step")] == ["step-00000010.pt"]
+    assert [n for n in names(folder) if n.startswith("step")] == ["step-00000010.safetensors"]
     refused = metarun(*TINY, "trainer.steps=11", "trainer.keep_every=3", code=2)
     assert "trainer.keep_every=3: must be a multiple of trainer.checkpoint_every=2" in (
         refused.stderr

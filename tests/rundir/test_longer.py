@@ -10,6 +10,7 @@ import torch
 
 from metarun.config.compose import composed, register_schemas
 from metarun.reporting.gather import read_run
+from metarun.rundir import checkpoint
 from metarun.rundir.longer import check_length, keep_earlier_result, planned_for
 from metarun.rundir.metrics import read_metrics
 from metarun.training import plan
@@ -28,7 +29,7 @@ SHORT = (
 
 
 def last(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    content: dict[str, Any] = checkpoint.load(folder / "checkpoints" / "last.safetensors")
     return content
 
 

@@ -69,7 +69,7 @@ def test_a_file_system_without_locks_is_warned_of(
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    ours = [tmp_path / ".status.json.123.tmp", tmp_path / "checkpoints" / ".last.pt.4.tmp"]
+    ours = [tmp_path / ".status.json.123.tmp", tmp_path / "checkpoints" / ".last.safetensors.4.tmp"]
     others = [tmp_path / "notes.tmp", tmp_path / ".notes.tmp", tmp_path / "checkpoints" / "a.pt"]
     others.append(tmp_path / "another-run" / ".status.json.123.tmp")  # which may be going on
     others[-1].parent.mkdir()
@@ -175,7 +175,7 @@ def test_a_run_writes_to_nothing_outside_its_directory(tmp_path: Path, name: str
         pass
     if name in rundir.FOLDERS:
         outside.mkdir()
-        (outside / "step-00000001.pt").write_text("precious")
+        (outside / "step-00000001.safetensors").write_text("precious")
     else:
         outside.write_bytes(
             (directory / name).read_bytes() if (directory / name).exists() else b"precious"

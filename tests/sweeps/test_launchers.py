@@ -21,6 +21,7 @@ from optuna.distributions import (
 
 from metarun.config import launchers
 from metarun.errors import ConfigError
+from metarun.rundir import checkpoint
 from metarun.sweeps.job import requeued_not_failed
 from metarun.sweeps.search import distribution
 from metarun.system import interrupts
@@ -38,7 +39,7 @@ LONG = (
 
 def assert_same_bits(run: Path, undisturbed: Path) -> None:
     ours, expected = (
-        torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+        checkpoint.load(folder / "checkpoints" / "last.safetensors")
         for folder in (run, undisturbed)
     )
     assert ours["step"] == expected["step"] and set(ours["meta"]) == set(expected["meta"])
@@ -164,7 +165,7 @@ def test_preempted_runs_are_requeued_and_killed_ones_reported(
     os.kill(worker(runs[0], client), signal.SIGUSR2)
     doomed = worker(runs[1], client)
     os.kill(doomed, signal.SIGTERM)  # the warning of a cluster that kills without SIGUSR2
-    wait_for(runs[1] / "checkpoints" / "last.pt")
+    wait_for(runs[1] / "checkpoints" / "last.safetensors")
     os.kill(doomed, signal.SIGKILL)
     output, errors = client.communicate(timeout=240)
     assert client.returncode == 1, errors

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from metarun.rundir import checkpoint
 from metarun.rundir.metrics import read_metrics
 from metarun.system.ranks import Ranks
 
@@ -164,8 +165,8 @@ def reached(folder: Path, step: int) -> Callable[[], bool]:
     return lambda: any(record["step"] >= step for record in read_metrics(path))
 
 
-def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "run" / "checkpoints" / "last.pt", weights_only=True)
+def last_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder / "run" / "checkpoints" / "last.safetensors")
 
 
 def status(folder: Path) -> dict[str, object]:
@@ -178,7 +179,7 @@ def result(folder: Path) -> dict[str, dict[str, object]]:
 
 def assert_close(folder: Path, other: Path, tolerance: float) -> None:
     """The same run up to rounding: parameters, all that was logged, the final figures."""
-    ours, theirs = checkpoint(folder), checkpoint(other)
+    ours, theirs = last_checkpoint(folder), last_checkpoint(other)
     assert ours["step"] == theirs["step"] and len(ours["meta"]) == 7
     for name, value in theirs["meta"].items():
         torch.testing.assert_close(ours["meta"][name], value, rtol=tolerance, atol=tolerance)
@@ -249,7 +250,7 @@ def test_a_run_is_interrupted_and_goes_on_with_other_numbers_of_ranks(
         assert errors.count("metarun: interrupted by SIGTERM after meta-step") == 1, errors
         assert errors.count("to go on: ") == 1 and "hydra.run.dir=run" in errors
         assert ("--nproc-per-node=2 -m metarun train" in errors) == (ranks == 2)
-        assert f"after meta-step {checkpoint(tmp_path)['step']};" in errors
+        assert f"after meta-step {last_checkpoint(tmp_path)['step']};" in errors
         assert status(tmp_path)["status"] == "interrupted"
     finish(start(1, tmp_path, env))
     assert_close(tmp_path, single, 1e-12)
@@ -268,7 +269,7 @@ def test_a_dead_rank_ends_the_run_and_a_rerun_finds_the_same_bits(
     assert "lost another rank" in str(status(tmp_path)["error"])
     _, errors = finish(start(2, tmp_path, env))
     assert "resuming after meta-step" in errors
-    ours, expected = checkpoint(tmp_path), checkpoint(double)
+    ours, expected = last_checkpoint(tmp_path), last_checkpoint(double)
     assert ours["step"] == expected["step"] == STEPS
     for name, value in expected["meta"].items():
         assert torch.equal(ours["meta"][name], value), name
@@ -299,10 +300,12 @@ def test_masks_of_dropout_are_those_of_an_undisturbed_run(
     for attempt in range(2):
         for rank in pair(tmp_path, env, *command):
             finish(rank)
-        undisturbed.append(checkpoint(tmp_path))
+        undisturbed.append(last_checkpoint(tmp_path))
         if attempt == 0:  # as if it had been killed after meta-step 20
-            (folder / "checkpoints" / "step-00000020.pt").replace(folder / "checkpoints/last.pt")
-            (folder / "checkpoints" / "step-00000040.pt").unlink()
+            (folder / "checkpoints" / "step-00000020.safetensors").replace(
+                folder / "checkpoints/last.safetensors"
+            )
+            (folder / "checkpoints" / "step-00000040.safetensors").unlink()
             (folder / "status.json").unlink()
     assert status(tmp_path)["attempts"] == 1, "it has not run again"
     for name, value in undisturbed[0]["meta"].items():
@@ -317,7 +320,7 @@ def test_all_ranks_skip_what_is_no_number_for_one(tmp_path: Path, env: dict[str,
         (folder / "holed.py").write_text(HOLES)
         finish(start(ranks, folder, env, *settings))
     assert_close(tmp_path / "2", tmp_path / "1", 1e-12)
-    skipped = checkpoint(tmp_path / "2")["skipped"]
+    skipped = last_checkpoint(tmp_path / "2")["skipped"]
     assert skipped == len([task for task in range(80 * 5) if task % 37 == 4]) == 11
 
 

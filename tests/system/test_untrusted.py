@@ -3,11 +3,8 @@
 import copy
 import io
 import os
-import pickletools
-import struct
 import subprocess
 import sys
-import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ from metarun.episodes.store import cached, from_equal_classes
 from metarun.errors import CheckpointError, ConfigError, DataError, explain
 from metarun.rundir import checkpoint
 from metarun.rundir import directory as rundir
-from metarun.system import untrusted
+from metarun.system import archive
 from metarun.system.memory import machine_memory
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build, from_plain, to_plain
@@ -58,7 +55,7 @@ def whole(setup: Setup) -> dict[str, Any]:
     """A checkpoint after one meta-step."""
     state = fresh(setup)
     meta_step(setup, state)
-    return {"format": checkpoint.FORMAT, "version": 1, **snapshot(setup, state)}
+    return {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, **snapshot(setup, state)}
 
 
 @pytest.fixture
@@ -66,23 +63,37 @@ def content(whole: dict[str, Any]) -> dict[str, Any]:
     return copy.deepcopy(whole)
 
 
-def write(path: Path, content: object) -> Path:
-    torch.save(content, path)
+def write(path: Path, content: dict[str, Any]) -> Path:
+    """A checkpoint file, whatever the content is."""
+    optimizer = content.get("outer_optimizer")
+    if isinstance(optimizer, dict) and isinstance(optimizer.get("state"), dict):
+        words = {str(key): value for key, value in optimizer["state"].items()}
+        content = content | {"outer_optimizer": optimizer | {"state": words}}
+    path.write_bytes(archive.to_bytes(content, checkpoint.BY_OWN_NAME))
     return path
 
 
 def test_the_untouched_checkpoint_passes(content: dict, setup: Setup, tmp_path: Path) -> None:
-    restore(setup, checkpoint.load(write(tmp_path / "a.pt", content)))
+    restore(setup, checkpoint.load(write(tmp_path / "a.safetensors", content)))
 
 
 NAN = float("nan")
 WRONG = {
     "version": ["1", None, True, 0.5, -1],
-    "config": [None, [], "x", {1: 2}, {"seed": torch.ones(2)}, {"a": [{"b": (1, 2)}]}],
+    "config": [None, [], "x", {"seed": torch.ones(2)}, {"a": [{"b": torch.ones(1)}]}],
     "step": [-1, NAN, 1.0, "1", True, None, 2**62 + 1],
     "skipped": [-1, 2, "0"],
-    "meta": [[], {}, {"w": 1}, {1: torch.ones(1)}, None],
-    "outer_optimizer": [None, {}, {"state": [], "param_groups": []}, {"state": {0: 1}}],
+    "meta": [[], {}, {"w": 1}, {"w": [torch.ones(1)]}, None],
+    "outer_optimizer": [
+        None,
+        {},
+        {"state": [], "param_groups": []},
+        {"state": {"0": 1}, "param_groups": []},
+        {"state": {"x": {}}, "param_groups": []},
+        {"state": {}, "param_groups": [3]},
+    ],
+    "buffers": [None, [], {"b": 1}],
+    "frozen": [None, [], {"b": 1}],
     "scheduler": [[], "cosine"],
     "best": [{}, {"step": 0, "score": NAN, "ci95": 0.0}, {"step": 5, "score": 1.0, "ci95": 0.0}, 3],
     "top": [{}, [1], [{"step": 0}]],
@@ -96,11 +107,10 @@ WRONG = {
 def test_each_field_has_its_type(content: dict, tmp_path: Path, name: str, value: object) -> None:
     content[name] = value
     with pytest.raises(CheckpointError, match=f"'{name}' is missing or not what it should be"):
-        checkpoint.load(write(tmp_path / "a.pt", content))
-    if name not in ("skipped", "top"):  # the first version did not have these
-        del content[name]
-        with pytest.raises(CheckpointError, match=f"'{name}' is missing"):
-            checkpoint.load(write(tmp_path / "a.pt", content))
+        checkpoint.load(write(tmp_path / "a.safetensors", content))
+    del content[name]
+    with pytest.raises(CheckpointError, match=f"'{name}' is missing"):
+        checkpoint.load(write(tmp_path / "a.safetensors", content))
 
 
 def test_what_does_not_fit_the_run_is_refused_before_the_next_step(
@@ -198,180 +208,6 @@ def test_a_checkpoint_does_not_say_where_to_download_to(monkeypatch: pytest.Monk
     assert changed(stored, asked).data.download
 
 
-# ---------------------------------------------------------------- archives and pickles
-
-
-def repacked(path: Path, edit: Any, compression: int = zipfile.ZIP_STORED) -> Path:
-    """The archive with `edit(members)` applied and checksums that are right."""
-    with zipfile.ZipFile(path) as source:
-        members = {info.filename: source.read(info) for info in source.infolist()}
-    edit(members)
-    with zipfile.ZipFile(path, "w", compression) as target:
-        for name, body in members.items():
-            target.writestr(name, body)
-    return path
-
-
-def with_pickle(path: Path, edit: Any) -> Path:
-    def change(members: dict[str, bytes]) -> None:
-        name = next(n for n in members if n.endswith("/data.pkl"))
-        members[name] = edit(members[name])
-
-    return repacked(path, change)
-
-
-@pytest.fixture
-def file(whole: dict, tmp_path: Path) -> Path:
-    return write(tmp_path / "a.pt", whole)
-
-
-@pytest.mark.parametrize(
-    ("instructions", "words"),
-    [
-        (b"cos\nsystem\nX\x0c\0\0\0touch hacked\x85R", "asks for os.system"),
-        (b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x7f\x85R", "asks for builtins.bytearray"),
-        (b"ccollections\nCounter\n)R", "asks for collections.Counter"),
-        (b"}r\xff\xff\xff\x7f0", "numbers values that are not there"),
-        (b"\x96\0\0\0\0\0\0\0\x7f", "pickle"),
-        (b"\x8c\x02os\x8c\x06system\x93", "instruction SHORT_BINUNICODE"),
-        (b"ctorch._utils\n_rebuild_sparse_tensor\n", "asks for torch._utils._rebuild_sparse"),
-        (b"ctorch.storage\n_load_from_bytes\n", "asks for torch.storage._load_from_bytes"),
-    ],
-)
-def test_pickles_may_only_ask_for_tensors(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instructions: bytes, words: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with_pickle(file, lambda body: body[:2] + instructions + body[2:])
-    with pytest.raises(CheckpointError, match=words):
-        checkpoint.load(file)
-    assert not Path("hacked").exists()
-
-
-def sizes_changed(body: bytes, old: tuple[int, ...], new: tuple[int, ...]) -> bytes:
-    """The numbers that follow a tensor's storage: offset, size and stride."""
-    was = b"".join(b"K" + bytes([n]) for n in old)
-    now = b"".join(b"J" + struct.pack("<i", n) for n in new)
-    assert was in body
-    return body.replace(was, now, 1)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ((0, 7, 5), (0, 10**6, 10**6), "names one place of its storage twice"),
-        ((0, 7, 5), (0, 10**6, 5), "larger than its storage"),
-        ((0, 7, 5), (10**6, 7, 5), "larger than its storage"),
-        ((0, 7, 5), (0, -7, 5), "cannot be"),
-        ((5, 1), (0, 1), "names one place of its storage twice"),
-        ((5, 1), (4, 1), "names one place of its storage twice"),
-    ],
-)
-def test_a_tensor_must_fit_its_storage(
-    tmp_path: Path, old: tuple[int, ...], new: tuple[int, ...], words: str
-) -> None:
-    path = write(tmp_path / "a.pt", {"w": torch.ones(7, 5)})
-    with_pickle(path, lambda body: sizes_changed(body, old, new))
-    with pytest.raises(CheckpointError, match=words):
-        checkpoint.load(path)
-
-
-def test_a_small_storage_must_not_become_large_tensors(tmp_path: Path) -> None:
-    one = torch.ones(1000)
-    for value in (torch.ones(1).expand(10**9), [one[:] for _ in range(50)]):
-        with pytest.raises(CheckpointError, match=r"larger than|storage twice"):
-            checkpoint.load(write(tmp_path / "a.pt", {"w": value}))
-
-
-def test_transposed_and_empty_tensors_pass(content: dict, tmp_path: Path) -> None:
-    for value in (torch.ones(3, 5).T, torch.ones(0, 4), torch.ones(4, 0).T, torch.tensor(1.0)):
-        content["meta"]["w"] = value
-        assert torch.equal(checkpoint.load(write(tmp_path / "a.pt", content))["meta"]["w"], value)
-
-
-def test_a_storage_is_as_large_as_it_claims(file: Path) -> None:
-    def cut(members: dict[str, bytes]) -> None:
-        name = next(n for n in members if n.endswith("/data/0"))
-        members[name] = members[name][:-1]
-
-    with pytest.raises(CheckpointError, match="another size than it claims"):
-        checkpoint.load(repacked(file, cut))
-
-
-def test_bombs_take_no_memory(file: Path, tmp_path: Path) -> None:
-    def inflate(members: dict[str, bytes]) -> None:
-        members[next(n for n in members if n.endswith("/data/0"))] = bytes(10**8)
-
-    repacked(file, inflate, zipfile.ZIP_DEFLATED)
-    assert file.stat().st_size < 10**6
-    tracemalloc.start()
-    with pytest.raises(CheckpointError, match="compressed"):
-        checkpoint.load(file)
-    laughs: Any = "ha"
-    for _ in range(30):
-        laughs = [laughs] * 10
-    with pytest.raises(CheckpointError, match="too many or too deeply nested"):
-        checkpoint.load(write(tmp_path / "b.pt", {"config": laughs}))
-    deep: Any = []
-    for _ in range(100):
-        deep = [deep]
-    with pytest.raises(CheckpointError, match="too many or too deeply nested"):
-        checkpoint.load(write(tmp_path / "b.pt", {"config": deep}))
-    assert tracemalloc.get_traced_memory()[1] < 2**25
-    tracemalloc.stop()
-
-
-def test_a_pickle_of_many_small_values_is_refused_before_it_is_loaded(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    most = 10_000
-    monkeypatch.setattr(untrusted, "MOST_INSTRUCTIONS", most)
-    monkeypatch.setattr(untrusted, "_Outline", None)
-    with_pickle(file, lambda body: b"]q\0(" + b"}" * most + b"e.")
-    with pytest.raises(CheckpointError, match="too many or too deeply nested"):
-        checkpoint.load(file)
-
-
-def test_archives_with_tricks_are_refused(whole: dict, tmp_path: Path) -> None:
-    path = write(tmp_path / "a.pt", whole)
-    data = path.read_bytes()
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.comment = b"hello"
-    with pytest.raises(CheckpointError, match="does not end as a zip archive"):
-        checkpoint.load(path)
-    path.write_bytes(data)
-    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(archive.namelist()[0], b"twice")
-    with pytest.raises(CheckpointError, match="two members have one name"):
-        checkpoint.load(path)
-    larger = bytearray(data)
-    entry = larger.rfind(b"PK\1\2")
-    larger[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)
-    path.write_bytes(larger)
-    with pytest.raises(CheckpointError, match="larger than the file"):
-        checkpoint.load(path)
-    assert data[-42:-38] == b"PK\6\7" and data[-98:-94] == b"PK\6\6"
-    long, elsewhere = bytearray(data), bytearray(data)
-    long[-98 + 40 : -98 + 48] = struct.pack("<Q", 2**24 + 1)  # the small record says less
-    elsewhere[-42 + 8 : -42 + 16] = bytes(8)  # where other readers would look
-    for wrong, words in ((long, "list of members is too long"), (elsewhere, "does not end as")):
-        path.write_bytes(wrong)
-        with pytest.raises(CheckpointError, match=words):
-            checkpoint.load(path)
-    path.write_bytes(b"")
-    os.truncate(path, 2 * machine_memory())  # takes no room on the disk
-    with pytest.raises(CheckpointError, match="more than the memory of this machine"):
-        checkpoint.load(path)
-
-
-def test_whatever_torch_save_writes_for_us_has_known_instructions(file: Path) -> None:
-    from metarun.system.untrusted import OPCODES
-
-    with zipfile.ZipFile(file) as archive:
-        body = archive.read(next(n for n in archive.namelist() if n.endswith("/data.pkl")))
-    assert {opcode.name for opcode, _, _ in pickletools.genops(body)} <= OPCODES
-
-
 # ---------------------------------------------------------------- run directories and data
 
 
@@ -448,7 +284,7 @@ def test_a_cache_with_one_wrong_bit_is_built_again(
 ) -> None:
     images = torch.randint(1, 255, (2, 3, 1, 4, 4), dtype=torch.uint8)
     store = from_equal_classes(images, ["a", "b"])
-    path = tmp_path / "cache.pt"
+    path = tmp_path / "cache.safetensors"
     cached(path, lambda: store)
     data = bytearray(path.read_bytes())
     data[data.find(images.numpy().tobytes()) + 5] ^= 1

@@ -161,7 +161,7 @@ def test_the_best_validation_is_the_lowest_error_and_the_highest_accuracy(done: 
 
 
 def test_the_last_checkpoint_holds_the_parameters_of_the_last_step(done: Done) -> None:
-    meta = checkpoint.load(done.directory / "checkpoints" / "last.pt")["meta"]
+    meta = checkpoint.load(done.directory / "checkpoints" / "last.safetensors")["meta"]
     for value, expected in zip(meta.values(), done.hand.final, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
 

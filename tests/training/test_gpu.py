@@ -11,6 +11,7 @@ from metarun.components.algo.maml import maml
 from metarun.components.backbone.conv4 import Conv4
 from metarun.episodes.source import Episodes, ImageEpisodes
 from metarun.episodes.store import from_equal_classes
+from metarun.rundir import checkpoint
 from metarun.unroll import meta_gradient, sgd, unroll
 from tests.conftest import Metarun
 
@@ -75,7 +76,7 @@ def test_a_run_on_the_gpu_gives_the_same_bits_twice(metarun: Metarun, tmp_path: 
             "trainer.test_episodes=20", f"hydra.run.dir={name}",
         )  # fmt: skip
     a, b = (
-        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["meta"]
+        checkpoint.load(tmp_path / name / "checkpoints" / "last.safetensors")["meta"]
         for name in "ab"
     )
     assert all(torch.equal(a[k], b[k]) for k in a)

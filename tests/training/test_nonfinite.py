@@ -94,9 +94,12 @@ def test_a_skipped_meta_step_changes_nothing_but_the_counters(
     """Steps 1, 4, 7 and 10, counted from 0, have a gradient that is not a number."""
     metarun(*RUN, "trainer.nonfinite=skip", "trainer.log_every=1", "hydra.run.dir=run")
     folder = tmp_path / "run" / "checkpoints"
-    before, after = load(folder / "step-00000004.pt"), load(folder / "step-00000006.pt")
+    before, after = (
+        load(folder / "step-00000004.safetensors"),
+        load(folder / "step-00000006.safetensors"),
+    )
     assert (before["skipped"], after["skipped"]) == (1, 2)
-    last = load(folder / "last.pt")
+    last = load(folder / "last.safetensors")
     assert (last["step"], last["skipped"]) == (12, 4)
     assert last["scheduler"]["last_epoch"] == 8
     assert {int(s["step"]) for s in last["outer_optimizer"]["state"].values()} == {8}
@@ -117,12 +120,12 @@ def test_parameters_and_optimizer_stay_as_they_were(tmp_path: Path, metarun: Met
     metarun(*RUN, *options, "trainer.keep_every=1", "hydra.run.dir=run")
     folder = tmp_path / "run" / "checkpoints"
     for step in (1, 3, 5):
-        before = load(folder / f"step-{step:08d}.pt")
-        after = load(folder / f"step-{step + 1:08d}.pt")
+        before = load(folder / f"step-{step:08d}.safetensors")
+        after = load(folder / f"step-{step + 1:08d}.safetensors")
         for key in ("meta", "outer_optimizer", "scheduler", "recent"):
             assert_same(before[key], after[key])
         assert after["skipped"] == before["skipped"] + 1
-        moved = load(folder / f"step-{step + 2:08d}.pt")
+        moved = load(folder / f"step-{step + 2:08d}.safetensors")
         assert not torch.equal(after["meta"]["head.bias"], moved["meta"]["head.bias"])
 
 
@@ -131,17 +134,20 @@ def test_a_resumed_run_has_the_same_bits_and_counts(tmp_path: Path, metarun: Met
     metarun(*RUN, skip, "hydra.run.dir=whole")
     metarun(*RUN, skip, "hydra.run.dir=cut")
     cut = tmp_path / "cut" / "checkpoints"
-    (cut / "last.pt").write_bytes((cut / "step-00000006.pt").read_bytes())
+    (cut / "last.safetensors").write_bytes((cut / "step-00000006.safetensors").read_bytes())
     (tmp_path / "cut" / "status.json").write_text("{}")
     done = metarun(*RUN, skip, "hydra.run.dir=cut")
     assert "resuming after meta-step 6" in done.stderr
-    assert_same(load(cut / "last.pt"), load(tmp_path / "whole" / "checkpoints" / "last.pt"))
+    assert_same(
+        load(cut / "last.safetensors"),
+        load(tmp_path / "whole" / "checkpoints" / "last.safetensors"),
+    )
 
 
 def test_a_stopped_run_goes_on_with_skipping(tmp_path: Path, metarun: Metarun) -> None:
     metarun(*RUN, "data.every=9", "hydra.run.dir=run", code=1)
     metarun(*RUN, "data.every=9", "trainer.nonfinite=skip", "hydra.run.dir=run")
-    last = load(tmp_path / "run" / "checkpoints" / "last.pt")
+    last = load(tmp_path / "run" / "checkpoints" / "last.safetensors")
     assert (last["step"], last["skipped"]) == (12, 2)
 
 
@@ -150,7 +156,7 @@ def test_beyond_the_limit_the_run_fails(tmp_path: Path, metarun: Metarun) -> Non
     failed = metarun(*RUN, *limit, code=1)
     assert "meta-step 8 had a loss or a gradient that is NaN or infinite, as had 2" in failed.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
-    assert load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 6
+    assert load(tmp_path / "run" / "checkpoints" / "last.safetensors")["step"] == 6
 
 
 class Rooted(nn.Module):

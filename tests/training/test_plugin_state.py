@@ -151,7 +151,7 @@ def test_eval_repeats_a_run_and_another_seed_changes_the_tasks_only(
 
     same = figures(folder="same")
     assert same == json.loads((tmp_path / "run/result.json").read_text())["test"]
-    content = checkpoint.load(tmp_path / "run/checkpoints/best.pt")
+    content = checkpoint.load(tmp_path / "run/checkpoints/best.safetensors")
     other = figures("seed=7", folder="other")
     assert other["seed"] == 7 and other["mse"] != same["mse"]
     # The other tasks by hand: the run's own network on the episodes of seed 7.
@@ -192,10 +192,14 @@ def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(
     found = []
     for attempt in range(2):
         done = metarun(*RUN, f"backbone={backbone}", "hydra.run.dir=run")
-        found.append(checkpoint.load(folder / "last.pt"))
+        found.append(checkpoint.load(folder / "last.safetensors"))
         if attempt == 0:  # as if it had been killed after meta-step 4
-            (folder / "step-00000004.pt").replace(folder / "last.pt")
-            for later in ("step-00000008.pt", "step-00000012.pt", "best.pt"):
+            (folder / "step-00000004.safetensors").replace(folder / "last.safetensors")
+            for later in (
+                "step-00000008.safetensors",
+                "step-00000012.safetensors",
+                "best.safetensors",
+            ):
                 (folder / later).unlink()
             (tmp_path / "run" / "status.json").unlink()
     assert "resuming after meta-step 4" in done.stderr
@@ -203,8 +207,7 @@ def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(
         assert found[0][part].keys() == found[1][part].keys()
         for name, value in found[0][part].items():
             assert torch.equal(found[1][part][name], value), name
-    assert ("frozen" if backbone == "half_frozen" else "buffers") in found[0]
-    assert found[0]["version"] == 2
+    assert found[0]["frozen" if backbone == "half_frozen" else "buffers"]
 
 
 def test_training_changes_buffers_task_by_task_as_plain_torch_does(
@@ -389,9 +392,7 @@ def test_a_buffer_that_changes_later_stops_the_run(
             act(setup, state, tmp_path, *[None] * (act.__code__.co_argcount - 3))  # type: ignore
 
 
-def test_a_checkpoint_with_other_buffers_is_refused_and_one_without_is_read(
-    built: Callable[..., Setup], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_checkpoint_with_other_buffers_is_refused(built: Callable[..., Setup]) -> None:
     def frozen_body() -> nn.Module:
         net = Net()
         net.register_buffer("fixed", torch.ones(2))
@@ -405,15 +406,6 @@ def test_a_checkpoint_with_other_buffers_is_refused_and_one_without_is_read(
             restore_meta(setup, content | {part: {name: torch.ones(3)}})
         with pytest.raises(CheckpointError, match=f"{name} is not there and float32"):
             restore_meta(setup, content | {part: {}})
-    moved = {"body.weight": torch.full((6, 1), 0.5)}
-    old = {k: v for k, v in content.items() if k not in ("buffers", "frozen")}
-    old["meta"] = moved | content["meta"]
-    with pytest.raises(CheckpointError, match=r"trained body\.weight although .* frozen"):
-        restore(setup, old)
-    meta = restore_meta(setup, old)
-    assert "older metarun, which kept no buffers" in caplog.text
-    assert "body.weight" not in meta
-    assert torch.equal(setup.network.frozen["body.weight"], moved["body.weight"])
 
 
 class Unlearned(Net):

@@ -16,6 +16,7 @@ from torch._inductor.exc import InductorError
 
 from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError, RunError
+from metarun.rundir import checkpoint
 from metarun.training import plan, programs
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
@@ -213,10 +214,12 @@ def test_a_compiled_run_resumes_with_the_bits_of_an_undisturbed_one(
     ends = []
     for attempt in range(2):
         metarun(*command, "hydra.run.dir=run")
-        ends.append(torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["meta"])
+        ends.append(checkpoint.load(folder / "checkpoints" / "last.safetensors")["meta"])
         if attempt == 0:  # as if it had been killed after meta-step 4
-            (folder / "checkpoints" / "step-00000004.pt").replace(folder / "checkpoints/last.pt")
-            (folder / "checkpoints" / "step-00000008.pt").unlink()
+            (folder / "checkpoints" / "step-00000004.safetensors").replace(
+                folder / "checkpoints/last.safetensors"
+            )
+            (folder / "checkpoints" / "step-00000008.safetensors").unlink()
             (folder / "status.json").unlink()
     assert json.loads((folder / "status.json").read_text())["attempts"] == 1, "it ran once more"
     assert all(torch.equal(ends[1][name], value) for name, value in ends[0].items())

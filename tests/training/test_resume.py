@@ -14,6 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from metarun.rundir import checkpoint
 from metarun.rundir.metrics import read_metrics
 from metarun.system.interrupts import Aborted, Interrupted, Interruption
 
@@ -52,7 +53,7 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
 
 
 def bits(folder: Path) -> dict[str, torch.Tensor]:
-    content = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    content = checkpoint.load(folder / "checkpoints" / "last.safetensors")
     assert content["step"] == STEPS
     return content["meta"]
 
@@ -125,7 +126,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_of_its_last_step(
     assert f"interrupted by {number.name} after meta-step" in errors
     assert "to go on: metarun train data=sinusoid" in errors and "Traceback" not in errors
     assert json.loads((folder / "status.json").read_text())["status"] == "interrupted"
-    saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["step"]
+    saved = checkpoint.load(folder / "checkpoints" / "last.safetensors")["step"]
     assert f"after meta-step {saved};" in errors and saved >= 10
     assert f"resuming after meta-step {saved}" in finish(folder, environment)
     assert_same_run(folder, undisturbed)
@@ -139,7 +140,7 @@ def test_a_damaged_newest_checkpoint_costs_time_only(
     wait_for_step(folder, 40, process)
     process.kill()
     process.communicate()
-    last = folder / "checkpoints" / "last.pt"
+    last = folder / "checkpoints" / "last.safetensors"
     last.write_bytes(last.read_bytes()[:-100])
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 41, "train/lo')
@@ -155,7 +156,7 @@ def test_lines_that_the_log_lost_from_before_the_checkpoint_are_logged_again(
     wait_for_step(folder, 40, process)
     process.kill()
     process.communicate()
-    saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["step"]
+    saved = checkpoint.load(folder / "checkpoints" / "last.safetensors")["step"]
     log = folder / "metrics.jsonl"
     kept = [r for r in read_metrics(log) if r["step"] <= saved]
     text = "".join(json.dumps(record) + "\n" for record in kept)

@@ -89,7 +89,7 @@ def split_of(class_name: str) -> str:
 
 def load(seed: int = 0) -> dict[str, ClassStore]:
     """The splits "train", "val" and "test", drawn at the first call and cached from then on."""
-    path = cache_dir() / f"glyphs-v{VERSION}-seed{seed}.pt"
+    path = cache_dir() / f"glyphs-v{VERSION}-seed{seed}.safetensors"
     store = cached(path, lambda: from_equal_classes(*draw(seed)))
     splits = [split_of(name) for name in store.class_names]
     return {

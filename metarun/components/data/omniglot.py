@@ -124,7 +124,7 @@ def characters(
             source = find(root)
         if not source:
             raise missing(root)
-        path = cache_dir() / f"omniglot-v1-{fingerprint(source)}.pt"
+        path = cache_dir() / f"omniglot-v1-{fingerprint(source)}.safetensors"
     except OSError as error:
         raise DataError(f"cannot read the Omniglot images: {error}") from error
 

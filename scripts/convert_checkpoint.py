@@ -1,0 +1,58 @@
+"""Write checkpoints of metarun 0.1 and of earlier 0.2 anew, in the format of today.
+
+    python scripts/convert_checkpoint.py outputs/train/mine/checkpoints/*.pt
+
+Each file gets a neighbour that ends in `.safetensors`; the old one stays. A run directory of which
+all checkpoints are converted can be evaluated, and resumed if its config still fits.
+
+Older checkpoints are pickles. `torch.load(weights_only=True)` runs no code from them, but a hostile
+one may still take any amount of memory: convert your own files only.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarun.components.outer_opt.base import IMPLEMENTATION
+from metarun.rundir import checkpoint
+
+
+def main() -> None:
+    """Convert the files that are named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("file", type=Path, nargs="+")
+    for path in parser.parse_args().file:
+        written = path.with_suffix(checkpoint.SUFFIX)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or content.get("format") != checkpoint.FORMAT:
+            parser.error(f"{path} is no checkpoint of metarun")
+        written.write_bytes(checkpoint.to_bytes(of_today(content)))
+        checkpoint.load(written)
+        print(f"{path} -> {written}")
+
+
+def of_today(content: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an old checkpoint as a new one has them."""
+    best, rows, optimizer = content["best"], content["recent"], content["outer_optimizer"]
+    later = {
+        "skipped": 0,
+        "top": [] if best is None else [best],
+        "buffers": {},
+        "frozen": {},
+        "planned_for": content["config"]["trainer"]["steps"],
+    }
+    if isinstance(rows, list):
+        rows = torch.stack(rows) if rows else torch.empty(0, 0)
+    groups = [group | IMPLEMENTATION for group in optimizer["param_groups"]]
+    now = {
+        "version": checkpoint.VERSION,
+        "recent": rows,
+        "outer_optimizer": optimizer | {"param_groups": groups},
+    }
+    return later | content | now
+
+
+if __name__ == "__main__":
+    main()
