@@ -1,5 +1,8 @@
 """Errors that a user can cause. The command line prints their message and nothing else."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class MetarunError(Exception):
     """Base class; `exit_code` is the process's exit status when it ends a command."""
@@ -36,7 +39,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1
     if is_out_of_memory(error):
-        return f"out of memory: {_first_line(error)}. {_LESS_MEMORY}", 1
+        return f"out of memory: {first_line(error).rstrip('.')}. {_LESS_MEMORY}", 1
     if is_about_a_model(error):
         return printable(str(error)), 1
     # a defect of ours: still one line, and where to find more
@@ -68,8 +71,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its class if there is none."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """' (did you mean X?)' with the closest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""
 
 
 def printable(message: str) -> str:

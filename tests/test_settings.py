@@ -109,6 +109,9 @@ OTHER: Changes = {
     "reptile.inner_batch": 1,
     "schedule": "cosine",
     "min_lr": 0.0005,
+    "schedule_steps": 3,
+    "asgd.schedule_steps": 5,
+    "precondition": "meta_curvature",
     "engine.precision": "float32",
     "engine.gradient": "first_order",
     "engine.solver": "fixed_point",
@@ -179,6 +182,20 @@ COMPANY: dict[str, Changes] = {
     "trainer.steps": {"outer_opt.schedule": "cosine"},
     "trainer.nonfinite": {"inner_opt.lr": 1e300},
     "trainer.max_skipped": {"inner_opt.lr": 1e300, "trainer.nonfinite": "skip"},
+}
+
+FALLING: Changes = {"inner_opt.schedule": "cosine"}
+COMPANY |= {
+    f"inner_opt.{name}.{key}": FALLING
+    for name, schema in schemas("inner_opt").items()
+    for key in ("min_lr", "schedule_steps")
+    if hasattr(schema, key)
+}
+LATE: Changes = {"algo.inner_steps": 4, "algo.eval_inner_steps": 4}
+COMPANY |= {  # ASGD takes the rate that it computed a step before
+    "inner_opt.asgd.schedule": LATE,
+    "inner_opt.asgd.min_lr": LATE | FALLING,
+    "inner_opt.asgd.schedule_steps": LATE | FALLING,
 }
 
 COMPUTED = "how tasks are computed"

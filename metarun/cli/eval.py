@@ -13,7 +13,6 @@ from metarun.config.catalogue import is_plugin
 from metarun.config.run import EvalConfig, EvalData, TrainConfig
 from metarun.errors import ConfigError
 from metarun.rundir import SWEEP_RECORD
-from metarun.rundir.longer import planned_for
 from metarun.sweeps.job import job
 
 log = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ def run(config: EvalConfig, directory: str | Path) -> float:
             trained = from_plain(content["config"])
             train_config = changed(trained, config)
             setup = build(
-                train_config, device, ranks, planned_for(content), trained_with=trained.seed
+                train_config, device, ranks, content["planned_for"], trained_with=trained.seed
             )
             if setup.source.kind != "classification" and config.task.way is not None:
                 raise ConfigError(

@@ -3,7 +3,6 @@
 Imports torch nowhere: `--help` and `--cfg job` must answer at once.
 """
 
-import difflib
 import importlib
 import io
 import logging
@@ -16,7 +15,7 @@ import warnings
 from metarun import __version__
 from metarun.cli import report
 from metarun.config.plugins import import_plugins
-from metarun.errors import ConfigError, explain
+from metarun.errors import ConfigError, did_you_mean, explain, first_line
 from metarun.system.lifetime import imports_not_collected
 
 COMMANDS = {
@@ -153,7 +152,7 @@ def _run_job(command: str, arguments: list[str]) -> None:
     except Exception as error:  # Hydra leaves some mistakes to whatever they provoke in there
         if not compose.was_composing(error):
             raise
-        reason = compose.first_line(error) if str(error) else "look at its settings of hydra"
+        reason = first_line(error) if str(error) else "look at its settings of hydra"
         raise ConfigError(f"this command cannot be read: {reason}") from error
 
 
@@ -210,11 +209,9 @@ def _check_options(command: str, arguments: list[str]) -> None:
         if not option.startswith("-"):
             continue
         if option not in known and not (option[1:2] != "-" and option[:2] in known):
-            close = difflib.get_close_matches(option, known, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
             raise ConfigError(
-                f"there is no option {option!r}{hint}. Settings are written key=value; "
-                f"`metarun {command} --help` lists them"
+                f"there is no option {option!r}{did_you_mean(option, known)}. Settings are written "
+                f"key=value; `metarun {command} --help` lists them"
             )
 
 
@@ -242,8 +239,7 @@ def _options_first(arguments: list[str]) -> list[str]:
 
 
 def _unknown_command(command: str) -> str:
-    close = difflib.get_close_matches(command, COMMANDS, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    hint = did_you_mean(command, COMMANDS)
     if "=" in command or command.startswith("-"):
         hint = f" (did you mean metarun train {command}?)"
     return f"there is no command {command!r}{hint}; choose from {', '.join(COMMANDS)}"

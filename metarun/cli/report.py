@@ -1,13 +1,12 @@
 """`metarun report`. Imports no torch, so it answers at once."""
 
-import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from metarun.config.typed import expanded
-from metarun.errors import ConfigError, RunError
+from metarun.errors import ConfigError, RunError, did_you_mean
 from metarun.system.files import write_text
 
 USAGE = "metarun report DIR… [out=DIR]"
@@ -79,10 +78,9 @@ def parse(arguments: Sequence[str]) -> Arguments:
                 raise ConfigError("out= is empty: name a folder, e.g. out=outputs/report")
             out = Path(expanded("out", value))
         elif equals and "/" not in key:
-            close = difflib.get_close_matches(key, ["out"], n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
             raise ConfigError(
-                f"there is no setting {key!r}{hint}, nor a folder {argument!r}; usage: {USAGE}"
+                f"there is no setting {key!r}{did_you_mean(key, ['out'])}, nor a folder "
+                f"{argument!r}; usage: {USAGE}"
             )
         else:
             roots.append(Path(expanded("DIR", argument)))

@@ -16,7 +16,14 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from metarun.components.algo.base import OBJECTIVES, Algorithm, InnerLoop, Problem, refuse_frozen
+from metarun.components.algo.base import (
+    OBJECTIVES,
+    Algorithm,
+    InnerLoop,
+    InnerSchedule,
+    Problem,
+    refuse_frozen,
+)
 from metarun.components.contract import (
     check_inner_optimizer,
     check_network,
@@ -242,6 +249,8 @@ def build_algorithm(
         groups,
         _gradient_mode(config),
         record,
+        _inner_schedule(inner_config),
+        vars(inner_config).get("precondition"),
     )
     _refuse_frozen_parts(model, getattr(inner_config, "parts", []))
 
@@ -265,6 +274,14 @@ def build_algorithm(
     )
     algorithm = _build("algo", config.algo, problem, **as_keywords(config.algo))
     return checked_algorithm(config.algo.name, algorithm)
+
+
+def _inner_schedule(config: Any) -> InnerSchedule | None:
+    """How the inner learning rate falls; newton and mixed have no such setting."""
+    own = vars(config)
+    if (kind := own.get("schedule")) is None:
+        return None
+    return InnerSchedule(kind, own["min_lr"], own["schedule_steps"])
 
 
 def norm_of(config: TrainConfig) -> str:

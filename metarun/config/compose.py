@@ -1,10 +1,9 @@
 """Hydra's side of the configs: the schemas it knows, and its errors in plain words."""
 
-import difflib
 import re
 import shlex
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from metarun.config.catalogue import GROUPS, plugins, schemas
 from metarun.config.checks import check_types
 from metarun.config.launchers import register as register_launchers
 from metarun.config.run import EvalConfig, TrainConfig, flat
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, did_you_mean, first_line
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
 
@@ -241,12 +240,6 @@ def was_composing(error: BaseException) -> bool:
     return any(frame.f_code is composing for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """' (did you mean X?)' with the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {prefix}{close[0]}?)" if close else ""
-
-
 def suggest_key(key: str, known: Sequence[str]) -> str:
     """A suggestion for a wrong dotted key: a like name in the same group, or the same name,
     or a like one, in another: `trainer.steps` for `trainer.stepz`, `inner_opt.lr` for `lr`."""
@@ -329,9 +322,3 @@ def _dotted(cfg: DictConfig, prefix: str = "") -> list[str]:
         if isinstance(value, DictConfig):
             keys += _dotted(value, f"{prefix}{key}.")
     return keys
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its class if there is none."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -10,11 +10,10 @@ from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import Any
 
-from scipy.special import stdtrit
-
 from metarun.config.run import NEUTRAL_KEYS
 from metarun.reporting.gather import Figures, Run
 from metarun.reporting.reading import LIMIT
+from metarun.rundir.interval import half_width95
 from metarun.rundir.metrics import ELAPSED
 
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
@@ -132,12 +131,12 @@ class Board:
 
 
 def confidence95(values: Sequence[float]) -> float:
-    """Half-width of the 95 % confidence interval (Student's t) of the mean of >= 2 values."""
+    """Half-width of the 95 % confidence interval of the mean of two values or more."""
     try:
         spread = stdev(values)
     except OverflowError:
         spread = math.inf
-    return float(stdtrit(len(values) - 1, 0.975)) * spread / math.sqrt(len(values))
+    return half_width95(spread, len(values))
 
 
 def mean(values: Iterable[float]) -> float:

@@ -12,6 +12,7 @@ Its fields, which `metarun.rundir.checkpoint_fields` checks:
     format, version     what it is (`FORMAT`, `VERSION`)
     config              the resolved config, a plain dictionary
     step                meta-steps done
+    planned_for         meta-steps that the run was to have when it began
     skipped             how many of them were skipped, because their gradient was not finite
     meta                meta-parameters by name: weights and learned hyperparameters
     buffers             the network's buffers by name

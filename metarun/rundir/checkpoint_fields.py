@@ -37,7 +37,7 @@ def check_fields(content: Mapping[str, Any]) -> None:
         "scheduler": "scheduler" in content and (scheduler is None or isinstance(scheduler, dict)),
         "best": "best" in content and (best is None or _is_validation(best, step)),
         "last_eval": is_count(content.get("last_eval"), step),
-        "planned_for": is_count(content.get("planned_for", 1)) and content.get("planned_for") != 0,
+        "planned_for": is_count(content.get("planned_for")) and content["planned_for"] > 0,
         "skipped": is_count(content.get("skipped"), step),
         "top": _is_list(content.get("top"), lambda item: _is_validation(item, step)),
         "recent": _is_rows(recent),

@@ -50,11 +50,6 @@ def check_length(there: Mapping[str, Any], here: Mapping[str, Any], place: Path)
         )
 
 
-def planned_for(content: Mapping[str, Any]) -> int:
-    """The number of meta-steps that a checkpoint's run was planned for when it began."""
-    return int(content.get("planned_for", content["config"]["trainer"]["steps"]))
-
-
 def keep_earlier_result(directory: Path, result: Mapping[str, Any], steps: int | None) -> None:
     """Put the result of a shorter run beside the place where the longer one's will be.
 

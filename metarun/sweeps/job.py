@@ -18,9 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metarun import __version__
-from metarun.config.compose import first_line, to_config
+from metarun.config.compose import to_config
 from metarun.config.typed import as_argument
-from metarun.errors import ConfigError, MetarunError, is_about_a_model
+from metarun.errors import ConfigError, MetarunError, first_line, is_about_a_model
 from metarun.rundir import SWEEP_RECORD
 from metarun.system.interrupts import Interrupted, Preempted
 

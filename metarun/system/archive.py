@@ -25,6 +25,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from metarun.errors import first_line
 from metarun.system.memory import machine_memory
 from metarun.system.untrusted import DamagedError, UntrustedError, read_regular, read_written
 
@@ -130,7 +131,7 @@ def from_bytes(data: bytes) -> dict[str, Any]:
     try:
         tensors = load_tensors(data)
     except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
-        raise UntrustedError(f"its tensors are none: {_brief(error)}") from error
+        raise UntrustedError(f"its tensors are none: {first_line(error)[:120]}") from error
     values, places, pairs = (fields.get(name) for name in ("values", "tensors", "complex"))
     if not isinstance(values, dict) or not isinstance(places, list) or not isinstance(pairs, list):
         raise UntrustedError("it does not say where its tensors belong")
@@ -166,7 +167,7 @@ def _fields(data: bytes) -> dict[str, Any]:
         # Nothing but the digest may stand in for the digest.
         right = len(mark) == 64 and _digest(data, mark) == mark
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedError(f"it has no header of ours: {_brief(error)}") from error
+        raise DamagedError(f"it has no header of ours: {first_line(error)[:120]}") from error
     if not right:
         raise DamagedError("bad checksum")
     return dict(fields)
@@ -196,9 +197,3 @@ def _check_depth(values: Any) -> None:
             left += ((item, depth + 1) for item in value.values())
         elif isinstance(value, list):
             left += ((item, depth + 1) for item in value)
-
-
-def _brief(message: object) -> str:
-    """A message of others, short: they may quote the file at length."""
-    lines = str(message).splitlines() or [type(message).__name__]
-    return lines[0][:120]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from metarun.components.algo.base import Objective, Trace
 from metarun.episodes.source import EpisodeSource
+from metarun.rundir.interval import half_width95
 from metarun.system.ranks import ALONE, Ranks
 from metarun.unroll import Meta
 
@@ -57,14 +57,9 @@ class Evaluation:
 
 
 def confidence95(values: Tensor) -> float:
-    """Half-width of the 95 % confidence interval of the mean of independent values.
-
-    Student's t on the standard error; NaN for fewer than two values.
-    """
+    """Half-width of the 95 % confidence interval of the mean of independent values."""
     count = values.numel()
-    if count < 2:
-        return float("nan")
-    return float(stdtrit(count - 1, 0.975) * values.double().std() / count**0.5)
+    return half_width95(float(values.double().std()) if count > 1 else 0.0, count)
 
 
 def evaluate(

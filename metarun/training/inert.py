@@ -74,6 +74,7 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
         for key, wanted in modes.items()
         if engine.gradient not in wanted
     }
+    scheduled = getattr(inner, "schedule", None) is not None
     rules = {
         "engine.solver_lr": (
             engine.gradient == "implicit" and engine.solver == "cg",
@@ -86,6 +87,8 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
             not getattr(inner, "weight_decay", 1),
             "inner_opt.weight_decay is 0",
         ),
+        "inner_opt.min_lr": (not scheduled, "inner_opt.schedule is not given"),
+        "inner_opt.schedule_steps": (not scheduled, "inner_opt.schedule is not given"),
         "outer_opt.min_lr": (outer.schedule == "constant", "it is for outer_opt.schedule=cosine"),
         "algo.reduction": (
             kind != "classification" and outputs == 1,

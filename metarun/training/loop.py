@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from metarun.components.algo.base import HYPER_PREFIX, HYPERPARAMETERS
+from metarun.components.algo.inner_loop import FACTOR_PREFIX
 from metarun.episodes.rng import stream_key
 from metarun.errors import CheckpointError, RunError
 from metarun.rundir import checkpoint
@@ -206,7 +207,7 @@ def learned_hyper(state: TrainState) -> dict[str, float]:
     """Learned inner hyperparameters by tag: `inner/lr`, or `inner/lr_step0` … by step."""
     values = {}
     for name, value in state.meta.items():
-        if name.startswith(HYPERPARAMETERS):
+        if name.startswith(HYPERPARAMETERS) and not name.startswith(FACTOR_PREFIX):
             inner = name.startswith(HYPER_PREFIX)
             tag = ("inner/" if inner else "algo/") + name.partition(".")[2]
             if value.dim() == 0:

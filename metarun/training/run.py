@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metarun.config.run import NEUTRAL_KEYS, TrainConfig, flat
 from metarun.config.typed import as_argument
 from metarun.errors import ConfigError
-from metarun.rundir.longer import STEPS, check_length, planned_for
+from metarun.rundir.longer import STEPS, check_length
 
 if TYPE_CHECKING:
     from metarun.system.ranks import Ranks  # imports torch
@@ -103,8 +103,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
             if ranks.first:
                 held.enter_context(rundir.opened(directory, plain, str(device), ranks.count, load))
         content = ranks.of_first(content)
-        if content is not None and planned_for(content) != config.trainer.steps:
-            setup = _planned_as_begun(setup, planned_for(content))
+        if content is not None and content["planned_for"] != config.trainer.steps:
+            setup = _planned_as_begun(setup, content["planned_for"])
         if content is None:
             state = training_state.fresh(setup)
         else:

@@ -14,7 +14,7 @@ from metarun.cli.main import _options_first
 from metarun.errors import CheckpointError, explain
 from metarun.rundir import checkpoint
 from metarun.rundir.checkpoint import VERSION
-from tests.conftest import Metarun
+from tests.conftest import REPO, Metarun
 
 SHORT = (
     "data=sinusoid",
@@ -231,6 +231,24 @@ def test_a_run_leaves_what_the_contract_says_and_eval_repeats_its_figure(
     other = json.loads((tmp_path / "other" / "result.json").read_text())["val"]
     assert (other["episodes"], other["shot"], other["inner_steps"]) == (7, 3, 5)
     assert len(other["mse_per_inner_step"]) == 6
+
+
+def test_the_documented_way_to_load_the_weights_of_a_run(
+    metarun: Metarun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metarun("train", *SHORT, "hydra.run.dir=outputs/train/mine")
+    page = (REPO / "docs" / "reliability.md").read_text()
+    code = page.partition("```py\n")[2].partition("```")[0]
+    stored = checkpoint.load(tmp_path / "outputs/train/mine/checkpoints/best.safetensors")
+    backbone = torch.nn.Module()
+    backbone.body = torch.nn.Sequential(
+        torch.nn.Linear(1, 40), torch.nn.ReLU(), torch.nn.Linear(40, 40)
+    )
+    backbone.head = torch.nn.Linear(40, 1)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"backbone": backbone})
+    assert stored["meta"].keys() == backbone.state_dict().keys()
+    assert all(torch.equal(stored["meta"][k], v) for k, v in backbone.state_dict().items())
 
 
 def test_a_finished_run_is_recalled_and_another_config_refused(

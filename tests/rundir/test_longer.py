@@ -11,7 +11,7 @@ import torch
 from metarun.config.compose import composed, register_schemas
 from metarun.reporting.gather import read_run
 from metarun.rundir import checkpoint
-from metarun.rundir.longer import check_length, keep_earlier_result, planned_for
+from metarun.rundir.longer import check_length, keep_earlier_result
 from metarun.rundir.metrics import read_metrics
 from metarun.training import plan
 from metarun.training.setup import build
@@ -120,13 +120,11 @@ def test_a_run_keeps_the_plan_that_it_began_with(monkeypatch: pytest.MonkeyPatch
     first, whole = build(short, device), build(long, device)
     assert first.plan != whole.plan, "a long run is compiled"
     content = snapshot(first, fresh(first))
-    grown = build(long, device, planned_for=planned_for(content))
+    grown = build(long, device, planned_for=content["planned_for"])
     assert grown.plan == first.plan
     again = snapshot(grown, fresh(grown))
     assert again["config"]["trainer"]["steps"] == plan.LONG_RUN
-    assert planned_for(again) == plan.LONG_RUN - 1, "also when it goes on once more"
-    del content["planned_for"]  # of version 0.2
-    assert planned_for(content) == plan.LONG_RUN - 1
+    assert again["planned_for"] == plan.LONG_RUN - 1, "also when it goes on once more"
 
 
 def test_a_result_moves_aside_only_for_a_longer_run(tmp_path: Path) -> None:

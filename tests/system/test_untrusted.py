@@ -83,6 +83,7 @@ WRONG = {
     "config": [None, [], "x", {"seed": torch.ones(2)}, {"a": [{"b": torch.ones(1)}]}],
     "step": [-1, NAN, 1.0, "1", True, None, 2**62 + 1],
     "skipped": [-1, 2, "0"],
+    "planned_for": [0, -1, None, "3"],
     "meta": [[], {}, {"w": 1}, {"w": [torch.ones(1)]}, None],
     "outer_optimizer": [
         None,

@@ -99,10 +99,11 @@ def by_steps(
         ValueError: inner hyperparameters are to be learned, and nothing is differentiated; or
             `backbone.norm=running` with an outer loss of its own.
     """
-    if not differentiates and (problem.inner.learn or problem.inner.groups):
+    inner = problem.inner
+    if not differentiates and (inner.learn or inner.groups or inner.precondition):
         raise ValueError(
             "the algorithm differentiates nothing through its inner steps, and has no groups: "
-            "leave inner_opt.learn and inner_opt.groups empty"
+            "leave inner_opt.learn and inner_opt.groups empty, and inner_opt.precondition out"
         )
     made = _algorithm(problem, init, adapt, steps, encode)
     if loss is not None:

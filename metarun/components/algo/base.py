@@ -66,8 +66,22 @@ OBJECTIVES = {
 }
 
 
+class InnerSchedule(NamedTuple):
+    """How the inner learning rate falls, from its own value to another.
+
+    Attributes:
+        kind: "cosine" or "linear".
+        min_lr: where it ends.
+        steps: inner steps until then; None: as many as training takes.
+    """
+
+    kind: str
+    min_lr: float
+    steps: int | None
+
+
 class InnerLoop(NamedTuple):
-    """The inner optimizer and what of it is learned (see `metarun.unroll.hyper`)."""
+    """The inner optimizer and what of it is learned: see `algo.inner_loop`."""
 
     optimizer: InnerOptimizer | LossOptimizer
     learn: tuple[str, ...]
@@ -75,6 +89,8 @@ class InnerLoop(NamedTuple):
     groups: Groups
     gradient: GradientMode = "reverse"  # how the unroll is differentiated in second order
     record: Record = unrecorded  # applied to what is computed at each inner step
+    schedule: InnerSchedule | None = None
+    precondition: str | None = None  # "meta_curvature", "kronecker" or "kronecker_psd"
 
 
 class Problem(NamedTuple):

@@ -16,6 +16,7 @@ from metarun.components.algo.adapting import (
 )
 from metarun.components.algo.base import Algorithm, Problem
 from metarun.components.algo.embedding import embedding
+from metarun.components.algo.inner_loop import prepared
 from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
 from metarun.episodes.source import Batch
@@ -66,8 +67,8 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
         width = embed(start, example).shape[1]
     linear = torch.nn.Linear(width, problem.classes)
     classifier = {WEIGHT: linear.weight.detach().to(like), BIAS: linear.bias.detach().to(like)}
-    # Refuses what it cannot serve, before a run begins.
-    inner.optimizer.init({"weight": linear.weight.detach(), "bias": linear.bias.detach()})
+    like_a_head = {"weight": linear.weight.detach(), "bias": linear.bias.detach()}
+    loop = prepared(inner, like_a_head, Steps(0, own.eval_inner_steps))
 
     def init() -> dict[str, Tensor]:
         return start | classifier
@@ -94,6 +95,7 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
             inner.optimizer,
             steps,
             context=(features, support.y),
+            hyper=loop.hyper(meta),
             gradient="first_order",
             observe=None if watch is None else lambda fast: watch(predictor(fast)),
         )

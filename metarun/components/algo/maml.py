@@ -14,13 +14,13 @@ from metarun.components.algo.adapting import (
     by_steps,
 )
 from metarun.components.algo.base import (
-    HYPER_PREFIX,
     Algorithm,
     Problem,
     detached_parameters,
     refuse_frozen,
 )
 from metarun.components.algo.halves import halves
+from metarun.components.algo.inner_loop import prepared
 from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
 from metarun.errors import ConfigError
@@ -31,8 +31,6 @@ from metarun.unroll import (
     Meta,
     Params,
     RecordedLoss,
-    group_settings,
-    learn_hyper,
     match_names,
     unroll,
 )
@@ -75,20 +73,20 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
             hyperparameter is to be learned that is unknown or has no gradient in this mode.
     """
     model, objective, inner = problem.model, problem.objective, problem.inner
-    inner_steps = own.inner_steps
     weights = detached_parameters(model)
     refuse_frozen(model, own.adapt, "algo.adapt")
     refuse_frozen(model, inner.groups, "inner_opt.groups")
     adapted = match_names(weights, own.adapt)
     start = {name: weights[name] for name in adapted}
-    inner.optimizer.init(start)  # refuses parameters that it cannot serve, before a run begins
-    hyper = group_settings(inner.optimizer.hyper, inner.groups, adapted)
-    learned = learn_hyper(hyper, inner.learn, inner.granularity, start, inner_steps, inner.groups)
+    steps = Steps(own.inner_steps, own.eval_inner_steps)
+    loop = prepared(inner, start, steps)
     gradient: GradientMode = inner.gradient if own.order == 2 else "first_order"
-    if isinstance(gradient, Implicit) and inner.learn:
+    if isinstance(gradient, Implicit) and loop.initial:
+        what = ", ".join(inner.learn) or f"a {inner.precondition}"
+        key = "learn empty" if inner.learn else "precondition out"
         raise ValueError(
-            f"implicit gradients cannot learn {', '.join(inner.learn)} of the inner optimizer: "
-            "leave inner_opt.learn empty, or choose another engine.gradient"
+            f"implicit gradients cannot learn {what} of the inner optimizer: leave "
+            f"inner_opt.{key}, or choose another engine.gradient"
         )
     if gradient == "mixed" and isinstance(inner.optimizer, LossOptimizer):
         raise ValueError(
@@ -105,10 +103,9 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
     recorded_loss = RecordedLoss(inner_loss, inner.record)
 
     def init() -> dict[str, Tensor]:
-        return weights | {HYPER_PREFIX + key: value for key, value in learned.initial.items()}
+        return weights | loop.initial
 
     def adapt(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
-        values = {key: meta[HYPER_PREFIX + key] for key in learned.initial}
         shared = {name: meta[name] for name in model_halves.shared}
 
         def predictor(fast: Params) -> Predictor:
@@ -117,10 +114,10 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
         unrolled = unroll(
             recorded_loss,
             {name: meta[name] for name in adapted},
-            inner.optimizer,
+            loop.optimizer,
             steps,
             context=(shared, support.x, support.y),
-            hyper=lambda step: learned.at(values, step),
+            hyper=loop.hyper(meta),
             gradient=gradient,
             observe=None if watch is None else lambda fast: watch(predictor(fast)),
         )
@@ -130,7 +127,7 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
         problem,
         init,
         adapt,
-        Steps(inner_steps, own.eval_inner_steps),
+        steps,
         encode=model_halves.encode,
         adapted=tuple(adapted),
     )

@@ -22,6 +22,7 @@ from metarun.components.algo.base import (
     apply_model,
     detached_parameters,
 )
+from metarun.components.algo.inner_loop import prepared
 from metarun.components.algo.normalising import Normalising
 from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
@@ -73,7 +74,8 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
     if not isinstance(inner.optimizer, InnerOptimizer):
         raise ValueError("algo=reptile needs an inner optimizer that takes gradients alone")
     weights, normalising = detached_parameters(model), Normalising(problem.norm, model)
-    fresh = inner.optimizer.init(weights)
+    count = Steps(own.inner_steps, own.eval_inner_steps)
+    loop, fresh = prepared(inner, weights, count), inner.optimizer.init(weights)
     leaves, structure = pytree.tree_flatten_with_path(fresh)
     names = tuple(f"{KEPT}{pytree.keystr(path)}" for path, _ in leaves) if own.keep_moments else ()
 
@@ -103,6 +105,7 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
             inner.optimizer,
             steps,
             context=(support.x, support.y),
+            hyper=loop.hyper(meta),
             state=state,
             gradient="first_order",
             observe=observe,
@@ -137,7 +140,7 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
         problem,
         init,
         adapt,
-        Steps(own.inner_steps, own.eval_inner_steps),
+        count,
         adapted=tuple(weights),
         loss=loss,
         kept=names,

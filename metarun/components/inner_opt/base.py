@@ -4,13 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import field, fields, replace
 from typing import Any, Literal
 
-from metarun.config.checks import at_least, between, finite, positive
+from metarun.config.checks import MOST_STEPS, at_least, between, finite, positive
 from metarun.config.component import as_keywords, settings
 from metarun.errors import ConfigError
 from metarun.unroll import InnerOptimizer, clip_norm, clip_value
 
-OF_EVERY_INNER_OPTIMIZER = ("learn", "granularity", "groups")
+OF_THE_ALGORITHM = ("schedule", "min_lr", "schedule_steps", "precondition")
+"""Settings that the inner loop follows; the optimizer itself has no use for them."""
 
+OF_EVERY_INNER_OPTIMIZER = ("learn", "granularity", "groups", *OF_THE_ALGORITHM)
+
+Preconditioning = Literal["meta_curvature", "kronecker", "kronecker_psd"]
 Granularity = Literal["global", "parameter", "step", "parameter_step"]
 
 BELOW_ONE = 1 - 1e-9
@@ -52,7 +56,7 @@ class InnerOptConfig:
         Raises:
             ConfigError: a value that is not allowed.
         """
-        of_all = {f.name for f in fields(InnerOptConfig)}
+        of_all = {*(f.name for f in fields(InnerOptConfig)), *OF_THE_ALGORITHM}
         own = {f.name for f in fields(self)} - of_all
         named: dict[str, Any] = {_SETTING_OF.get(k, k): value for k, value in changes.items()}
         replace(self, groups=[], **{k: value for k, value in named.items() if k in own})
@@ -66,6 +70,10 @@ class InnerGradientConfig(InnerOptConfig):
     weight_decay: float = 0.0  # pulls the parameters towards zero
     clip_norm: float | None = None  # inner gradients are scaled down to this norm (max_norm)
     clip_value: float | None = None  # inner gradients are clipped elementwise to ± this
+    schedule: Literal["cosine", "linear"] | None = None  # from lr to min_lr over the inner steps
+    min_lr: float = 0.0  # where a schedule ends
+    schedule_steps: int | None = None  # inner steps until then; null: those of training
+    precondition: Preconditioning | None = None  # a learned linear map of the inner gradients
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +83,9 @@ class InnerGradientConfig(InnerOptConfig):
             between(f"inner_opt.{name}", getattr(self, name, 0), 0, BELOW_ONE)
         positive("inner_opt.clip_norm", self.clip_norm)
         positive("inner_opt.clip_value", self.clip_value)
+        between("inner_opt.min_lr", self.min_lr, 0, self.lr)
+        if self.schedule_steps is not None:
+            between("inner_opt.schedule_steps", self.schedule_steps, 1, MOST_STEPS)
 
 
 def clipped(make: Callable[..., InnerOptimizer], own: InnerGradientConfig) -> InnerOptimizer:

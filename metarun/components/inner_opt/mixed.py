@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from dataclasses import field, fields
 from typing import Any, get_type_hints
 
-from metarun.components.inner_opt.base import OF_EVERY_INNER_OPTIMIZER, InnerOptConfig
+from metarun.components.inner_opt.base import (
+    OF_EVERY_INNER_OPTIMIZER,
+    OF_THE_ALGORITHM,
+    InnerOptConfig,
+)
 from metarun.config.catalogue import builder, schemas
 from metarun.config.checks import fits
 from metarun.config.component import as_keywords, builds, settings
@@ -44,7 +48,7 @@ class MixedConfig(InnerOptConfig):
 _PART_EXAMPLE = (
     "expected e.g. [{params: body.*, name: sgd, lr: 0.4}, {params: head.*, name: newton}]"
 )
-_OF_THE_WHOLE = [f.name for f in fields(InnerOptConfig)]
+_OF_THE_WHOLE = [*(f.name for f in fields(InnerOptConfig)), *OF_THE_ALGORITHM]
 
 
 def part_settings(part: dict[str, Any]) -> tuple[list[str], InnerOptConfig]:

@@ -49,14 +49,14 @@ def _curvature_of_one(p: Tensor) -> dict[str, Tensor]:
 def _curvature_applied(grad: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
     if grad.dim() < 2:
         return factors["curvature_out"] * grad
-    product = torch.einsum(
-        "ao,bi,oif->abf",
-        factors["curvature_out"],
-        factors["curvature_in"],
-        grad.reshape(*grad.shape[:2], -1),
-    )
+    # One factor after the other: einsum itself would multiply the two factors first. And never
+    # by `@`, which folds dimensions by whether its operands require gradients: a recording that
+    # was made with gradients then rounds otherwise.
+    product = grad.reshape(*grad.shape[:2], -1)
+    product = torch.einsum("ao,oif->aif", factors["curvature_out"], product)
+    product = torch.einsum("bi,aif->abf", factors["curvature_in"], product)
     if grad.dim() > 2:
-        product = product @ factors["curvature_filter"].T
+        product = torch.einsum("gf,abf->abg", factors["curvature_filter"], product)
     return product.reshape(grad.shape)
 
 
@@ -86,7 +86,9 @@ def _kronecker(psd: bool) -> Preconditioner:
         left, right = factors["kronecker_left"], factors["kronecker_right"]
         if psd:
             left, right = left.T @ left, right.T @ right
-        return (left @ grad.reshape(-1, *_kronecker_shape(grad)) @ right).reshape(grad.shape)
+        matrices = grad.reshape(-1, *_kronecker_shape(grad))
+        product = torch.einsum("ij,njk->nik", left, matrices)  # not by `@`: see above
+        return torch.einsum("nik,kl->nil", product, right).reshape(grad.shape)
 
     return Preconditioner(lambda params: _gathered(params, _kronecker_of_one), applied)
 

@@ -68,7 +68,7 @@ def clip_value(optimizer: InnerOptimizer, limit: float | Tensor) -> InnerOptimiz
 
 
 def precondition(
-    optimizer: InnerOptimizer, preconditioner: Preconditioner, params: Params
+    optimizer: InnerOptimizer | LossOptimizer, preconditioner: Preconditioner, params: Params
 ) -> InnerOptimizer:
     """The optimizer on gradients multiplied by factors, which are there to be learned.
 
@@ -109,7 +109,7 @@ def _of_parameters(hyper: Hyper, key: str) -> Mapping[str, Tensor]:
 
 
 def _on_gradients(
-    optimizer: InnerOptimizer,
+    optimizer: InnerOptimizer | LossOptimizer,
     transform: Callable[[Params, Hyper], Params],
     extra: Mapping[str, HyperValue],
 ) -> InnerOptimizer:

@@ -1,0 +1,123 @@
+"""The inner optimizer as an algorithm uses it: what is learned of it, and how its rate falls."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from metarun.components.algo.adapting import Steps
+from metarun.components.algo.base import HYPER_PREFIX, InnerLoop
+from metarun.unroll import (
+    KRONECKER,
+    KRONECKER_PSD,
+    META_CURVATURE,
+    Hyper,
+    InnerOptimizer,
+    LossOptimizer,
+    Meta,
+    Params,
+    cosine,
+    group_settings,
+    learn_hyper,
+    linear,
+    precondition,
+)
+
+FACTOR_PREFIX = f"{HYPER_PREFIX}precondition."
+"""Begins the names of a preconditioner's factors among the meta-parameters."""
+
+PRECONDITIONERS = {
+    "meta_curvature": META_CURVATURE,
+    "kronecker": KRONECKER,
+    "kronecker_psd": KRONECKER_PSD,
+}
+SCHEDULES = {"cosine": cosine, "linear": linear}
+
+
+class Prepared(NamedTuple):
+    """The inner optimizer of an algorithm.
+
+    Attributes:
+        optimizer: it, behind its preconditioner.
+        initial: what is learned of it, by name among the meta-parameters.
+        hyper: `hyper(meta)` gives its hyperparameters as a function of the inner step.
+    """
+
+    optimizer: InnerOptimizer | LossOptimizer
+    initial: dict[str, Tensor]
+    hyper: Callable[[Meta], Callable[[int], Hyper]]
+
+
+def prepared(inner: InnerLoop, start: Params, steps: Steps) -> Prepared:
+    """The inner optimizer for parameters, as the settings of `inner_opt` ask for it.
+
+    Args:
+        inner: the optimizer, and what is learned of it.
+        start: the parameters that are adapted.
+        steps: inner steps. A schedule takes those of training, if there are any.
+
+    Raises:
+        ValueError: a pattern of the groups matches no parameter; the optimizer cannot serve the
+            parameters; a hyperparameter is to be learned that it does not have; or the learning
+            rate would be zero in some steps.
+    """
+    optimizer: InnerOptimizer | LossOptimizer = inner.optimizer
+    factors: Collection[str] = ()
+    if inner.precondition is not None:
+        chosen = PRECONDITIONERS[inner.precondition]
+        factors = chosen.factors(start)
+        optimizer = precondition(optimizer, chosen, start)
+    optimizer.init(start)  # refuses parameters that it cannot serve, before a run begins
+    hyper = group_settings(optimizer.hyper, inner.groups, list(start))
+    learned = learn_hyper(
+        hyper, inner.learn, inner.granularity, start, steps.training, inner.groups
+    )
+    curved = learn_hyper(hyper, tuple(factors), "parameter", start, steps.training)
+    falling = _schedule(inner, optimizer.hyper, steps)
+
+    def of_meta(meta: Meta) -> Callable[[int], Hyper]:
+        values = {key: meta[HYPER_PREFIX + key] for key in learned.initial}
+        bent = {key: meta[FACTOR_PREFIX + key] for key in curved.initial}
+
+        def at(step: int) -> Hyper:
+            now = learned.at(values, step)
+            if factors:
+                of_factors = curved.at(bent, step)
+                now = {**now, **{name: of_factors[name] for name in factors}}
+            return falling(now, step)
+
+        return at
+
+    initial = {HYPER_PREFIX + key: value for key, value in learned.initial.items()}
+    initial |= {FACTOR_PREFIX + key: value for key, value in curved.initial.items()}
+    return Prepared(optimizer, initial, of_meta)
+
+
+def _schedule(inner: InnerLoop, names: Hyper, steps: Steps) -> Callable[[Hyper, int], Hyper]:
+    """Hyperparameters with the learning rate of a step, from those with its first one."""
+    chosen = inner.schedule
+    if chosen is None:
+        return lambda hyper, step: hyper
+    if "lr" not in names:
+        raise ValueError(f"inner_opt.schedule: the optimizer has no lr, only {', '.join(names)}")
+    length = chosen.steps or steps.training or steps.evaluation
+    longest = max(steps)
+    if chosen.min_lr == 0 and longest > length:
+        raise ValueError(
+            f"inner_opt.schedule={chosen.kind}: the learning rate is zero after {length} inner "
+            f"steps, and {longest} are taken; set inner_opt.min_lr, or "
+            f"inner_opt.schedule_steps={longest}"
+        )
+
+    def falling(start: float | Tensor, step: int) -> float | Tensor:
+        value = SCHEDULES[chosen.kind](start, chosen.min_lr, length)(step)
+        assert not isinstance(value, Mapping)
+        return value
+
+    def at(hyper: Hyper, step: int) -> Hyper:
+        rate = hyper["lr"]
+        if not isinstance(rate, Mapping):
+            return {**hyper, "lr": falling(rate, step)}
+        return {**hyper, "lr": {name: falling(value, step) for name, value in rate.items()}}
+
+    return at
