@@ -2,7 +2,7 @@
 
 import logging
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import hydra
 from omegaconf import DictConfig
 
 from metarun.config.catalogue import is_plugin
-from metarun.config.run import EvalConfig, EvalData, TrainConfig
-from metarun.errors import ConfigError
+from metarun.config.checks import read
+from metarun.config.run import NEUTRAL_KEYS, EvalConfig, EvalData, TrainConfig, flat
+from metarun.errors import ConfigError, did_you_mean
 from metarun.rundir import SWEEP_RECORD
 from metarun.sweeps.job import job
 
@@ -83,6 +84,11 @@ def run(config: EvalConfig, directory: str | Path) -> float:
             remark = check_evaluated(setup, content, trained, config)
             meta = restore_meta(setup, content)
         log.info("%s, after meta-step %d", path, content["step"])
+        other = _otherwise(trained, train_config)
+        if other:
+            log.info(
+                "otherwise than in training: %s", ", ".join(f"{k}={v}" for k, v in other.items())
+            )
         with stop.deferred():
             evaluation = evaluate(
                 setup.trace,
@@ -97,12 +103,41 @@ def run(config: EvalConfig, directory: str | Path) -> float:
             )
         figures = results.describe(setup, evaluation) | remark
         if ranks.first:
-            write_json(stored, {"ckpt": str(path), "step": content["step"], config.split: figures})
+            of_checkpoint = {"ckpt": str(path), "step": content["step"], "changed": other}
+            write_json(stored, of_checkpoint | {config.split: figures})
     print(results.line(figures, config.split))
     for further in results.per_inner_step(figures):
         print(further)
     print(f"written to {stored}")
     return evaluation.score
+
+
+def _otherwise(trained: TrainConfig, config: TrainConfig) -> dict[str, Any]:
+    """The settings that are not those of the run: what of them can change a figure."""
+    before = flat(asdict(trained))
+    return {
+        key: value
+        for key, value in flat(asdict(config)).items()
+        if value != before[key]
+        and key != "device"
+        and not key.startswith("engine.")
+        and key not in NEUTRAL_KEYS
+    }
+
+
+def _checked(part: str, own: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Settings to change in a part of a checkpoint's config.
+
+    Raises:
+        ConfigError: the part has no such setting, or it is of training alone.
+    """
+    for key in given:
+        if key not in vars(own) or key == "name":
+            hint = did_you_mean(key, [k for k in vars(own) if k != "name"], prefix=f"{part}.")
+            raise ConfigError(f"{part}.{key}: {part}={own.name} has no such setting{hint}")
+        if key in getattr(own, "of_training", ()):
+            raise ConfigError(f"{part}.{key}: it is of training alone, and changes no evaluation")
+    return given
 
 
 def default_episodes(config: TrainConfig, split: str) -> int:
@@ -131,11 +166,9 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
     for part in ("task", "algo", "backbone", "engine", "data"):
         wanted = vars(getattr(config, part))
         given = {key: value for key, value in wanted.items() if value is not None}
-        known = vars(getattr(stored, part))
-        if unknown := [key for key in given if key not in known]:
-            name = getattr(stored, part).name
-            raise ConfigError(f"{part}.{unknown[0]}: {part}={name} has no such setting")
-        parts[part] = replace(getattr(stored, part), **given)
+        own = getattr(stored, part)
+        given = _checked(part, own, given | config.more.get(part, {}))
+        parts[part] = read(part, type(own), vars(own) | given)
     if config.seed is not None:
         parts["seed"] = config.seed
     return replace(stored, device=config.device, **parts)

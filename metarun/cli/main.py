@@ -102,7 +102,7 @@ def _run_job(command: str, arguments: list[str]) -> None:
     from metarun.config import compose, launchers
     from metarun.config._hydra import get_args_parser
     from metarun.config.own_yaml import unreadable
-    from metarun.config.typed import with_paths
+    from metarun.config.typed import with_more, with_paths
     from metarun.sweeps import job
 
     try:
@@ -116,6 +116,7 @@ def _run_job(command: str, arguments: list[str]) -> None:
     arguments = _with_plugins(arguments)
     _check_options(command, arguments)
     arguments = with_paths(_options_first(arguments), bool(MULTIRUN & set(arguments)))
+    arguments = with_more(arguments) if command == "eval" else arguments
     # Without these Hydra prints its own errors and exits with 1 whatever the cause, and
     # CUDA's matrix products are not reproducible. Both are read later than here.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -8,13 +8,32 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from metarun.config.run import EvalAlgo, EvalData
 from metarun.errors import ConfigError
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 PATHS = ("ckpt", "data.root", *FOLDERS)
+
+
+def with_more(arguments: Sequence[str]) -> list[str]:
+    """The arguments of `metarun eval`, in which the run's own settings go where they are kept.
+
+    `algo.…` and `data.…` may be any setting of the algorithm and the data that the checkpoint
+    names, and which those are is known when it is read: until then they are entries of `more`.
+    """
+    known = {"algo": EvalAlgo, "data": EvalData}
+
+    def moved(argument: str) -> str:
+        group, dot, rest = argument.lstrip("+").partition(".")
+        name, equals, _ = rest.partition("=")
+        own = group in known and name not in {f.name for f in fields(known[group])}
+        return f"+more.{group}.{rest}" if dot and equals and own else argument
+
+    return [moved(argument) for argument in arguments]
 
 
 def with_paths(arguments: Sequence[str], multirun: bool) -> list[str]:

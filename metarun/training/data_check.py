@@ -90,7 +90,7 @@ def check_evaluated(
     if same_data(before, here):
         return {}
     root, now = getattr(stored.data, "root", None), _root(setup)
-    if asked.data.root is not None:
+    if asked.data.root is not None or asked.more.get("data"):
         log.warning(
             "these are other data than in training: %s then, %s now",
             _what(before, root), _what(here, now),

@@ -1,6 +1,6 @@
 """Baseline (Chen et al. 2019): an ordinary classifier, and a new linear head for each task."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,8 @@ WEIGHT, BIAS = "classifier.weight", "classifier.bias"
 @settings
 class BaselineConfig:
     """Baseline (Chen et al. 2019): an ordinary classifier, and a new linear head for each task."""
+
+    of_training: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     batch_size: int = 16  # examples of a plain batch; a meta-step has trainer.meta_batch of them
     eval_inner_steps: int = 100  # steps of the new head

@@ -1,8 +1,9 @@
 """Model-Agnostic Meta-Learning (Finn, Abbeel and Levine 2017, algorithm 2)."""
 
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from metarun.components.algo.adapting import (
@@ -40,15 +41,20 @@ from metarun.unroll import (
 class MamlConfig:
     """MAML (Finn et al. 2017)."""
 
+    of_training: ClassVar[tuple[str, ...]] = ("order", "inner_steps")
+
     order: Literal[1, 2] = 2  # 2: full meta-gradient; 1: inner gradients are constants (FOMAML)
     inner_steps: int = 1  # inner steps in training
     eval_inner_steps: int = 3  # inner steps in validation and test
     adapt: list[str] = field(default_factory=lambda: ["*"])  # patterns over parameter names
     reduction: Literal["mean", "per_shot"] = "mean"  # per_shot: sum over classes, mean over shots
+    per_step: list[str] = field(default_factory=list)  # patterns: a value a step, not adapted
 
     def __post_init__(self) -> None:
         between("algo.inner_steps", self.inner_steps, 0, MOST_STEPS)
         between("algo.eval_inner_steps", self.eval_inner_steps, 0, MOST_STEPS)
+        if self.per_step and not self.inner_steps:
+            raise ConfigError("algo.per_step needs inner steps: raise algo.inner_steps")
         if not self.adapt:
             raise ConfigError("algo.adapt is empty: name what the inner loop adapts, e.g. ['*']")
 
@@ -65,7 +71,11 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
             `problem.inner.gradient` says). What matches no pattern of `adapt` is meta-learned and
             shared by all tasks, but for what the model has frozen. `reduction="per_shot"` sums
             the inner loss over classes and averages it over shots, as MAML's reference code does,
-            so that its learning rates mean the same here.
+            so that its learning rates mean the same here. What matches a pattern of `per_step` is
+            learned with a value for each inner step of training, and not adapted: the loss of
+            inner step i takes value i, predictions after step i do so as well, and later steps
+            take the last one. For `*.norm.*` these are the γ and β of MAML++ (Antoniou, Edwards
+            and Storkey 2019).
 
     Raises:
         ValueError: a pattern of `adapt` or of the inner groups matches no parameter or frozen
@@ -76,7 +86,10 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
     weights = detached_parameters(model)
     refuse_frozen(model, own.adapt, "algo.adapt")
     refuse_frozen(model, inner.groups, "inner_opt.groups")
-    adapted = match_names(weights, own.adapt)
+    per_step = match_names(weights, own.per_step) if own.per_step else []
+    adapted = [name for name in match_names(weights, own.adapt) if name not in per_step]
+    if not adapted:
+        raise ValueError("algo.per_step leaves nothing to adapt")
     start = {name: weights[name] for name in adapted}
     steps = Steps(own.inner_steps, own.eval_inner_steps)
     loop = prepared(inner, start, steps)
@@ -93,7 +106,7 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
             "engine.gradient=mixed needs an inner optimizer that is driven by the gradient "
             "alone: choose engine.gradient=checkpoint"
         )
-    model_halves = halves(model, adapted, problem.inputs)
+    model_halves = halves(model, [*adapted, *per_step], problem.inputs)
     scale = problem.outputs if own.reduction == "per_shot" else 1
 
     def inner_loss(fast: Params, given: tuple[Params, Tensor, Tensor]) -> Tensor:
@@ -102,26 +115,41 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
 
     recorded_loss = RecordedLoss(inner_loss, inner.record)
 
+    def of_step(stacked: Params, step: int) -> Params:
+        return {name: values[min(step, steps.training - 1)] for name, values in stacked.items()}
+
+    def loss_of_step(
+        fast: Params, step: int, given: tuple[Params, Params, Tensor, Tensor]
+    ) -> Tensor:
+        shared, stacked, encoded, y = given
+        return inner_loss(fast, ({**shared, **of_step(stacked, step)}, encoded, y))
+
     def init() -> dict[str, Tensor]:
-        return weights | loop.initial
+        stacked = {n: torch.stack([weights[n]] * steps.training) for n in per_step}
+        return weights | stacked | loop.initial
 
-    def adapt(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
+    def adapt(meta: Meta, support: Support, taken: int, watch: Watch | None) -> Adapted:
         shared = {name: meta[name] for name in model_halves.shared}
+        stacked = {name: meta[name] for name in per_step}
+        watched = iter(range(taken + 1))  # steps before each look
 
-        def predictor(fast: Params) -> Predictor:
-            return lambda encoded: model_halves.decode({**shared, **fast}, encoded)
+        def predictor(fast: Params, after: int) -> Predictor:
+            own = {**shared, **of_step(stacked, max(after - 1, 0)), **fast}
+            return lambda encoded: model_halves.decode(own, encoded)
 
         unrolled = unroll(
-            recorded_loss,
+            loss_of_step if per_step else recorded_loss,
             {name: meta[name] for name in adapted},
             loop.optimizer,
-            steps,
-            context=(shared, support.x, support.y),
+            taken,
+            context=(shared, stacked, support.x, support.y)
+            if per_step
+            else (shared, support.x, support.y),
             hyper=loop.hyper(meta),
             gradient=gradient,
-            observe=None if watch is None else lambda fast: watch(predictor(fast)),
+            observe=None if watch is None else lambda fast: watch(predictor(fast, next(watched))),
         )
-        return Adapted(predictor(unrolled.params), unrolled.losses, unrolled.observed)
+        return Adapted(predictor(unrolled.params, taken), unrolled.losses, unrolled.observed)
 
     return by_steps(
         problem,

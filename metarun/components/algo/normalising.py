@@ -9,6 +9,10 @@ It is the technical question that the field asks most often, since figures diffe
   Reptile's code).
 - "running": evaluations take moving averages of meta-training, for the support set too where it
   is not adapted to by inner steps. Training is transductive.
+
+What MAML++ calls per-step batch normalisation is none of these: its reference code keeps moments
+for each inner step, and normalises by the batch at hand all the same. What is per step there are
+γ and β: `algo.per_step=['*.norm.*']`.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ KEPT = "moments."
 @settings
 class ReptileConfig:
     """Reptile (Nichol et al. 2018): move the start towards where the inner steps end."""
+
+    of_training: ClassVar[tuple[str, ...]] = ("inner_steps",)
 
     inner_steps: int = 5  # inner steps in training
     eval_inner_steps: int = 50  # inner steps in validation and test

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from metarun.components.backbone.norm import BatchNorm
-from metarun.config.checks import MOST_UNITS, between
+from metarun.config.checks import MOST_UNITS, between, positive
 from metarun.config.component import builds, settings
 from metarun.config.run import Norm
 
@@ -18,15 +18,18 @@ class Conv4Config:
     width: int = 64  # channels of each block
     pool: Literal["stride", "max"] = "stride"  # stride: 2 in each convolution; max: 2×2 pooling
     norm: Norm = "transductive"  # whose moments normalise the queries of a task
+    norm_eps: float = 1e-5  # added to the variance; MAML's reference code: 1e-3
+    norm_gain: bool = True  # scale what is normalised by a learned γ; MAML's reference code: false
 
     def __post_init__(self) -> None:
         between("backbone.width", self.width, 1, MOST_UNITS)
+        positive("backbone.norm_eps", self.norm_eps)
 
 
 @builds(Conv4Config)
 def conv4(input_shape: tuple[int, ...], outputs: int, own: Conv4Config) -> "Conv4":
     """The network for images of `input_shape` (channels, height, width)."""
-    return Conv4(input_shape, outputs, own.width, own.pool)
+    return Conv4(input_shape, outputs, own.width, own.pool, own.norm_eps, own.norm_gain)
 
 
 class Conv4(nn.Module):
@@ -47,6 +50,8 @@ class Conv4(nn.Module):
         outputs: int,
         width: int = Conv4Config.width,
         pool: Literal["stride", "max"] = Conv4Config.pool,
+        norm_eps: float = Conv4Config.norm_eps,
+        norm_gain: bool = Conv4Config.norm_gain,
     ) -> None:
         """Build for images of `input_shape` (channels, height, width).
 
@@ -60,7 +65,10 @@ class Conv4(nn.Module):
                 f"shape {tuple(input_shape)}: use backbone=mlp"
             )
         channels = [input_shape[0], width, width, width, width]
-        self.body = nn.Sequential(*(_block(channels[i], channels[i + 1], pool) for i in range(4)))
+        norms = [BatchNorm(width, norm_eps, norm_gain) for _ in range(4)]
+        self.body = nn.Sequential(
+            *(_block(channels[i], channels[i + 1], pool, norms[i]) for i in range(4))
+        )
         self.flatten = pool == "max"
         height, breadth = input_shape[1:]
         for _ in range(4):
@@ -81,11 +89,11 @@ class Conv4(nn.Module):
         return maps.flatten(1) if self.flatten else maps.mean(dim=(-2, -1))
 
 
-def _block(channels_in: int, channels_out: int, pool: str) -> nn.Sequential:
+def _block(channels_in: int, channels_out: int, pool: str, norm: BatchNorm) -> nn.Sequential:
     stride = 2 if pool == "stride" else 1
     layers: list[tuple[str, nn.Module]] = [
         ("conv", nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1)),
-        ("norm", BatchNorm(channels_out)),
+        ("norm", norm),
         ("relu", nn.ReLU()),
     ]
     if pool == "max":

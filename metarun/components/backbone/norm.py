@@ -92,9 +92,10 @@ class BatchNorm(nn.Module):
     Same parameters, same names, same outputs.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5, gain: bool = True) -> None:
+        """Build for a number of channels; without `gain` there is no weight."""
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
+        self.weight = nn.Parameter(torch.ones(channels)) if gain else None
         self.bias = nn.Parameter(torch.zeros(channels))
         self.eps = eps
 
@@ -113,6 +114,8 @@ class BatchNorm(nn.Module):
             variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         if _here.collects is not None:
             _here.collects.add(self, Moments(mean, variance, x.numel() // x.shape[1]))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = self.weight * scale
         shift = self.bias - mean * scale
         return x * scale[:, None, None] + shift[:, None, None]

@@ -1,0 +1,60 @@
+"""`metarun eval` with other settings than the run had: used, named in the result, or refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Metarun
+
+TINY = (
+    "data=glyphs", "backbone=mlp", "backbone.hidden=[8]", "trainer.steps=2", "task.way=3",
+    "trainer.meta_batch=2", "trainer.eval_episodes=2", "trainer.test_episodes=6",
+    "hydra.run.dir=run",
+)  # fmt: skip
+
+
+def result(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("algo", "change", "value"),
+    [
+        ("reptile", "algo.inner_batch", 1),
+        ("maml", "algo.reduction", "per_shot"),
+        ("maml", "algo.adapt", ["head.*"]),
+        ("protonet", "data.seed", 3),
+    ],
+)
+def test_a_setting_of_the_run_can_be_changed_and_is_named(
+    metarun: Metarun, tmp_path: Path, algo: str, change: str, value: Any
+) -> None:
+    steps = ("algo.eval_inner_steps=3",) if algo != "protonet" else ()
+    metarun("train", f"algo={algo}", *TINY, *steps)
+    metarun("eval", "ckpt=run", "hydra.run.dir=same")
+    done = metarun("eval", "ckpt=run", f"{change}={json.dumps(value)}", "hydra.run.dir=other")
+    same, other = result(tmp_path / "same"), result(tmp_path / "other")
+    assert same["changed"] == {} and other["changed"] == {change: value}
+    assert f"otherwise than in training: {change}={value}" in done.stderr
+    assert same["test"]["loss_per_inner_step"] != other["test"]["loss_per_inner_step"]
+    assert ("other data than in training" in done.stdout) == change.startswith("data.")
+
+
+def test_what_cannot_be_changed_is_refused(metarun: Metarun) -> None:
+    metarun("train", *TINY)
+    for change, words in {
+        "algo.inner_steps=2": "algo.inner_steps: it is of training alone",
+        "algo.order=1": "algo.order: it is of training alone",
+        "algo.ordr=1": "algo=maml has no such setting (did you mean algo.order?)",
+        "data.sede=1": "data=glyphs has no such setting (did you mean data.seed?)",
+        "algo.adapt=3": "algo.adapt=3: must be list[str]",
+        "algo.reduction=sum": "algo.reduction=sum: choose one of mean, per_shot",
+        "data.seed=-1": "data.seed=-1: must be from 0",
+        "algo.name=anil": "algo.name: algo=maml has no such setting",
+        "algo.adapt=[nothing.*]": "matches no parameter",
+    }.items():
+        done = metarun("eval", "ckpt=run", change, "hydra.run.dir=other", code=2)
+        assert words in done.stderr, done.stderr
