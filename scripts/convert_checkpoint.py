@@ -43,12 +43,16 @@ def of_today(content: dict[str, Any]) -> dict[str, Any]:
         "frozen": {},
         "planned_for": content["config"]["trainer"]["steps"],
     }
-    if isinstance(rows, list):
-        rows = torch.stack(rows) if rows else torch.empty(0, 0)
+    recent: dict[str, Any] = {}
+    if len(rows):
+        rows = torch.stack(list(rows))
+        loss, score, norm = rows[:, :3].T
+        recent = {"loss": loss, "score": score, "gradient_norm": norm}
+        recent |= {"inner_losses": rows[:, 3:], "own": {}}
     groups = [group | IMPLEMENTATION for group in optimizer["param_groups"]]
     now = {
         "version": checkpoint.VERSION,
-        "recent": rows,
+        "recent": recent,
         "outer_optimizer": optimizer | {"param_groups": groups},
     }
     return later | content | now

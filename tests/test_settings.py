@@ -104,6 +104,7 @@ OTHER: Changes = {
     "conv4.pool": "max",
     "conv4.norm": "support",
     "per_step": ["body.*"],
+    "multi_step_loss": 3,
     "anil.per_step": ["head.bias"],
     "eval.backbone.norm": "support",
     "mlp.hidden": [3],

@@ -19,23 +19,27 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from metarun.components.algo.base import (
     OBJECTIVES,
     Algorithm,
-    InnerLoop,
-    InnerSchedule,
     Problem,
     refuse_frozen,
 )
 from metarun.components.contract import (
-    check_inner_optimizer,
     check_network,
     check_outer_optimizer,
     check_outputs,
     checked_algorithm,
 )
-from metarun.components.inner_opt.base import OF_EVERY_INNER_OPTIMIZER
+from metarun.components.inner import inner_loop_of
 from metarun.components.inner_opt.mixed import part_settings
 from metarun.components.outer_opt.base import IMPLEMENTATION, OF_EVERY_OUTER_OPTIMIZER
 from metarun.components.source_contract import CheckedSource, check_source
-from metarun.config.catalogue import GROUPS, Component, builder, components, is_plugin
+from metarun.config.catalogue import (
+    GROUPS,
+    Component,
+    build_component,
+    builder,
+    components,
+    is_plugin,
+)
 from metarun.config.component import as_keywords, with_name
 from metarun.config.run import TrainConfig
 from metarun.episodes.ahead import Ahead
@@ -43,14 +47,7 @@ from metarun.episodes.source import Batches, EpisodeSource, ImageEpisodes
 from metarun.errors import ConfigError
 from metarun.system.memory import machine_memory
 from metarun.unroll import (
-    Checkpoint,
-    Evolution,
-    GradientMode,
-    Implicit,
-    InnerOptimizer,
-    LossOptimizer,
     Record,
-    Truncated,
     unrecorded,
 )
 
@@ -88,7 +85,7 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
         ConfigError: the data set cannot supply such episodes.
         DataError: its files are missing or damaged.
     """
-    source: EpisodeSource = _build(
+    source: EpisodeSource = build_component(
         "data",
         config.data,
         config.task,
@@ -150,7 +147,7 @@ def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
 
     def build() -> nn.Module:
         with _others_seeded(seed):
-            model: nn.Module = _build(
+            model: nn.Module = build_component(
                 "backbone",
                 config.backbone,
                 source.input_shape,
@@ -207,17 +204,6 @@ def _check_parameters(build: Callable[[], nn.Module]) -> None:
         hook.remove()
 
 
-def build_inner_optimizer(config: TrainConfig) -> InnerOptimizer | LossOptimizer:
-    """The inner optimizer, without what is learned of it and without groups.
-
-    Raises:
-        ConfigError: its settings contradict.
-    """
-    own = as_keywords(config.inner_opt, *OF_EVERY_INNER_OPTIMIZER)
-    optimizer: InnerOptimizer | LossOptimizer = _build("inner_opt", config.inner_opt, **own)
-    return optimizer
-
-
 def build_algorithm(
     config: TrainConfig,
     model: nn.Module,
@@ -236,23 +222,8 @@ def build_algorithm(
     Raises:
         ConfigError: a pattern matches no parameter, or an optimizer's settings contradict.
     """
-    inner_config, optimizer = config.inner_opt, build_inner_optimizer(config)
-    check_inner_optimizer(inner_config.name, optimizer)
-    groups = {
-        group["params"]: {k: v for k, v in group.items() if k != "params"}
-        for group in inner_config.groups
-    }
-    inner = InnerLoop(
-        optimizer,
-        tuple(inner_config.learn),
-        inner_config.granularity,
-        groups,
-        _gradient_mode(config),
-        record,
-        _inner_schedule(inner_config),
-        vars(inner_config).get("precondition"),
-    )
-    _refuse_frozen_parts(model, getattr(inner_config, "parts", []))
+    inner = inner_loop_of(config, record)
+    _refuse_frozen_parts(model, vars(config.inner_opt).get("parts", []))
 
     trained = source if train_source is None else train_source
 
@@ -272,16 +243,8 @@ def build_algorithm(
         len(source.stores["train"].class_names) if isinstance(source, ImageEpisodes) else None,
         norm_of(config),
     )
-    algorithm = _build("algo", config.algo, problem, **as_keywords(config.algo))
+    algorithm = build_component("algo", config.algo, problem, **as_keywords(config.algo))
     return checked_algorithm(config.algo.name, algorithm)
-
-
-def _inner_schedule(config: Any) -> InnerSchedule | None:
-    """How the inner learning rate falls; newton and mixed have no such setting."""
-    own = vars(config)
-    if (kind := own.get("schedule")) is None:
-        return None
-    return InnerSchedule(kind, own["min_lr"], own["schedule_steps"])
 
 
 def norm_of(config: TrainConfig) -> str:
@@ -297,31 +260,6 @@ def _refuse_frozen_parts(model: nn.Module, parts: list[dict[str, Any]]) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _gradient_mode(config: TrainConfig) -> GradientMode:
-    engine = config.engine
-    if engine.gradient == "auto":
-        return "reverse"
-    if getattr(config.algo, "order", 2) == 1 and engine.gradient != "first_order":
-        raise ConfigError(
-            f"engine.gradient={engine.gradient}: algo.order=1 means first_order; leave out one"
-        )
-    modes: dict[str, GradientMode] = {
-        "reverse": "reverse",
-        "first_order": "first_order",
-        "mixed": "mixed",
-        "truncated": Truncated(engine.last),
-        "checkpoint": Checkpoint(engine.block),
-        "implicit": Implicit(
-            engine.proximal,
-            engine.solver,
-            engine.solver_steps,
-            engine.solver_lr,
-        ),
-        "evolution": Evolution(engine.samples, engine.sigma),
-    }
-    return modes[engine.gradient]
-
-
 def build_outer_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> Any:
     """The outer optimizer over param groups in torch's form.
 
@@ -332,7 +270,7 @@ def build_outer_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> 
     build = builder("outer_opt", config.outer_opt.name)
     if not hasattr(build, "takes"):  # an older plugin's takes torch's own arguments
         options |= IMPLEMENTATION
-    optimizer = _build("outer_opt", config.outer_opt, groups, **options)
+    optimizer = build_component("outer_opt", config.outer_opt, groups, **options)
     check_outer_optimizer(config.outer_opt.name, optimizer)
     return optimizer
 
@@ -340,10 +278,3 @@ def build_outer_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> 
 def dtype_of(config: TrainConfig) -> torch.dtype:
     """The floating-point type of a run."""
     return torch.float64 if config.engine.precision == "float64" else torch.float32
-
-
-def _build(group: str, component: Any, *args: Any, **options: Any) -> Any:
-    try:
-        return builder(group, component.name)(*args, **options)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error

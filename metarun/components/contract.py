@@ -20,7 +20,9 @@ from metarun.errors import ConfigError
 from metarun.unroll import InnerOptimizer, LossOptimizer
 from metarun.unroll.advice import explained
 
-EXTRA = ("loss", "score", "inner_losses", "kept")
+EXTRA = ("loss", "score", "inner_losses", "kept", "metrics")
+LOGGED = ("loss", "score", "accuracy", "mse", "skipped")
+"""What the log of training calls `train/…` already."""
 
 
 def seen(value: Any) -> str:
@@ -122,10 +124,9 @@ def checked_algorithm(name: str, algorithm: Any) -> Algorithm:
             )
         return dict(meta)
 
-    def loss(meta: Any, episode: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        return _checked_loss(
-            f"algo={name}: loss(meta, episode)", algorithm.loss(meta, episode), algorithm.kept
-        )
+    def loss(meta: Any, episode: Any, *step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        found = algorithm.loss(meta, episode, *step)
+        return _checked_loss(f"algo={name}: loss(meta, episode)", found, algorithm.kept)
 
     def trace(meta: Any, episode: Any) -> Trace:
         return _checked_trace(f"algo={name}: trace(meta, episode)", algorithm.trace(meta, episode))
@@ -181,9 +182,7 @@ def _is_parameter(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _checked_loss(
-    what: str, found: Any, kept: Sequence[str] = ()
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _checked_loss(what: str, found: Any, kept: Sequence[str] = ()) -> tuple[Tensor, dict[str, Any]]:
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], Mapping):
         raise ConfigError(
             f"{what} gives {seen(found)}: it must give (outer loss, extra), with a dict that has "
@@ -208,7 +207,19 @@ def _checked_loss(
             "(inner steps,), or be left out"
         )
     checked = {"loss": extra["loss"], "score": extra["score"], "inner_losses": inner}
+    if "metrics" in extra:
+        checked["metrics"] = _checked_metrics(what, extra["metrics"])
     return value, checked | ({"kept": _checked_kept(what, extra["kept"], kept)} if kept else {})
+
+
+def _checked_metrics(what: str, given: Any) -> dict[str, Tensor]:
+    if not isinstance(given, Mapping) or any(not isinstance(name, str) for name in given):
+        raise ConfigError(f"{what}: extra['metrics'] is {seen(given)}: it must be a dict by name")
+    for name, value in given.items():
+        if name in LOGGED:
+            raise ConfigError(f"{what}: extra['metrics'] has {name!r}, which is logged already")
+        _check_number(f"{what}: extra['metrics'][{name!r}]", value)
+    return {name: value.detach() for name, value in given.items()}
 
 
 def _checked_kept(what: str, given: Any, kept: Sequence[str]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import metarun
 from metarun.config.component import HOME
+from metarun.errors import ConfigError
 
 GROUPS = ("algo", "data", "backbone", "inner_opt", "outer_opt")
 
@@ -59,6 +60,18 @@ def builder(group: str, name: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(importlib.import_module(module), function)
         return found
     return build
+
+
+def build_component(group: str, component: Any, *args: Any, **options: Any) -> Any:
+    """What a component's builder makes.
+
+    Raises:
+        ConfigError: its settings contradict, or do not fit what it is built for.
+    """
+    try:
+        return builder(group, component.name)(*args, **options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def import_files() -> None:

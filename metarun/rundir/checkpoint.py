@@ -22,7 +22,7 @@ Its fields, which `metarun.rundir.checkpoint_fields` checks:
     best                {"step", "score", "ci95"} of the best validation, or None
     top                 the same of the `trainer.keep_best` best ones, the best first
     last_eval           step of the last validation
-    recent              training metrics since the last log line, (meta-steps, metrics)
+    recent              training metrics since the last log line, by name, (meta-steps, …)
     data_identity       which data it has seen (see `metarun.episodes.identity`); text
     rng                 torch's random states: {"cpu": tensor, "cuda": [tensors]}
 

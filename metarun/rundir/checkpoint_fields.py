@@ -40,7 +40,7 @@ def check_fields(content: Mapping[str, Any]) -> None:
         "planned_for": is_count(content.get("planned_for")) and content["planned_for"] > 0,
         "skipped": is_count(content.get("skipped"), step),
         "top": _is_list(content.get("top"), lambda item: _is_validation(item, step)),
-        "recent": _is_rows(recent),
+        "recent": _is_metrics(recent),
         "data_identity": isinstance(content.get("data_identity"), str | None),
         "rng": isinstance(rng, dict)
         and is_random_state(rng.get("cpu"))
@@ -91,10 +91,25 @@ def _is_validation(value: Any, step: Any) -> bool:
     )
 
 
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
+def _is_metrics(value: Any) -> bool:
+    """Nothing, or the metrics of some meta-steps, by name: each a first dimension of them."""
+    if not isinstance(value, dict):
+        return False
+    own = value.get("own", {})
+    if not value or value.keys() != METRICS or not isinstance(own, dict):
+        return value == {}
+    numbers = [value["loss"], value["score"], value["gradient_norm"], *own.values()]
+    return (
+        all(
+            isinstance(v, Tensor) and v.is_floating_point() and v.dim() == dims and len(v) > 0
+            for dims, values in ((1, numbers), (2, [value["inner_losses"]]))
+            for v in values
+        )
+        and len({len(v) for v in [*numbers, value["inner_losses"]]}) == 1
+    )
 
 
+METRICS = {"loss", "score", "gradient_norm", "inner_losses", "own"}
 STARTS = {"lr", "_last_lr"}  # of an optimizer and its schedule: from their start down to 0
 COUNTS = {"step", "last_epoch", "_step_count"}  # likewise: from 0
 

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class TriedByVmap:
-    """A function of `(meta, tasks)` by vmap; in a loop over tasks if vmap cannot map it.
+    """A function of `(meta, tasks, …)` by vmap; in a loop over tasks if vmap cannot map it.
 
     The first call decides. It depends on the code of the components alone, so a resumed run
     comes to the same, and a run in a loop has the bits that engine.batching=loop gives.
@@ -35,23 +35,23 @@ class TriedByVmap:
         self.run, self.in_a_loop, self.what, self.insisted = by_vmap, in_a_loop, what, insisted
         self.settled = False
 
-    def __call__(self, meta: Any, tasks: Any) -> Any:
+    def __call__(self, meta: Any, tasks: Any, *step: int) -> Any:
         if self.settled:
-            return self.run(meta, tasks)
+            return self.run(meta, tasks, *step)
         before = RandomState(tensor_leaves((meta, tasks)))
         try:
-            outcome = self.run(meta, tasks)
+            outcome = self.run(meta, tasks, *step)
         except Exception as error:
             if not _may_be_of_vmap(error):
                 raise
             before.restore()
-            outcome = self._looped(meta, tasks, error)
+            outcome = self._looped(error, meta, tasks, *step)
         self.settled = True
         return outcome
 
-    def _looped(self, meta: Any, tasks: Any, error: Exception) -> Any:
+    def _looped(self, error: Exception, *given: Any) -> Any:
         run = self.in_a_loop()
-        outcome = run(meta, tasks)  # if it fails, too, it is not for vmap's sake
+        outcome = run(*given)  # if it fails, too, it is not for vmap's sake
         reason = plain_reason(error.__cause__ if isinstance(error, ConfigError) else error)
         if self.insisted:
             raise ConfigError(

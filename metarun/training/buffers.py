@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from metarun.components.algo.base import Algorithm, Trace
-from metarun.components.build import build_algorithm, build_inner_optimizer, training_tasks
+from metarun.components.build import build_algorithm, training_tasks
+from metarun.components.inner import build_inner_optimizer
 from metarun.components.network import Network, kept, untouched
 from metarun.config.run import EngineConfig, TrainConfig
 from metarun.episodes.source import EpisodeSource

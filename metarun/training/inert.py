@@ -6,6 +6,7 @@ Where one makes the tasks others than the user may believe, it is refused.
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from metarun.components.algo.maml import MamlConfig
 from metarun.config.catalogue import is_plugin
 from metarun.config.run import TaskConfig, TrainConfig
 from metarun.errors import ConfigError
@@ -48,6 +49,10 @@ def without_effect(config: TrainConfig, kind: str, outputs: int) -> list[str]:
     return told
 
 
+def _is_long(algo: Any) -> bool:
+    return isinstance(algo, MamlConfig) and algo.inner_steps > LONG_LOOP
+
+
 def _changed(part: Any) -> set[str]:
     """The settings of a group that are not at their defaults."""
     plain = type(part)()
@@ -58,7 +63,7 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
     """Setting -> why it changes nothing, for those that change nothing now."""
     engine, algo, inner, outer = config.engine, config.algo, config.inner_opt, config.outer_opt
     data, trainer = config.data, config.trainer
-    may_choose_blocks = engine.gradient == "auto" and getattr(algo, "inner_steps", 0) > LONG_LOOP
+    may_choose_blocks = engine.gradient == "auto" and _is_long(algo)
     modes = {
         "engine.last": ("truncated",),
         "engine.block": ("checkpoint", "auto" if may_choose_blocks else "checkpoint"),

@@ -17,10 +17,11 @@ from metarun.rundir import checkpoint
 from metarun.system.interrupts import Interrupted, Interruption
 from metarun.system.ranks import Ranks
 from metarun.training.evaluation import evaluate, format_score
-from metarun.training.programs import NORM
+from metarun.training.metrics import Metrics, are_alike, is_finite, stacked
 from metarun.training.setup import Setup
 from metarun.training.state import TrainState, snapshot
 from metarun.training.tracker import Tracker
+from metarun.unroll._torch import pytree
 
 log = logging.getLogger(__name__)
 
@@ -87,18 +88,17 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     tasks = setup.train_tasks.sample(state.step * size + start, own)
     may_skip, network = config.trainer.nonfinite == "skip", setup.network
     buffers = network.buffers() if may_skip and network.changing else {}
-    grads, row = setup.gradient(state.meta, tasks)
+    grads, metrics = setup.gradient(state.meta, tasks, state.step)
     network.settle()
     if ranks.count > 1:
-        grads, row = over_ranks(ranks, own / size, grads, row)
+        grads, metrics = over_ranks(ranks, own / size, grads, metrics)
     kept = {name: grads[name].detach() for name in setup.algorithm.kept}
     learned = {name: leaf for name, leaf in state.meta.items() if name not in kept}
     grads = {name: grads[name] for name in learned}
     if ranks.count > 1:
-        row[NORM] = get_total_norm(list(grads.values()))
-    norm = row[NORM]
+        metrics = metrics._replace(gradient_norm=get_total_norm(list(grads.values())))
     state.step += 1
-    if may_skip and not bool(row.isfinite().all()):  # waits for the GPU
+    if may_skip and not bool(is_finite(metrics)):  # waits for the GPU
         if network.changing:
             network.put(buffers)
         skip(state, config.trainer.max_skipped)
@@ -113,16 +113,16 @@ def meta_step(setup: Setup, state: TrainState) -> None:
         clip_grad_value_(leaves, options.clip_value)
         clipped_norm = get_total_norm(list(grads.values()))
     else:
-        clipped_norm = norm
+        clipped_norm = metrics.gradient_norm
     if options.clip_norm is not None:
         clip_grads_with_norm_(leaves, options.clip_norm, clipped_norm)
     state.optimizer.step()
     state.meta |= kept
     if state.scheduler is not None:
         state.scheduler.step()
-    if state.recent and state.recent[-1].shape != row.shape:
+    if state.recent and not are_alike(state.recent[-1], metrics):
         raise CheckpointError("the checkpoint's recent metrics are not of this run")
-    state.recent.append(row)
+    state.recent.append(metrics)
 
 
 def tell_unlearned(grads: dict[str, Tensor]) -> None:
@@ -151,18 +151,19 @@ def laid_out_as(leaf: Tensor, grad: Tensor) -> Tensor:
 
 
 def over_ranks(
-    ranks: Ranks, weight: float, grads: dict[str, Tensor], row: Tensor
-) -> tuple[dict[str, Tensor], Tensor]:
+    ranks: Ranks, weight: float, grads: dict[str, Tensor], metrics: Metrics
+) -> tuple[dict[str, Tensor], Metrics]:
     """Means over the meta-batch, from the means over this rank's share, in one exchange.
 
     Args:
         weight: this rank's part of the meta-batch.
     """
-    parts = [*(grad.flatten() for grad in grads.values()), row]
-    summed = ranks.total(weight * torch.cat(parts))
-    *means, row = torch.split(summed, [len(part) for part in parts])
-    shaped = zip(grads.items(), means, strict=True)
-    return {name: mean.view_as(grad) for (name, grad), mean in shaped}, row
+    leaves, structure = pytree.tree_flatten((grads, metrics))
+    summed = ranks.total(weight * torch.cat([leaf.flatten() for leaf in leaves]))
+    parts = torch.split(summed, [leaf.numel() for leaf in leaves])
+    means = [part.view_as(leaf) for part, leaf in zip(parts, leaves, strict=True)]
+    found: tuple[dict[str, Tensor], Metrics] = pytree.tree_unflatten(means, structure)
+    return found
 
 
 def skip(state: TrainState, most: int) -> None:
@@ -185,9 +186,12 @@ def log_recent(setup: Setup, state: TrainState, tracker: Tracker) -> None:
     name = setup.objective.score_name
     values, shown = {}, {}
     if state.recent:  # else all have been skipped
-        loss, score, norm, *inner = torch.stack(state.recent).mean(dim=0).tolist()
-        values = {"train/loss": loss, f"train/{name}": score, "optim/grad_norm": norm}
-        values |= {f"inner/loss_step{i}": value for i, value in enumerate(inner)}
+        means: Metrics = pytree.tree_map(lambda x: x.mean(dim=0).tolist(), stacked(state.recent))
+        loss, score = float(means.loss), float(means.score)
+        values = {"train/loss": loss, f"train/{name}": score}
+        values |= {"optim/grad_norm": float(means.gradient_norm)}
+        values |= {f"inner/loss_step{i}": v for i, v in enumerate(means.inner_losses)}
+        values |= {f"train/{own}": float(v) for own, v in means.own.items()}
         shown = {"loss": f"{loss:.4f}", name: format_score(name, score)}
     if setup.config.trainer.nonfinite == "skip":
         values["train/skipped"] = state.skipped
@@ -321,7 +325,7 @@ def check_finite(state: TrainState) -> None:
     """
     bad_step = None
     if state.recent:
-        finite = torch.stack(state.recent).isfinite().all(dim=1)
+        finite = is_finite(stacked(state.recent))
         if not finite.all():
             bad_step = state.step - len(finite) + 1 + int(finite.logical_not().nonzero()[0])
             what = "the loss or its gradient"

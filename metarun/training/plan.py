@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from metarun.components.algo.maml import MamlConfig
+from metarun.components.inner import build_inner_optimizer
 from metarun.config.run import EngineConfig, TrainConfig
 from metarun.errors import ConfigError
-from metarun.unroll import Batching, matches
+from metarun.unroll import Batching, InnerOptimizer, matches
 from metarun.unroll._torch import ConvNd
 
 SAVE_MEMORY = ("checkpoint", "mixed")  # values of engine.gradient; inductor and vmap undo it
@@ -53,18 +55,18 @@ def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -
     for networks whose convolutions are adapted, in runs that are long enough to record.
     """
     engine, algo = config.engine, config.algo
-    adapted = getattr(algo, "adapt", ["*"])
+    if not isinstance(algo, MamlConfig):
+        return config
     weights = {id(module.weight) for module in model.modules() if isinstance(module, ConvNd)}
     convolutions = any(
         parameter.requires_grad
         and id(parameter) in weights
-        and any(matches(name, pattern) for pattern in adapted)
+        and any(matches(name, pattern) for pattern in algo.adapt)
         for name, parameter in model.named_parameters()
     )
     undecided = (engine.gradient, engine.compile, engine.batching) == ("auto", "auto", "auto")
-    inner_steps = getattr(algo, "inner_steps", 1)
-    long = getattr(algo, "order", 1) == 2 and inner_steps > LONG_LOOP
-    recorded = long and config.trainer.steps * inner_steps >= SHORT_RUN_OF_STEPS
+    long = algo.order == 2 and algo.inner_steps > LONG_LOOP
+    recorded = long and config.trainer.steps * algo.inner_steps >= SHORT_RUN_OF_STEPS
     chosen = undecided and convolutions and recorded and _by_gradient(config)
     if device.type == "cpu" and chosen:
         return replace(config, engine=replace(engine, gradient="checkpoint"))
@@ -91,7 +93,7 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
     evaluate, step = choice, "none"
     steps = config.trainer.steps
     if _by_steps(config):
-        each = steps * getattr(config.algo, "inner_steps", 1)
+        each = steps * (config.algo.inner_steps if isinstance(config.algo, MamlConfig) else 1)
         step = _how(each, model, large, SHORT_RUN_OF_STEPS) if choice == "auto" else choice
         choice = evaluate = "none"
     elif choice == "auto" and saves_memory(config.engine):
@@ -112,7 +114,7 @@ def _by_steps(config: TrainConfig) -> bool:
 
 def _by_gradient(config: TrainConfig) -> bool:
     """Whether the inner optimizer takes gradients, and not the loss itself."""
-    return config.inner_opt.name not in ("newton", "mixed")
+    return isinstance(build_inner_optimizer(config), InnerOptimizer)
 
 
 def _how(steps: int, model: nn.Module, large: bool, short: int) -> str:

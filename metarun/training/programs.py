@@ -19,6 +19,7 @@ from metarun.components.algo.base import Algorithm, Trace
 from metarun.errors import ConfigError, MetarunError, RunError
 from metarun.system.files import cache_dir
 from metarun.training.layout import channels_last
+from metarun.training.metrics import Metrics, summarise
 from metarun.training.plan import Plan
 from metarun.unroll import (
     ChangedFunction,
@@ -34,14 +35,11 @@ from metarun.unroll import (
 from metarun.unroll._torch import pytree
 from metarun.unroll.python_state import changed, python_state
 
-Gradient = Callable[[Meta, Any], tuple[dict[str, Tensor], Tensor]]
-"""`(meta, tasks) -> (mean gradients and next kept values by name, row of metrics)`."""
+Gradient = Callable[..., tuple[dict[str, Tensor], Metrics]]
+"""`(meta, tasks, meta-steps done = 0) -> (mean gradients and next kept values, metrics)`."""
 
 Traces = Callable[[Meta, Any], Trace]
 """`(meta, tasks) -> trace`, each part with a first dimension of tasks."""
-
-NORM = 2
-"""Place of the gradient's norm in a row of metrics."""
 
 CALLS_BEFORE_RECORDING = 2  # a run of a few meta-steps is not worth a recording
 # Beyond, inductor takes minutes, and a replay gains no time for the memory that recording takes.
@@ -57,21 +55,26 @@ def gradient_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Gr
     depend on when it was interrupted.
     """
     loss = channels_last(algorithm.loss) if plan.channels_last else algorithm.loss
-    if not algorithm.kept:
-        return mean_gradient(loss, plan.batching, plan.chunk, record, summarise, plan.threads)
+    if not algorithm.kept and not algorithm.follows_step:
+        plain = mean_gradient(loss, plan.batching, plan.chunk, record, summarise, plan.threads)
+        return lambda meta, tasks, step=0: plain(meta, tasks)
 
-    def with_kept(learned: Meta, given: tuple[Any, Meta]) -> Any:
-        task, kept = given
-        return loss({**learned, **kept}, task)
+    def with_inputs(learned: Meta, given: tuple[Any, Meta, list[Tensor]]) -> Any:
+        task, kept, step = given
+        return loss({**learned, **kept}, task, *step)
 
-    program = mean_gradient(with_kept, plan.batching, plan.chunk, record, summarise, plan.threads)
+    program = mean_gradient(with_inputs, plan.batching, plan.chunk, record, summarise, plan.threads)
 
-    def gradient(meta: Meta, tasks: Any) -> tuple[dict[str, Tensor], Tensor]:
-        # An input of each task, and not of what derivatives are taken by.
-        count = len(pytree.tree_leaves(tasks)[0])
-        kept = {n: meta[n].detach().expand(count, *meta[n].shape) for n in algorithm.kept}
+    def gradient(meta: Meta, tasks: Any, step: int = 0) -> tuple[dict[str, Tensor], Metrics]:
+        # Inputs of each task, and not of what derivatives are taken by; a recording would repeat
+        # the step that it was made at.
+        first = pytree.tree_leaves(tasks)[0]
+        kept = {n: meta[n].detach().expand(len(first), *meta[n].shape) for n in algorithm.kept}
         learned = {name: value for name, value in meta.items() if name not in kept}
-        found: tuple[dict[str, Tensor], Tensor] = program(learned, (tasks, kept))
+        now = torch.full((), step, dtype=torch.float64, device=first.device).expand(len(first))
+        found: tuple[dict[str, Tensor], Metrics] = program(
+            learned, (tasks, kept, [now] if algorithm.follows_step else [])
+        )
         return found
 
     return gradient
@@ -81,18 +84,6 @@ def trace_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Trace
     """The evaluation of a batch of tasks."""
     trace = channels_last(algorithm.trace) if plan.channels_last else algorithm.trace
     return task_mapping(trace, plan.batching, record=record, threads=plan.threads)
-
-
-def summarise(grads: Meta, extra: dict[str, Any]) -> tuple[Meta, Tensor]:
-    """The gradients, and (mean loss, mean score, norm of the gradient, inner losses).
-
-    Beside the gradients stand the next values of what is kept, under its own names.
-    """
-    loss, inner = extra["loss"].mean(), extra["inner_losses"].mean(dim=0)
-    norms = torch.stack([torch.linalg.vector_norm(grad) for grad in grads.values()])
-    head = [loss, extra["score"].mean().to(loss.dtype), torch.linalg.vector_norm(norms)]
-    kept = {name: value.mean(dim=0) for name, value in extra.get("kept", {}).items()}
-    return {**grads, **kept}, torch.cat([torch.stack(head), inner])
 
 
 LOST = "a checkpoint does not hold what is kept in Python, so a resumed run differs"

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metarun.components.algo.base import Steps
 from metarun.config.run import NEUTRAL_KEYS, TrainConfig, flat
 from metarun.config.typed import as_argument
 from metarun.errors import ConfigError
@@ -115,7 +116,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         several = f", {plan.threads} at a time" if plan.threads > 1 else ""
         tasks = f"tasks by {plan.batching}{several}"
         log.info("run directory %s, device %s%s, %s", directory, device, each, tasks)
-        _tell_of_other_inner_steps(config)
+        if setup.algorithm.steps is not None:
+            _tell_of_other_inner_steps(setup.algorithm.steps)
         if unused := without_effect(config, setup.source.kind, setup.source.outputs):
             log.warning("without effect: %s", "; ".join(unused))
         described = Logged(directory, flat(plain), setup.objective.score_name)
@@ -152,10 +154,9 @@ def _planned_as_begun(setup: "Setup", steps: int) -> "Setup":
     return begun
 
 
-def _tell_of_other_inner_steps(config: TrainConfig) -> None:
+def _tell_of_other_inner_steps(steps: Steps) -> None:
     """Who raises the inner steps may forget that those of evaluation are set apart."""
-    own = getattr(config.algo, "inner_steps", 0)
-    later = getattr(config.algo, "eval_inner_steps", own)
+    own, later = steps
     if later < own:
         log.info(
             "tasks get %d inner steps in training, but %d in validation and test "

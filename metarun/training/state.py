@@ -12,6 +12,8 @@ from metarun.components.build import build_outer_optimizer
 from metarun.config.run import TrainConfig
 from metarun.errors import CheckpointError
 from metarun.rundir.checkpoint_fields import same_structure
+from metarun.training import metrics
+from metarun.training.metrics import Metrics
 from metarun.training.setup import Setup, to_plain
 
 
@@ -27,7 +29,7 @@ class TrainState:
         best: {"step", "score", "ci95"} of the best validation so far.
         top: the same of the best few, the best first.
         last_eval: step of the last validation.
-        recent: one row of metrics for each meta-step since the last log line.
+        recent: the metrics of each meta-step since the last log line.
     """
 
     meta: dict[str, Tensor]
@@ -38,7 +40,7 @@ class TrainState:
     best: dict[str, Any] | None = None
     top: list[dict[str, Any]] = field(default_factory=list)
     last_eval: int = 0
-    recent: list[Tensor] = field(default_factory=list)
+    recent: list[Metrics] = field(default_factory=list)
 
 
 def fresh(setup: Setup) -> TrainState:
@@ -65,7 +67,7 @@ def restore(setup: Setup, content: dict[str, Any]) -> TrainState:
     state.step, state.skipped = content["step"], content["skipped"]
     state.best, state.last_eval = content["best"], content["last_eval"]
     state.top = content["top"]
-    state.recent = [row.to(setup.device) for row in content["recent"]]
+    state.recent = metrics.from_plain(content["recent"], setup.device)
     try:
         torch.set_rng_state(content["rng"]["cpu"])
         if setup.device.type == "cuda" and content["rng"]["cuda"]:
@@ -155,7 +157,7 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
         "best": state.best,
         "top": state.top,
         "last_eval": state.last_eval,
-        "recent": torch.stack(state.recent) if state.recent else torch.empty(0, 0),
+        "recent": metrics.to_plain(state.recent),
         "data_identity": setup.identity,
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
         "buffers": setup.network.buffers(),

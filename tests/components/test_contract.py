@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,9 +18,10 @@ from metarun.config.compose import composed, register_schemas
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.source import Episodes
 from metarun.errors import ConfigError
-from metarun.training.loop import meta_step
+from metarun.rundir import checkpoint
+from metarun.training.loop import log_recent, meta_step
 from metarun.training.setup import Setup, build
-from metarun.training.state import fresh
+from metarun.training.state import fresh, restore, snapshot
 from metarun.unroll.advice import UnsuitableModel
 from tests.conftest import swap_builder
 
@@ -168,7 +171,47 @@ def test_inner_losses_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = setup_with(monkeypatch, "algo", "maml", builder, "engine.compile=none")
     state = fresh(setup)
     meta_step(setup, state)
-    assert state.recent[0].shape == (3,), "loss, score and gradient norm"
+    assert state.recent[0].inner_losses.shape == (0,)
+
+
+def test_an_algorithm_logs_numbers_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    builder = with_extra(lambda e: e | {"metrics": {"margin": 2 * e["loss"].detach()}})
+    setup = setup_with(monkeypatch, "algo", "maml", builder, "engine.compile=none")
+    state = fresh(setup)
+    for _ in range(2):
+        meta_step(setup, state)
+    for metrics in state.recent:
+        torch.testing.assert_close(metrics.own["margin"], 2 * metrics.loss)
+    path = checkpoint.save(tmp_path, snapshot(setup, state), 1, None)
+    again = restore(setup, checkpoint.load(path))
+    assert [m.own["margin"] for m in again.recent] == [m.own["margin"] for m in state.recent]
+    logged: dict[str, float] = {}
+    tracker = SimpleNamespace(
+        metrics=lambda step, values: logged.update(values),
+        show=lambda step, shown: None,
+        steps_per_second=lambda: 1.0,
+    )
+    log_recent(setup, state, tracker)  # type: ignore[arg-type]
+    assert logged["train/margin"] == pytest.approx(2 * logged["train/loss"])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        (3, "must be a dict by name"),
+        ({"loss": torch.ones(())}, "'loss', which is logged already"),
+        ({"margin": torch.ones(2)}, r"metrics'\]\['margin'\] is a .* with one number"),
+    ],
+)
+def test_numbers_that_cannot_be_logged_are_refused(
+    monkeypatch: pytest.MonkeyPatch, metrics: Any, words: str
+) -> None:
+    builder = with_extra(lambda e: e | {"metrics": metrics})
+    setup = setup_with(monkeypatch, "algo", "maml", builder, "engine.compile=none")
+    with pytest.raises(ConfigError, match=words):
+        meta_step(setup, fresh(setup))
 
 
 TRACES: dict[str, tuple[Any, str]] = {

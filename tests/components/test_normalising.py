@@ -15,6 +15,7 @@ from metarun.episodes.source import Episodes
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh, restore, snapshot
+from metarun.unroll._torch import pytree
 from metarun.unroll.advice import UnsuitableModel
 from tests.conftest import Metarun
 
@@ -148,7 +149,7 @@ def test_vmap_a_loop_and_a_recording_are_the_same(algo: str, norm: str) -> None:
             grads, row = setup.gradient(meta, setup.train_tasks.sample(0, 2))
             with torch.no_grad():
                 trace = setup.trace(meta, setup.source.sample("val", 0, 2))
-        found.append([*(grads[name].detach() for name in meta), row, *trace])
+        found.append([*(grads[name].detach() for name in meta), *pytree.tree_leaves(row), *trace])
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-7, atol=1e-9)
 

@@ -108,7 +108,7 @@ def test_vmap_loop_and_recordings_agree() -> None:
             grads, row = setup.gradient(meta, setup.train_tasks.sample(0, 2))
             with torch.no_grad():
                 trace = setup.trace(meta, setup.source.sample("val", 0, 2))
-        found.append([*grads.values(), row, *trace])
+        found.append([*grads.values(), *pytree.tree_leaves(row), *trace])
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-7, atol=1e-9)
 
@@ -149,4 +149,3 @@ def test_a_normalisation_without_gain_and_with_its_own_epsilon() -> None:
     model = build_model(setup.config, setup.source)
     ours = torch.func.functional_call(model, meta, (task.support_x,))
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
-

@@ -27,7 +27,7 @@ def content(step: int) -> dict:
         "best": {"step": 0, "score": 0.5, "ci95": float("nan")},
         "top": [],
         "last_eval": 0,
-        "recent": torch.ones(3, 4),
+        "recent": {},
         "planned_for": 20,
         "buffers": {},
         "frozen": {},
@@ -57,7 +57,7 @@ def test_any_tool_opens_the_weights_by_the_names_of_their_modules(tmp_path: Path
     other.load_state_dict({name: found[name] for name in other.state_dict()})
     x = torch.randn(5, 3)
     assert torch.equal(other(x), model(x))
-    assert {name for name in found if name not in other.state_dict()} == {"recent", "rng/cpu"}
+    assert {name for name in found if name not in other.state_dict()} == {"rng/cpu"}
 
 
 def test_buffers_and_frozen_parameters_come_back(tmp_path: Path) -> None:
@@ -87,9 +87,10 @@ def test_checkpoints_of_before_are_named_and_converted(tmp_path: Path, parts: di
     before = {k: v for k, v in content(3).items() if k not in ("skipped", "top", *parts)}
     before |= {"format": checkpoint.FORMAT, "version": 2 if parts else 1, **parts}
     before["config"] = {"trainer": {"steps": 9}}
+    before["recent"] = torch.empty(0, 0)
     del before["planned_for"]
     if not parts:
-        before["recent"] = []  # as the first version had it
+        before["recent"] = [torch.arange(5.0)] * 2  # as the first version had it
         del before["buffers"], before["frozen"]
     torch.save(before, folder / "last.pt")
     words = "of an older metarun: convert them with scripts/convert_checkpoint.py"
@@ -105,6 +106,9 @@ def test_checkpoints_of_before_are_named_and_converted(tmp_path: Path, parts: di
     assert torch.equal(back["meta"]["w"], before["meta"]["w"]) and back["planned_for"] == 9
     assert back["buffers"].keys() == parts.get("buffers", {}).keys()
     assert [top["score"] for top in back["top"]] == [0.5] and back["skipped"] == 0
+    if not parts:
+        assert torch.equal(back["recent"]["gradient_norm"], torch.full((2,), 2.0))
+        assert torch.equal(back["recent"]["inner_losses"], torch.tensor([[3.0, 4.0]] * 2))
 
 
 def test_last_is_the_newest_and_old_ones_go(tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ def test_the_untouched_checkpoint_passes(content: dict, setup: Setup, tmp_path: 
 
 
 NAN = float("nan")
+ONE = torch.ones(1)
+METRICS = {"loss": ONE, "score": ONE, "gradient_norm": ONE, "inner_losses": ONE[None], "own": {}}
 WRONG = {
     "version": ["1", None, True, 0.5, -1],
     "config": [None, [], "x", {"seed": torch.ones(2)}, {"a": [{"b": torch.ones(1)}]}],
@@ -99,7 +101,17 @@ WRONG = {
     "best": [{}, {"step": 0, "score": NAN, "ci95": 0.0}, {"step": 5, "score": 1.0, "ci95": 0.0}, 3],
     "top": [{}, [1], [{"step": 0}]],
     "last_eval": [2, -1, None],
-    "recent": [None, [1], torch.ones(2), [torch.ones(1), torch.ones(2)], torch.ones(1, 2).int()],
+    "recent": [
+        None,
+        [1],
+        torch.ones(2),
+        {"loss": torch.ones(1)},
+        METRICS | {"own": []},
+        METRICS | {"loss": torch.ones(2)},
+        METRICS | {"score": torch.ones(1).int()},
+        METRICS | {"inner_losses": torch.ones(1)},
+        METRICS | {"own": {"a": torch.ones(1, 1)}},
+    ],
     "rng": [{}, {"cpu": torch.ones(3), "cuda": []}, {"cpu": torch.zeros(9).byte(), "cuda": [1]}],
 }
 

@@ -23,9 +23,11 @@ from metarun.errors import CheckpointError, ConfigError, RunError
 from metarun.rundir import checkpoint
 from metarun.system.ranks import Ranks
 from metarun.training.loop import meta_step, save, validate
+from metarun.training.metrics import stacked
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh, restore, restore_meta, snapshot
 from metarun.unroll import sgd
+from metarun.unroll._torch import pytree
 from tests.conftest import Metarun, swap_builder
 
 register_schemas()
@@ -345,7 +347,7 @@ def test_constant_buffers_and_frozen_weights_are_as_good_as_written_out(
         for _ in range(3):
             meta_step(setup, state)
         assert "body.weight" not in state.meta
-        rows.append(torch.stack(state.recent))
+        rows.append(pytree.tree_leaves(stacked(state.recent)))
         content = snapshot(setup, state)
         assert set(content["buffers"]) == {"matrix", "allowed", "turn", "all_alike"}
         torch.manual_seed(5)

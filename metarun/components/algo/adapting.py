@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.components.algo.base import Algorithm, Episode, Problem, Trace, evaluating
+from metarun.components.algo.base import (
+    Algorithm,
+    Episode,
+    Problem,
+    Steps,
+    Trace,
+    evaluating,
+)
 from metarun.components.algo.normalising import Normalising
 from metarun.components.backbone.norm import Seen, collecting
 from metarun.errors import ConfigError
@@ -26,6 +33,9 @@ Watch = Callable[[Predictor], Any]
 Encode = Callable[[Meta, Tensor], Any]
 """`encode(meta, x)`: what of examples does not change by adaptation, so it is computed once."""
 
+
+Weigh = Callable[[Tensor], Tensor]
+"""`weigh(meta-steps done) -> weights (inner steps,)`, which add up to 1."""
 
 OuterLoss = Callable[[Meta, Any], tuple[Tensor, dict[str, Any]]]
 """`loss(meta, task) -> (outer loss, extra)`, as in `Algorithm`."""
@@ -59,13 +69,6 @@ class Adapted(NamedTuple):
     watched: list[Any]
 
 
-class Steps(NamedTuple):
-    """How many inner steps there are."""
-
-    training: int
-    evaluation: int
-
-
 Adapt = Callable[[Meta, Support, int, Watch | None], Adapted]
 """`adapt(meta, support, inner steps, watch)`."""
 
@@ -79,6 +82,7 @@ def by_steps(
     encode: Encode = lambda meta, x: x,
     adapted: tuple[str, ...] | None = None,
     loss: OuterLoss | None = None,
+    weigh: Weigh | None = None,
     kept: tuple[str, ...] = (),
     batch_size: int | None = None,
     differentiates: bool = True,
@@ -93,6 +97,7 @@ def by_steps(
         encode: applied to the examples before `adapt`, and before its predictor.
         adapted: names of the parameters that the inner steps change; None: not stated.
         loss: an outer loss of its own; None: the query loss.
+        weigh: how much the query loss after each inner step counts; None: the last one alone.
         kept, batch_size, differentiates: see `Algorithm`.
 
     Raises:
@@ -105,7 +110,7 @@ def by_steps(
             "the algorithm differentiates nothing through its inner steps, and has no groups: "
             "leave inner_opt.learn and inner_opt.groups empty, and inner_opt.precondition out"
         )
-    made = _algorithm(problem, init, adapt, steps, encode)
+    made = _algorithm(problem, init, adapt, steps, encode, weigh)
     if loss is not None:
         if made.kept:
             raise ValueError(
@@ -114,6 +119,7 @@ def by_steps(
             )
         made = made._replace(loss=loss)
     return made._replace(
+        steps=steps,
         adapted=adapted,
         kept=(*made.kept, *kept),
         batch_size=batch_size,
@@ -178,6 +184,7 @@ def _algorithm(
     adapt: Adapt,
     steps: Steps,
     encode: Encode,
+    weigh: Weigh | None = None,
 ) -> Algorithm:
     objective, ways = problem.objective, problem.ways
     way = (None, None) if ways is None else ways
@@ -186,11 +193,15 @@ def _algorithm(
     def starts() -> dict[str, Tensor]:
         return init() | normalising.init()
 
-    def loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Any]]:
+    def loss(
+        meta: Meta, episode: Episode, step: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         watched = collecting() if normalising.kept else nullcontext(Seen())
         with watched as averaged:
             encoded, seen = normalising.support(encode, meta, episode.support_x, False)
         support = Support(encoded, episode.support_y, way[0])
+        if weigh is not None:
+            return weighted(meta, episode, support, seen, step)
         adapted = adapt(meta, support, steps.training, None)
         again = collecting() if normalising.kept else nullcontext(Seen())
         with again as also:
@@ -208,6 +219,31 @@ def _algorithm(
         if normalising.kept:
             extra["kept"] = normalising.updated(meta, averaged.with_those_of(also))
         return query_loss, extra
+
+    def weighted(
+        meta: Meta, episode: Episode, support: Support, seen: Seen, step: Tensor | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The loss over all inner steps; what is reported is that after the last one."""
+        assert weigh is not None
+        queries = normalising.queries(encode, meta, episode.query_x, episode.support_x, seen, False)
+
+        def watch(predict: Predictor) -> tuple[Tensor, Tensor]:
+            outputs = normalising.outputs(predict, meta, queries, support.x, False)
+            _check_outputs(outputs, len(episode.query_y))
+            targets = episode.query_y
+            return objective.loss(outputs, targets), objective.score(outputs, targets)
+
+        adapted = adapt(meta, support, steps.training, watch)
+        losses = torch.stack([one for one, _ in adapted.watched[1:]])
+        now = losses.new_zeros((), dtype=torch.float64) if step is None else step
+        outer = (weigh(now).to(losses) * losses).sum()
+        extra = {
+            "loss": losses[-1],
+            "score": adapted.watched[-1][1],
+            "inner_losses": adapted.inner_losses,
+            "metrics": {"weighted_loss": outer},
+        }
+        return outer, extra
 
     def trace(meta: Meta, episode: Episode) -> Trace:
         with evaluating(problem.model):
@@ -238,4 +274,16 @@ def _algorithm(
 
         return of_examples
 
-    return Algorithm(starts, loss, trace, kept=normalising.kept, adapt=predictor)
+    if weigh is not None and normalising.kept:
+        raise ValueError(
+            "backbone.norm=running with a loss over all inner steps: which step's moments would "
+            "count is not settled; choose another norm, or leave algo.multi_step_loss out"
+        )
+    return Algorithm(
+        starts,
+        loss,
+        trace,
+        kept=normalising.kept,
+        follows_step=weigh is not None,
+        adapt=predictor,
+    )

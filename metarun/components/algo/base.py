@@ -114,14 +114,23 @@ class Trace(NamedTuple):
     query_score: Tensor
 
 
+class Steps(NamedTuple):
+    """How many inner steps there are."""
+
+    training: int
+    evaluation: int
+
+
 class Algorithm(NamedTuple):
     """Pure functions of the meta-parameters and of one episode.
 
     Attributes:
         init: the initial meta-parameters, by name.
         loss: `loss(meta, episode) -> (outer loss, extra)`, for training; `extra` holds
-            "loss", "score" and "inner_losses" (inner steps,).
+            "loss", "score" and "inner_losses" (inner steps,). It may hold "metrics", numbers by
+            name, whose means are logged as `train/<name>`.
         trace: `trace(meta, episode) -> Trace`, for evaluation.
+        steps: inner steps in training and in evaluation; None: not stated.
         adapted: names of the parameters that the inner loop changes; None: not stated.
         kept: names of those of `init` that are not learned by gradient but carried on: the `loss`
             gives their next values in extra["kept"], and the mean over the tasks of a meta-batch
@@ -131,19 +140,23 @@ class Algorithm(NamedTuple):
         differentiates: whether derivatives pass through its inner steps.
         has_inner_loop: whether it takes inner steps, with the inner optimizer.
         any_way: whether tasks may have another number of classes than the model has outputs.
+        follows_step: whether `loss` takes a third argument: how many meta-steps are done, a float64
+            tensor (). It is an input of recordings; a count in Python would stand still in them.
         adapt: `adapt(meta, support_x, support_y, way) -> predictor`, from examples to outputs, as
             in evaluation; None: not stated.
     """
 
     init: Callable[[], dict[str, Tensor]]
-    loss: Callable[[Meta, Episode], tuple[Tensor, dict[str, Tensor]]]
+    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]]
     trace: Callable[[Meta, Episode], Trace]
+    steps: Steps | None = None
     adapted: tuple[str, ...] | None = None
     kept: tuple[str, ...] = ()
     batch_size: int | None = None
     differentiates: bool = True
     has_inner_loop: bool = True
     any_way: bool = False
+    follows_step: bool = False
     adapt: Callable[[Meta, Tensor, Tensor, int | None], Callable[[Tensor], Tensor]] | None = None
 
 

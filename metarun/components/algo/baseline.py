@@ -9,12 +9,11 @@ from torch import Tensor
 from metarun.components.algo.adapting import (
     Adapted,
     Predictor,
-    Steps,
     Support,
     Watch,
     by_steps,
 )
-from metarun.components.algo.base import Algorithm, Problem
+from metarun.components.algo.base import Algorithm, Problem, Steps
 from metarun.components.algo.embedding import embedding
 from metarun.components.algo.inner_loop import prepared
 from metarun.config.checks import MOST_STEPS, between

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from metarun.components.algo.adapting import Steps
-from metarun.components.algo.base import HYPER_PREFIX, InnerLoop
+from metarun.components.algo.base import HYPER_PREFIX, InnerLoop, Steps
 from metarun.unroll import (
     KRONECKER,
     KRONECKER_PSD,

@@ -1,6 +1,7 @@
 """Model-Agnostic Meta-Learning (Finn, Abbeel and Levine 2017, algorithm 2)."""
 
 from dataclasses import field
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 from metarun.components.algo.adapting import (
     Adapted,
     Predictor,
-    Steps,
     Support,
     Watch,
     by_steps,
@@ -17,21 +17,24 @@ from metarun.components.algo.adapting import (
 from metarun.components.algo.base import (
     Algorithm,
     Problem,
+    Steps,
     detached_parameters,
     refuse_frozen,
 )
 from metarun.components.algo.halves import halves
 from metarun.components.algo.inner_loop import prepared
-from metarun.config.checks import MOST_STEPS, between
+from metarun.config.checks import MOST_STEPS, at_least, between
 from metarun.config.component import builds, settings
 from metarun.errors import ConfigError
 from metarun.unroll import (
+    Evolution,
     GradientMode,
     Implicit,
     LossOptimizer,
     Meta,
     Params,
     RecordedLoss,
+    Truncated,
     match_names,
     unroll,
 )
@@ -41,20 +44,23 @@ from metarun.unroll import (
 class MamlConfig:
     """MAML (Finn et al. 2017)."""
 
-    of_training: ClassVar[tuple[str, ...]] = ("order", "inner_steps")
+    of_training: ClassVar[tuple[str, ...]] = ("order", "inner_steps", "multi_step_loss")
 
     order: Literal[1, 2] = 2  # 2: full meta-gradient; 1: inner gradients are constants (FOMAML)
     inner_steps: int = 1  # inner steps in training
     eval_inner_steps: int = 3  # inner steps in validation and test
     adapt: list[str] = field(default_factory=lambda: ["*"])  # patterns over parameter names
     reduction: Literal["mean", "per_shot"] = "mean"  # per_shot: sum over classes, mean over shots
+    multi_step_loss: int = 0  # meta-steps in which losses after earlier inner steps count
     per_step: list[str] = field(default_factory=list)  # patterns: a value a step, not adapted
 
     def __post_init__(self) -> None:
         between("algo.inner_steps", self.inner_steps, 0, MOST_STEPS)
         between("algo.eval_inner_steps", self.eval_inner_steps, 0, MOST_STEPS)
-        if self.per_step and not self.inner_steps:
-            raise ConfigError("algo.per_step needs inner steps: raise algo.inner_steps")
+        at_least("algo.multi_step_loss", self.multi_step_loss, 0)
+        for key in ("per_step", "multi_step_loss"):
+            if getattr(self, key) and not self.inner_steps:
+                raise ConfigError(f"algo.{key} needs inner steps: raise algo.inner_steps")
         if not self.adapt:
             raise ConfigError("algo.adapt is empty: name what the inner loop adapts, e.g. ['*']")
 
@@ -75,7 +81,7 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
             learned with a value for each inner step of training, and not adapted: the loss of
             inner step i takes value i, predictions after step i do so as well, and later steps
             take the last one. For `*.norm.*` these are the γ and β of MAML++ (Antoniou, Edwards
-            and Storkey 2019).
+            and Storkey 2019). `multi_step_loss` is theirs, too: see `weights_by_step`.
 
     Raises:
         ValueError: a pattern of `adapt` or of the inner groups matches no parameter or frozen
@@ -105,6 +111,11 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
         raise ValueError(
             "engine.gradient=mixed needs an inner optimizer that is driven by the gradient "
             "alone: choose engine.gradient=checkpoint"
+        )
+    if own.multi_step_loss and isinstance(gradient, Implicit | Evolution | Truncated):
+        raise ValueError(
+            "algo.multi_step_loss needs the derivative of each inner step: choose "
+            "engine.gradient=reverse, first_order, checkpoint or mixed"
         )
     model_halves = halves(model, [*adapted, *per_step], problem.inputs)
     scale = problem.outputs if own.reduction == "per_shot" else 1
@@ -158,4 +169,31 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
         steps,
         encode=model_halves.encode,
         adapted=tuple(adapted),
+        weigh=partial(weights_by_step, steps.training, own.multi_step_loss)
+        if own.multi_step_loss
+        else None,
     )
+
+
+def weights_by_step(inner_steps: int, until: int, step: Tensor) -> Tensor:
+    """How much the query loss after each inner step counts in MAML++'s multi-step loss.
+
+    All count alike at first. Those of earlier steps fall linearly, to 0.03 of that; the last one
+    takes the rest, and all of it from meta-step `until` on.
+
+    Args:
+        inner_steps: S of training.
+        until: E, the meta-steps in which it falls.
+        step: meta-steps done, a float64 tensor ().
+
+    Returns:
+        w_i = max((1 − step/E) / S, 0.03 / S) for i < S, and w_S = 1 − Σ w_i: float64, (S,).
+
+    References:
+        Antoniou, Edwards and Storkey 2019, "How to train your MAML", section 4; constants of their
+        code.
+    """
+    earlier = ((1 - step / until) / inner_steps).clamp(min=0.03 / inner_steps)
+    earlier = torch.where(step < until, earlier, torch.zeros_like(earlier))
+    last = 1 - (inner_steps - 1) * earlier
+    return torch.stack([*[earlier] * (inner_steps - 1), last])

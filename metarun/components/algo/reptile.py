@@ -10,7 +10,6 @@ from torch import Tensor
 from metarun.components.algo.adapting import (
     Adapted,
     Predictor,
-    Steps,
     Support,
     Watch,
     by_steps,
@@ -19,6 +18,7 @@ from metarun.components.algo.base import (
     Algorithm,
     Episode,
     Problem,
+    Steps,
     apply_model,
     detached_parameters,
 )
