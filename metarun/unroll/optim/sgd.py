@@ -43,8 +43,8 @@ def sgd(
         b₁ = g₁,  bₜ = momentum · bₜ₋₁ + (1 − dampening) · gₜ
         θₜ = θₜ₋₁ − lr · bₜ                     (nesterov: gₜ + momentum · bₜ in place of bₜ)
 
-    Without momentum bₜ = gₜ, whatever the dampening. A momentum, dampening or weight decay that is the constant 0 costs nothing; a tensor that
-    is 0 stays in the graph and can be learned.
+    Without momentum bₜ = gₜ, whatever the dampening. A momentum, dampening or weight decay that
+    is the constant 0 costs nothing; a tensor that is 0 stays in the graph and can be learned.
 
     Args:
         lr, momentum, dampening, weight_decay: numbers, or tensors that broadcast against each
