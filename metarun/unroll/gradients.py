@@ -97,7 +97,7 @@ class Implicit:
     """The implicit function theorem at the end of the unroll (iMAML, Rajeswaran et al. 2019).
 
     The inner problem becomes min L(θ) + proximal / 2 · ‖θ − θ₀‖², and is differentiated as
-    though it had been solved: with H the Hessian of L at the last step, and
+    though it had been solved: with H the Hessian of the last step's L, and
     v = (H + proximal · I)⁻¹ · ∂outer/∂θ, the derivative is proximal · v for the initial
     parameters θ₀ and −(∂²L / ∂context ∂θ) · v for the context. It knows nothing of the path: the
     optimizer's hyperparameters have none.
@@ -210,7 +210,10 @@ GradientName = Literal[
 Simple = Literal["reverse", "first_order", "mixed"]
 Parsed = Simple | Truncated | Checkpoint | Implicit | Evolution
 GradientMode = Parsed | Literal["checkpoint", "implicit", "evolution"]
-"""A name, or an object where there are options; see `unroll`."""
+"""A name, or an object where there are options; see `unroll`.
+
+Where torch has no forward mode for an operation, or a wrong one, "mixed" warns, names the
+operation, and falls back to "checkpoint"."""
 
 
 def parse_gradient(gradient: GradientMode | str) -> Parsed:

@@ -100,8 +100,9 @@ def learn_hyper(
         Their initial values, and the hyperparameters of a step as a function of learned values.
 
     Raises:
-        ValueError: an unknown granularity or name, a value to start from that is infinite, one
-            learned value in place of several that differ, or no parameter with a value.
+        ValueError: an unknown granularity or name, `learn` a string, a granularity by step with no
+            steps, a value to start from that is infinite, one learned value in place of several
+            that differ, or no parameter with a value.
 
     Example:
         >>> import torch

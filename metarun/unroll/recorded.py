@@ -248,10 +248,10 @@ def recorded(
 ) -> Recorded:
     """`fn`, recorded at a call with tensors of given shapes, and replayed from then on.
 
-    A recording serves all tensors of the same shapes, types and devices. So `fn` must depend on
-    its arguments alone, and on their values by torch operations alone: tensors that it closes
-    over and Python numbers are constants from the recording on. Results have no graph: `fn`
-    takes its derivatives itself.
+    A recording serves all tensors of the same shapes, strides, types and devices, with or without
+    `torch.no_grad()` as at its making. So `fn` must depend on its arguments alone, and on their
+    values by torch operations alone: tensors that it closes over and Python numbers are constants
+    from the recording on. Results have no graph: `fn` takes its derivatives itself.
 
     A function that breaks this rule is found out. Python values within its reach are looked at
     before and after it is recorded. At the 1st, 2nd, 4th, 8th … call after that, and whenever

@@ -43,8 +43,8 @@ class DifferentiableOptimizer(abc.ABC):
             override is not fit.
 
     Example:
-        A torch optimizer's differentiable version, and an update rule of one's own, which
-        `register_optim` can make that of a class of torch optimizers:
+        A torch optimizer's differentiable version, one from scratch, and an update rule of one's
+        own, which `register_optim` can make that of a class of torch optimizers:
 
         >>> import torch
         >>> import metarun.higher as higher
@@ -52,6 +52,9 @@ class DifferentiableOptimizer(abc.ABC):
         >>> adam = higher.get_diff_optim(torch.optim.Adam([w], lr=0.1), [w])
         >>> adam.step(w.square().sum(), params=[w])[0].detach()
         tensor([0.9000])
+        >>> sgd = higher.create_diff_optim(torch.optim.SGD, {"lr": 0.1}, params=[w])
+        >>> sgd.step(w.square().sum(), params=[w])[0].detach()
+        tensor([0.8000])
         >>> class BySign(higher.optim.DifferentiableOptimizer):
         ...     def _update(self, grouped_grads, **kwargs):
         ...         for group, grads in zip(self.param_groups, grouped_grads):

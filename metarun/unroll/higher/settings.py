@@ -57,7 +57,7 @@ def get_trainable_opt_params(
 
     Returns:
         Setting -> one value a parameter group, in which floats, ints and floating-point tensors
-        are leaf tensors of shape () that require gradients (numbers in torch's default dtype).
+        are leaf tensors that require gradients (numbers: of shape (), in torch's default dtype).
         Tuples such as Adam's betas stay tuples. Settings that are booleans, None or mixtures
         are left out.
 

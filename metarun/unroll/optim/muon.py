@@ -78,7 +78,7 @@ def muon(
 
     Raises:
         ValueError: an unknown `adjust_lr_fn` or `ns_precision`, too many iterations; from `init`,
-            a parameter that is not a matrix.
+            a parameter that is complex or not a matrix.
 
     Example:
         >>> import torch
