@@ -212,8 +212,8 @@ Parsed = Simple | Truncated | Checkpoint | Implicit | Evolution
 GradientMode = Parsed | Literal["checkpoint", "implicit", "evolution"]
 """A name, or an object where there are options; see `unroll`.
 
-Where torch has no forward mode for an operation, or a wrong one, "mixed" warns, names the
-operation, and falls back to "checkpoint"."""
+"mixed" falls back to "checkpoint" with a warning where torch has no forward mode for an operation,
+which the warning names, and where forward and reverse mode differ."""
 
 
 def parse_gradient(gradient: GradientMode | str) -> Parsed:
