@@ -51,6 +51,22 @@ class BlockLoss:
             shared between them.
         inputs: `inputs(context)`, what goes into the first block.
         loss: `loss(outputs, context)`, a scalar.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from metarun.unroll import BlockLoss, sgd, unroll
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)))
+        >>> loss = BlockLoss(model, lambda task: task, lambda y, task: (y - task).square().mean())
+        >>> params, task = dict(model.named_parameters()), torch.randn(5, 4)
+        >>> end = unroll(loss, params, sgd(0.1), 3, context=task, gradient="mixed")
+        >>> loss(end.params, task) < loss(params, task)
+        tensor(True)
+
+    References:
+        Kemaev et al. 2025, Scalable meta-learning via mixed-mode differentiation
+        (arXiv 2505.00793).
     """
 
     def __init__(
@@ -70,6 +86,13 @@ class BlockLoss:
     def __call__(self, params: Params, context: Any) -> Tensor:
         """The loss as one function, the same for each step.
 
+        Args:
+            params: the parameters, by their names in the whole model.
+            context: what `inputs` and `loss` are given.
+
+        Returns:
+            The loss, ().
+
         Raises:
             ValueError: a parameter that no block has, or a loss that is no scalar.
         """
@@ -80,7 +103,11 @@ class BlockLoss:
         return scalar(self.loss(x, context))
 
     def check_names(self, params: Params) -> None:
-        """Refuse parameters that are not the model's."""
+        """Refuse parameters that are not the model's.
+
+        Raises:
+            ValueError: it names them.
+        """
         known = {name for block in self.blocks for name in block.names.values()}
         if unknown := [name for name in params if name not in known]:
             raise ValueError(

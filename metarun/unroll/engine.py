@@ -77,10 +77,9 @@ def unroll(
 ) -> Unrolled:
     """Take `steps` optimizer steps on `loss_fn`, differentiably.
 
-    The result is a function of `params`, `state`, the tensors in `hyper` and those in
-    `context`, and can be differentiated by `torch.autograd` or `torch.func`, inside or outside
-    `torch.func.vmap`. Nothing is changed in place. Under `torch.no_grad()` no graph is kept, and
-    memory does not grow with the number of steps.
+    The result is a function of `params`, `state` and the tensors in `hyper` and `context`, and can
+    be differentiated by `torch.autograd` or `torch.func`, in or outside `torch.func.vmap`. Nothing
+    is changed in place. Under `torch.no_grad()` no graph is kept: memory does not grow with steps.
 
     Gradient modes:
 
@@ -88,36 +87,40 @@ def unroll(
     - "first_order" takes the inner gradients as constants (FOMAML: section 5.2 there);
       derivatives still flow through the initial params and the hyperparameters.
     - "checkpoint" or `Checkpoint(block)`: exact; recomputes instead of remembering.
-    - "mixed": exact; remembers the fast weights only, and differentiates the inner gradient by
-      one forward-mode derivative of it (MixFlow-MG, Kemaev et al. 2025). Falls back to
-      "checkpoint", with a warning that names the operation, where torch has no forward mode.
+    - "mixed": exact; remembers the fast weights only; differentiates the inner gradient in forward
+      mode (MixFlow-MG, Kemaev et al. 2025). Without one, warns and falls back to "checkpoint".
     - `Truncated(last)`: exact through the last steps, first-order weights before them.
     - "implicit" or `Implicit(…)`: by the implicit function theorem, of a proximal inner loss.
     - "evolution" or `Evolution(…)`: an estimate by evolution strategies.
 
     Args:
         loss_fn: `loss_fn(params, step)`, or `loss_fn(params, step, context)` if there is a
-            context, gives the scalar inner loss of step 0, 1, …. May be a `BlockLoss` or a
-            `RecordedLoss` of this package. "implicit" takes its Hessian from the last step's loss.
+            context, gives the scalar inner loss of step 0, 1, …. Or a `BlockLoss`, `RecordedLoss`.
         params: the initial fast weights; only these are adapted.
-        optimizer: see `metarun.unroll.optim`. For a `LossOptimizer`, "first_order" takes the
-            Hessians as constants too.
+        optimizer: see `metarun.unroll.optim`. In "first_order" its Hessians are constants too.
         steps: number of inner steps, 0 or more.
         context: a pytree with whatever else the loss depends on: meta-parameters, data. Modes
             other than "reverse", "first_order" and truncated ones see the tensors given here
             only: they refuse a loss that closes over others that need gradients or are mapped
             (as they find at the first and at the last step).
-        hyper: hyperparameters, or a function of the step that gives them (learned values a
-            step, schedules); the optimizer's own defaults if absent.
+        hyper: hyperparameters, or a function of the step that gives them; else the optimizer's own.
         state: the optimizer state to go on from; a fresh one if absent.
         gradient: see above.
         observe: called on the fast weights at the start and after each step.
 
     Raises:
-        ValueError: an argument of another kind, an unknown gradient mode, names in `hyper` that
-            are not the optimizer's, a loss that is no scalar, does not depend on the parameters,
-            or closes over tensors whose gradient would be lost; hyperparameters that need a
-            gradient under "implicit"; `observe` where a mode does not visit each step.
+        ValueError: an argument of another kind, an unknown mode, names in `hyper` that are not the
+            optimizer's, a loss that is no scalar, does not depend on the parameters or closes over
+            tensors whose gradient would be lost; hyperparameters that need a gradient under
+            "implicit"; `observe` where a mode does not visit each step.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import sgd, unroll
+        >>> w = torch.zeros(1, requires_grad=True)
+        >>> end = unroll(lambda p, step: (p["w"] - 3).square().sum(), {"w": w}, sgd(0.1), steps=2)
+        >>> torch.autograd.grad(end.params["w"].sum(), w)  # (1 − 2 lr)²
+        (tensor([0.6400]),)
     """
     mode = parse_gradient(gradient)
     check_gradients_possible()

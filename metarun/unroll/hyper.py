@@ -10,6 +10,8 @@ from metarun.unroll.names import match_names, matches
 from metarun.unroll.optim.base import Hyper, HyperValue, Params
 
 Granularity = Literal["global", "parameter", "step", "parameter_step"]
+"""What has a learned value of its own; see `learn_hyper`."""
+
 Groups = Mapping[str, Mapping[str, float]]
 """Name pattern -> settings, such as {"head.*": {"lr": 0.1}}. The first match counts."""
 
@@ -19,8 +21,25 @@ def group_settings(
 ) -> dict[str, HyperValue]:
     """Hyperparameters with the settings of each group in place of the defaults.
 
+    Args:
+        defaults: an optimizer's hyperparameters, each one value for all parameters.
+        groups: name pattern -> settings. The first pattern that matches a parameter and has the
+            setting counts.
+        names: the parameters' names.
+
+    Returns:
+        The hyperparameters. One that a group sets has a value by parameter name.
+
     Raises:
-        ValueError: a pattern matches no parameter, or a setting is no hyperparameter.
+        ValueError: a pattern matches no parameter, or a setting is no hyperparameter or has a
+            value by parameter name already.
+
+    Example:
+        >>> from metarun.unroll import group_settings, sgd
+        >>> names = ["body.weight", "head.weight"]
+        >>> hyper = group_settings(sgd(lr=0.01).hyper, {"head.*": {"lr": 0.1}}, names)
+        >>> hyper["lr"], hyper["momentum"]
+        ({'body.weight': 0.01, 'head.weight': 0.1}, 0.0)
     """
     match_names(names, list(groups))
     unknown = {setting for settings in groups.values() for setting in settings} - set(defaults)
@@ -42,7 +61,7 @@ def group_settings(
 
 
 class LearnedHyper(NamedTuple):
-    """Hyperparameters of which some are meta-parameters.
+    """Hyperparameters of which some are meta-parameters; `learn_hyper` makes and shows one.
 
     Attributes:
         initial: the meta-parameters' initial values, by key: "lr", or "lr/<parameter or
@@ -77,9 +96,35 @@ def learn_hyper(
         steps: inner steps in training, for the granularities by step.
         groups: the groups that `hyper` was made with.
 
+    Returns:
+        Their initial values, and the hyperparameters of a step as a function of learned values.
+
     Raises:
-        ValueError: an unknown granularity or name, a value to start from that is infinite, one
-            learned value in place of several that differ, or no parameter with a value.
+        ValueError: an unknown granularity or name, `learn` a string, a granularity by step with no
+            steps, a value to start from that is infinite, one learned value in place of several
+            that differ, or no parameter with a value.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import learn_hyper, sgd, unroll
+        >>> params, optimizer = {"w": torch.zeros(1)}, sgd(lr=0.1)
+        >>> learned = learn_hyper(optimizer.hyper, ["lr"], "parameter_step", params, steps=2)
+        >>> values = {key: x.requires_grad_() for key, x in learned.initial.items()}
+        >>> values
+        {'lr/w': tensor([0.1000, 0.1000], requires_grad=True)}
+        >>> end = unroll(
+        ...     lambda p, step: (p["w"] - 3).square().sum(),
+        ...     params,
+        ...     optimizer,
+        ...     steps=2,
+        ...     hyper=lambda step: learned.at(values, step),
+        ... )
+        >>> torch.autograd.grad(end.params["w"].sum(), values["lr/w"])
+        (tensor([4.8000, 4.8000]),)
+
+    References:
+        Antoniou, Edwards and Storkey 2019, How to train your MAML (granularity by step).
+        Li et al. 2017, Meta-SGD: learning to learn quickly for few-shot learning (learned rates).
     """
     if isinstance(learn, str):
         raise ValueError(f"learn={learn!r}: give a list of names, such as [{learn!r}]")

@@ -14,7 +14,7 @@ from metarun.unroll.tasks import Meta
 
 
 class LookAhead(NamedTuple):
-    """The inner problem between two meta-updates.
+    """The inner problem between two meta-updates; see `look_ahead`, whose example reads one.
 
     Attributes:
         params: the real parameters, detached.
@@ -73,6 +73,33 @@ def look_ahead(
 
     Raises:
         ValueError: `ahead` or `real` below 1, or what `unroll` raises.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import look_ahead, sgd
+        >>> meta = {"lr": torch.tensor(0.01, requires_grad=True)}
+        >>> rounds = look_ahead(
+        ...     lambda params, step, meta: (params["w"] - 3).square().sum(),
+        ...     {"w": torch.zeros(1)},
+        ...     sgd(),
+        ...     meta,
+        ...     meta_loss=lambda params, meta: (params["w"] - 3).square().sum(),
+        ...     meta_optimizer=torch.optim.Adam(meta.values(), lr=0.05),
+        ...     updates=5,
+        ...     hyper=lambda meta: {**sgd().hyper, "lr": meta["lr"]},
+        ... )
+        >>> for now in rounds:
+        ...     print(f"{now.loss:.3f}")
+        9.000
+        6.970
+        4.268
+        2.041
+        0.760
+        >>> meta["lr"] > 0.1
+        tensor(True)
+
+    References:
+        Grefenstette et al. 2019, Generalized inner loop meta-learning.
     """
     if ahead < 1 or real < 1:
         raise ValueError(f"look_ahead needs 1 step or more, not ahead={ahead}, real={real}")

@@ -10,6 +10,18 @@ def matches(name: str, pattern: str) -> bool:
 
     A name may have characters that mean something in a pattern, such as the brackets of
     "weights[0]"; written in full it always matches itself.
+
+    Args:
+        name: a parameter's name.
+        pattern: a name, or a pattern with *, ? or [characters]. A * also matches dots.
+
+    Returns:
+        True or False. Case counts.
+
+    Example:
+        >>> from metarun.unroll import matches
+        >>> matches("head.0.weight", "head.*"), matches("weights[0]", "weights[0]")
+        (True, True)
     """
     return name == pattern or fnmatchcase(name, pattern)
 
@@ -38,7 +50,19 @@ def match_names(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
     A pattern that is one of the names stands for that name only.
 
+    Args:
+        names: parameter names.
+        patterns: names or shell-style patterns, as of `matches`.
+
+    Returns:
+        The matching names, each once.
+
     Raises:
         ValueError: a pattern matches nothing.
+
+    Example:
+        >>> from metarun.unroll import match_names
+        >>> match_names(["body.weight", "head.weight", "head.bias"], ["*.bias", "head.*"])
+        ['head.weight', 'head.bias']
     """
     return matcher(patterns)(names)

@@ -22,13 +22,30 @@ from metarun.unroll.rewrites import DECOMPOSITIONS
 from metarun.unroll.trace import RecordingError, traced
 
 Backend = Literal["replay", "inductor"]
+"""What runs a recording; see `recorded`."""
+
 Program = Callable[..., Any]
+"""What runs for arguments of one layout; see `Recorded.program`."""
+
 Record = Callable[[Callable[..., Any]], Callable[..., Any]]
 """`record(fn)`: a function that does the same, perhaps `recorded`."""
 
 
 def unrecorded(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as it is."""
+    """The function as it is.
+
+    Args:
+        fn: any function.
+
+    Returns:
+        `fn` itself, where a `Record` is asked for.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import unrecorded
+        >>> unrecorded(torch.sin) is torch.sin
+        True
+    """
     return fn
 
 
@@ -42,6 +59,20 @@ class ChangedFunction(RecordingError):
     Attributes:
         outcome: what the call gives, by the function as it is now; nothing if there was no call.
         replays: calls that the recording has answered before.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import ChangedFunction, recorded
+        >>> scale = [2.0]
+        >>> scaled = recorded(lambda x: scale[0] * x)
+        >>> scaled(torch.ones(1))
+        tensor([2.])
+        >>> scale[0] = 3.0
+        >>> try:
+        ...     scaled(torch.ones(1))
+        ... except ChangedFunction as change:
+        ...     change.outcome
+        (tensor([3.]),)
     """
 
     def __init__(self, message: str, replays: int, outcome: tuple[Any, ...] = ()) -> None:
@@ -83,7 +114,18 @@ class _Made:
 
 
 class Recorded:
-    """A function with a recording for each layout of its arguments; made by `recorded`."""
+    """A function with a recording for each layout of its arguments; made by `recorded`.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import recorded
+        >>> slope = recorded(torch.func.grad(lambda x: x.square().sum()))
+        >>> slope(torch.ones(2)), slope(torch.ones(1))  # two recordings
+        (tensor([2., 2.]), tensor([2.]))
+        >>> program = slope.program(torch.ones(1))  # the second one
+        >>> program(torch.tensor([4.0]))
+        tensor([8.])
+    """
 
     def __init__(
         self,
@@ -113,6 +155,9 @@ class Recorded:
 
     def program(self, *args: Any) -> Program:
         """What runs for arguments of this layout; made now, if it is not there.
+
+        Args:
+            args: arguments of `fn`, whose layout counts.
 
         Returns:
             A function of such arguments that may be called by several threads at once.
@@ -203,10 +248,10 @@ def recorded(
 ) -> Recorded:
     """`fn`, recorded at a call with tensors of given shapes, and replayed from then on.
 
-    A recording serves all tensors of the same shapes, types and devices. So `fn` must depend on
-    its arguments alone, and on their values by torch operations alone: tensors that it closes
-    over and Python numbers are constants from the recording on. Results have no graph: `fn`
-    takes its derivatives itself.
+    A recording serves all tensors of the same shapes, strides, types and devices, with or without
+    `torch.no_grad()` as at its making. So `fn` must depend on its arguments alone, and on their
+    values by torch operations alone: tensors that it closes over and Python numbers are constants
+    from the recording on. Results have no graph: `fn` takes its derivatives itself.
 
     A function that breaks this rule is found out. Python values within its reach are looked at
     before and after it is recorded. At the 1st, 2nd, 4th, 8th … call after that, and whenever
@@ -225,10 +270,24 @@ def recorded(
         making: gives a context that is entered while a recording is made.
 
     Returns:
-        The function. It raises `RecordingError` where a tensor's value decides what happens next
-        or how large a result is, where random numbers are drawn (compiled operations would draw
-        others), or where an argument is no tensor; the random state is then that of before. It
-        raises `ChangedFunction` at the call that finds a recording out, with the right result.
+        The function, as a `Recorded`.
+
+    Raises, when it is called:
+        RecordingError: a tensor's value decides what happens next or how large a result is, random
+            numbers are drawn (compiled operations would draw others), an argument is no tensor, or
+            the recording is too long. The random state is then that of before.
+        CompilationError: inductor fails.
+        ChangedFunction: the call finds a recording out. The error has the right result.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import recorded, sgd, unroll
+        >>> def outer(w):
+        ...     end = unroll(lambda p, step: (p["w"] - 3).square().sum(), {"w": w}, sgd(0.1), 5)
+        ...     return (end.params["w"] - 3).square().sum()
+        >>> meta_gradient = recorded(torch.func.grad(outer))
+        >>> meta_gradient(torch.zeros(1)), meta_gradient(torch.ones(1))  # recorded, then replayed
+        (tensor([-0.6442]), tensor([-0.4295]))
     """
     return Recorded(fn, backend, after, most_operations, making)
 

@@ -34,6 +34,17 @@ class RecordedLoss:
     Args:
         loss: `loss(params, context)`, a scalar, of tensors alone.
         record: see `metarun.unroll.recorded`.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import RecordedLoss, recorded, sgd, unroll
+        >>> loss = RecordedLoss(lambda p, target: (p["w"] - target).square().sum(), recorded)
+        >>> w, target = torch.zeros(1, requires_grad=True), torch.tensor([3.0])
+        >>> for steps in (2, 9):  # the programs serve both lengths
+        ...     end = unroll(loss, {"w": w}, sgd(0.1), steps, context=target, gradient="checkpoint")
+        ...     torch.autograd.grad(loss(end.params, target), w)
+        (tensor([-2.4576]),)
+        (tensor([-0.1081]),)
     """
 
     def __init__(self, loss: ContextLoss, record: Record) -> None:

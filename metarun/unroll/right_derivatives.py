@@ -70,14 +70,25 @@ class RightDerivatives(TorchFunctionMode):
     """A context in which a loss gets its derivatives right where torch alone would not.
 
     `unroll` evaluates inner losses in it, and a patched module of `metarun.unroll.higher` runs
-    in it. Who computes a loss by himself, for `metarun.unroll.multi`, say, enters it by himself:
-
-        with RightDerivatives():
-            loss = model_loss(params)
+    in it. Who computes a loss by himself, for `metarun.unroll.multi`, say, enters it by himself.
 
     Args:
         order: up to which derivative, 2 or 3. With 2, functions that are right up to the second
             alone are not refused.
+
+    Raises, within the context:
+        WrongDerivative: an operation without right derivatives; the message names another.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import RightDerivatives
+        >>> x = torch.eye(2, requires_grad=True)
+        >>> with RightDerivatives():
+        ...     value = torch.linalg.det(x)
+        >>> slope = torch.autograd.grad(value, x, create_graph=True)[0]
+        >>> torch.autograd.grad(slope.sum(), x)  # of ad − bc
+        (tensor([[ 1., -1.],
+                [-1.,  1.]]),)
     """
 
     def __init__(self, order: int = 3) -> None:

@@ -16,6 +16,8 @@ from metarun.unroll.inputs import check_tasks, checked_params
 from metarun.unroll.recorded import Record, unrecorded
 
 Batching = Literal["vmap", "loop"]
+"""Tasks together, in batched kernels, or one after the other; see `map_tasks`."""
+
 Meta = Mapping[str, Tensor]
 """Meta-parameters by name: initial weights, learned hyperparameters."""
 
@@ -45,6 +47,15 @@ def map_tasks(
 
     Raises:
         ValueError: an unknown batching, a chunk below 1, or tasks that are not as above.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import map_tasks
+        >>> tasks = torch.arange(6.0).reshape(3, 2)  # 3 tasks of 2 numbers
+        >>> def total(meta, task):
+        ...     return meta["w"] * task.sum()
+        >>> map_tasks(total, {"w": torch.tensor(2.0)}, tasks, "vmap")
+        tensor([ 2., 10., 18.])
     """
     return task_mapping(fn, batching, chunk)(meta, tasks)
 
@@ -64,8 +75,20 @@ def task_mapping(
         threads: chunks that a CPU computes at the same time, if they are recorded: a thread each,
             which share the threads that torch would otherwise use within each operation.
 
+    Returns:
+        `mapping(meta, tasks)`, which gives what `map_tasks` gives.
+
     Raises:
         ValueError: as `map_tasks`.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import recorded, task_mapping
+        >>> total = task_mapping(lambda meta, task: meta["w"] * task.sum(), "vmap", record=recorded)
+        >>> for w in (1.0, 2.0):  # recorded, then replayed
+        ...     total({"w": torch.tensor(w)}, torch.ones(3, 2))
+        tensor([2., 2., 2.])
+        tensor([4., 4., 4.])
     """
     _check(batching, chunk)
     run = record(partial(_run, fn, batching))
@@ -100,7 +123,26 @@ def meta_gradient(
         `extra`, detached, with a first dimension of tasks.
 
     Raises:
-        ValueError: as `map_tasks`.
+        ValueError: as `map_tasks`; or `task_loss` returns something else, or a loss that does not
+            depend on the meta-parameters.
+
+    Example:
+        The gradient of MAML, for tasks that are targets:
+
+        >>> import torch
+        >>> from metarun.unroll import meta_gradient, sgd, unroll
+        >>> def inner_loss(params, step, target):
+        ...     return (params["w"] - target).square()
+        >>> def task_loss(meta, target):
+        ...     end = unroll(inner_loss, dict(meta), sgd(lr=0.1), steps=1, context=target)
+        ...     return inner_loss(end.params, 1, target), end.params["w"]
+        >>> tasks = torch.tensor([1.0, 3.0])
+        >>> meta_gradient(task_loss, {"w": torch.tensor(0.0)}, tasks, "vmap")
+        ({'w': tensor(-2.5600)}, tensor([0.2000, 0.6000]))
+
+    References:
+        Finn, Abbeel and Levine 2017, Model-agnostic meta-learning for fast adaptation of deep
+        networks.
     """
     result: tuple[dict[str, Tensor], Any] = mean_gradient(task_loss, batching, chunk)(meta, tasks)
     return result
@@ -121,9 +163,25 @@ def mean_gradient(
         record: applied to what computes a chunk; see `metarun.unroll.recorded`.
         summary: what is made of the gradients and of `extra`; part of what is recorded if there
             is but one chunk.
+        threads: as in `task_mapping`.
+
+    Returns:
+        `gradient(meta, tasks)`, which gives what `summary` gives: as `meta_gradient`, by default.
 
     Raises:
-        ValueError: as `map_tasks`.
+        ValueError: as `map_tasks`; when the result is called, as `meta_gradient`.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import mean_gradient, recorded
+        >>> def task_loss(meta, target):
+        ...     loss = (meta["w"] - target).square()
+        ...     return loss, loss
+        >>> gradient = mean_gradient(task_loss, "vmap", record=recorded)
+        >>> for w in (0.0, 2.0):  # recorded, then replayed
+        ...     gradient({"w": torch.tensor(w)}, torch.tensor([1.0, 3.0]))
+        ({'w': tensor(-4.)}, tensor([1., 9.]))
+        ({'w': tensor(0.)}, tensor([1., 1.]))
     """
     _check(batching, chunk)
     checked = _checked(task_loss)

@@ -12,7 +12,17 @@ from metarun.unroll.advice import plain_reason
 
 
 class RecordingError(RuntimeError):
-    """A function cannot be recorded; the message says why."""
+    """A function cannot be recorded; the message says why.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import RecordingError, recorded
+        >>> try:
+        ...     recorded(torch.rand_like)(torch.ones(2))
+        ... except RecordingError as error:
+        ...     print(error)
+        it draws random numbers (aten.rand_like.default)
+    """
 
 
 def traced(

@@ -61,6 +61,22 @@ def innerloop_ctx(
     Raises:
         ValueError: `opt` has no differentiable version, has settings that it lacks, or holds
             parameters that are not `model`'s; or an override is not fit.
+
+    Example:
+        >>> import torch
+        >>> import metarun.higher as higher
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> opt, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(1, 1)
+        >>> with higher.innerloop_ctx(model, opt, copy_initial_weights=False) as (fmodel, diffopt):
+        ...     for _ in range(2):
+        ...         _ = diffopt.step((fmodel(x) - 3).square().sum())
+        ...     fmodel(x).sum().backward()
+        >>> model.weight.grad  # (1 − 2 lr)²
+        tensor([[0.6400]])
+
+    References:
+        Grefenstette et al. 2019, Generalized inner loop meta-learning (the interface).
     """
     fmodel = monkeypatch(model, device, copy_initial_weights, track_higher_grads)
     diffopt = get_diff_optim(

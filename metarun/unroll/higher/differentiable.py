@@ -41,6 +41,29 @@ class DifferentiableOptimizer(abc.ABC):
     Raises:
         ValueError: the optimizer holds a parameter that is not in `reference_params`, or an
             override is not fit.
+
+    Example:
+        A torch optimizer's differentiable version, one from scratch, and an update rule of one's
+        own, which `register_optim` can make that of a class of torch optimizers:
+
+        >>> import torch
+        >>> import metarun.higher as higher
+        >>> w = torch.ones(1, requires_grad=True)
+        >>> adam = higher.get_diff_optim(torch.optim.Adam([w], lr=0.1), [w])
+        >>> adam.step(w.square().sum(), params=[w])[0].detach()
+        tensor([0.9000])
+        >>> sgd = higher.create_diff_optim(torch.optim.SGD, {"lr": 0.1}, params=[w])
+        >>> sgd.step(w.square().sum(), params=[w])[0].detach()
+        tensor([0.8000])
+        >>> class BySign(higher.optim.DifferentiableOptimizer):
+        ...     def _update(self, grouped_grads, **kwargs):
+        ...         for group, grads in zip(self.param_groups, grouped_grads):
+        ...             for i, grad in enumerate(grads):
+        ...                 if grad is not None:
+        ...                     group["params"][i] = group["params"][i] - group["lr"] * grad.sign()
+        >>> by_sign = BySign(torch.optim.SGD([w], lr=0.5), [w])
+        >>> by_sign.step(w.square().sum(), params=[w])[0].detach()
+        tensor([0.5000])
     """
 
     def __init__(

@@ -115,9 +115,19 @@ def make_functional(
         encapsulator: called as `encapsulator(fmodule, module)` before the copy is returned, to
             give it fast weights (`fmodule.update_params`) or buffers.
 
+    Returns:
+        The patched module, of a class that is made from the module's.
+
     Raises:
         ValueError: the module is patched, compiled, scripted or distributed already, has
             parameters without a shape, or keeps parameters in a tuple.
+
+    Example:
+        >>> import torch
+        >>> from metarun.higher.patch import make_functional
+        >>> fmodel = make_functional(torch.nn.Linear(2, 1, bias=False))
+        >>> fmodel(torch.ones(2), params=[torch.tensor([[3.0, 4.0]])])
+        tensor([7.])
     """
     if not isinstance(module, nn.Module):
         raise ValueError(
@@ -205,8 +215,20 @@ def monkeypatch(
         track_higher_grads: True keeps the fast weights of all times and the derivatives through
             updates; False only the latest, detached, as for evaluation.
 
+    Returns:
+        The patched module, of a class that is made from the module's.
+
     Raises:
         ValueError: as `make_functional`.
+
+    Example:
+        >>> import torch
+        >>> import metarun.higher as higher
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> fmodel = higher.monkeypatch(model, copy_initial_weights=False)
+        >>> fmodel.update_params([2 * p for p in fmodel.parameters()])
+        >>> torch.autograd.grad(fmodel(torch.ones(2)).sum(), model.weight)
+        (tensor([[2., 2.]]),)
     """
     fmodule = make_functional(module)
     fmodule.track_higher_grads = track_higher_grads

@@ -17,7 +17,10 @@ from metarun.unroll.right_derivatives import RIGHT_MODULES, aside
 
 
 class PatchedModule(nn.Module):
-    """What all modules of a patched tree have in common. Not built directly."""
+    """What all modules of a patched tree have in common. Not built directly, but by `monkeypatch`.
+
+    The current fast weights, through which derivatives go, stand in its parameters' places.
+    """
 
     _metarun: FastWeights | None = None  # None in what a patched nn.Sequential's slices return
 

@@ -57,9 +57,16 @@ def get_trainable_opt_params(
 
     Returns:
         Setting -> one value a parameter group, in which floats, ints and floating-point tensors
-        are leaf tensors of shape () that require gradients (numbers in torch's default dtype).
+        are leaf tensors that require gradients (numbers: of shape (), in torch's default dtype).
         Tuples such as Adam's betas stay tuples. Settings that are booleans, None or mixtures
         are left out.
+
+    Example:
+        >>> import torch
+        >>> from metarun.higher.optim import get_trainable_opt_params
+        >>> opt = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+        >>> get_trainable_opt_params(opt)["momentum"]
+        [tensor(0.9000, requires_grad=True)]
     """
 
     def leaf(x: Any) -> Tensor:
@@ -88,8 +95,20 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
     Each setting keeps its type: numbers become numbers again, tuples stay tuples, tensors are
     changed in place. An int that was learned to be no whole number becomes a float.
 
+    Args:
+        opt: the optimizer, whose groups are changed.
+        override: the settings, as `get_trainable_opt_params` gives them.
+
     Raises:
         ValueError: as `values_by_group`; or a value of another kind or structure than the setting.
+
+    Example:
+        >>> import torch
+        >>> from metarun.higher.optim import apply_trainable_opt_params
+        >>> opt = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> apply_trainable_opt_params(opt, {"lr": [torch.tensor(0.25)]})
+        >>> opt.param_groups[0]["lr"]
+        0.25
     """
     for group, values in zip(
         opt.param_groups, values_by_group(override, opt.param_groups), strict=True

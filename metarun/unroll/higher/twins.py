@@ -290,6 +290,18 @@ def buffer_sync(
 
     Raises:
         KeyError: `fmodule` lacks a submodule.
+
+    Example:
+        >>> import torch
+        >>> from metarun.higher.patch import buffer_sync, monkeypatch
+        >>> model = torch.nn.BatchNorm1d(1)
+        >>> fmodel = monkeypatch(model)
+        >>> _ = fmodel(torch.tensor([[8.0], [12.0]]))
+        >>> model.running_mean
+        tensor([0.])
+        >>> buffer_sync(fmodel, model)
+        >>> model.running_mean
+        tensor([1.])
     """
     for name, buffer in module._buffers.items():
         fmodule._buffers[name] = None if buffer is None else copy_tensor(buffer.detach(), device)

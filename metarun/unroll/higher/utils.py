@@ -10,7 +10,19 @@ __all__ = ["flatten", "get_func_params"]
 
 
 def flatten(x: Any) -> list[Any]:
-    """The leaves of nested dicts (their values), lists, tuples and sets, in order."""
+    """The leaves of nested dicts (their values), lists, tuples and sets, in order.
+
+    Args:
+        x: the structure; anything else is a leaf.
+
+    Returns:
+        The leaves.
+
+    Example:
+        >>> from metarun.higher.utils import flatten
+        >>> flatten({"lr": 0.1, "betas": (0.9, 0.999)})
+        [0.1, 0.9, 0.999]
+    """
     if isinstance(x, dict):
         return [leaf for value in x.values() for leaf in flatten(value)]
     if isinstance(x, list | tuple | set):
@@ -43,6 +55,15 @@ def get_func_params(
         device: where they shall be; where they are, if None.
         safe_copy: copy the values; False lets them share memory with the module's (where the
             device is the same).
+
+    Returns:
+        The tensors, which require gradients where the parameters do.
+
+    Example:
+        >>> import torch
+        >>> from metarun.higher.utils import get_func_params
+        >>> [tuple(p.shape) for p in get_func_params(torch.nn.Linear(3, 2))]
+        [(2, 3), (2,)]
     """
     if safe_copy:
         return [copy_tensor(p, device) for p in module.parameters()]

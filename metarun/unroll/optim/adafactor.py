@@ -20,10 +20,12 @@ from metarun.unroll.optim.base import (
 
 
 class AdafactorState(NamedTuple):
-    """Of one parameter: its second moment and the number of steps taken.
+    """What Adafactor remembers of one parameter.
 
-    `second` is (rows (…, n, 1), columns (…, 1, m)) for a parameter of shape (…, n, m), and one
-    tensor of the parameter's shape for a vector or a scalar.
+    Attributes:
+        second: the second moment: (rows (…, n, 1), columns (…, 1, m)) for a parameter of shape
+            (…, n, m), and one tensor of the parameter's shape for a vector or a scalar.
+        step: () float64, the number of steps taken.
     """
 
     second: tuple[Tensor, ...]
@@ -41,6 +43,15 @@ def adafactor(
 ) -> InnerOptimizer:
     """Adafactor with the update rule of `torch.optim.Adafactor`.
 
+    With gradient Gₜ of a matrix θ, where RMS is the root of the mean square of all elements:
+
+        Rₜ = Rₜ₋₁ + t^beta2_decay · (row means of Gₜ² − Rₜ₋₁), and so the columns Cₜ
+        Vₜ = Rₜ Cₜ / max(mean(Rₜ), eps1),  Uₜ = Gₜ / √max(Vₜ, eps1²)
+        αₜ = max(eps2, RMS(θₜ₋₁)) · min(lr, 1/√t)
+        θₜ = θₜ₋₁ · (1 − lr · weight_decay) − αₜ · Uₜ / max(1, RMS(Uₜ) / d)
+
+    A vector has the moving average of Gₜ² itself for Vₜ.
+
     Args:
         lr: the largest relative step size.
         beta2_decay: exponent of the decay of the second moment.
@@ -50,6 +61,23 @@ def adafactor(
         d: threshold at which updates are clipped.
         weight_decay: decoupled.
         maximize: climb instead of descend.
+
+    Returns:
+        An `InnerOptimizer`; all arguments but `maximize` are its hyperparameters, and its state
+        is an `AdafactorState` by parameter name.
+
+    Raises:
+        ValueError: from `init` and `update`: a complex parameter.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import adafactor
+        >>> state = adafactor().init({"weight": torch.ones(5, 3)})
+        >>> [tuple(x.shape) for x in state["weight"].second]  # n + m numbers, not n · m
+        [(5, 1), (1, 3)]
+
+    References:
+        Shazeer and Stern 2018, Adafactor: adaptive learning rates with sublinear memory cost.
     """
 
     def init(p: Tensor) -> AdafactorState:

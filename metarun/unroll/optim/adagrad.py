@@ -17,7 +17,12 @@ from metarun.unroll.optim.base import (
 
 
 class AdagradState(NamedTuple):
-    """Of one parameter: sum of squared gradients (its shape) and number of steps taken."""
+    """What Adagrad remembers of one parameter.
+
+    Attributes:
+        sum: the sum of squared gradients, of the parameter's shape.
+        step: () float64, the number of steps taken.
+    """
 
     sum: Tensor
     step: Tensor
@@ -33,7 +38,32 @@ def adagrad(
 ) -> InnerOptimizer:
     """Adagrad with the update rule of `torch.optim.Adagrad`.
 
-    `initial_accumulator_value` is read at a parameter's first step, when its sum starts.
+    With gradient gₜ, in which maximize and weight_decay · θₜ₋₁ are included:
+
+        sₜ = sₜ₋₁ + gₜ²,  where s₀ = initial_accumulator_value
+        θₜ = θₜ₋₁ − lr / (1 + (t − 1) · lr_decay) · gₜ / (√sₜ + eps)
+
+    Args:
+        lr, lr_decay, weight_decay, eps: numbers, or tensors that broadcast against each
+            parameter. Weight decay is an L2 penalty.
+        initial_accumulator_value: likewise; read at a parameter's first step, when its sum starts.
+        maximize: climb instead of descend.
+
+    Returns:
+        An `InnerOptimizer`; all arguments but `maximize` are its hyperparameters, and its state
+        is an `AdagradState` by parameter name.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import adagrad, unroll
+        >>> start = {"w": torch.tensor([1.0, 100.0])}
+        >>> end = unroll(lambda p, step: p["w"].square().sum(), start, adagrad(lr=0.1), steps=1)
+        >>> end.params["w"] - start["w"]  # lr each, whatever the gradient
+        tensor([-0.1000, -0.1000])
+
+    References:
+        Duchi, Hazan and Singer 2011, Adaptive subgradient methods for online learning and
+        stochastic optimization.
     """
 
     def init(p: Tensor) -> AdagradState:

@@ -19,9 +19,13 @@ from metarun.unroll.optim.base import (
 
 
 class AdamState(NamedTuple):
-    """Of one parameter: moments (its shape) and number of steps taken.
+    """What Adam remembers of one parameter.
 
-    `max_second` holds the largest second moment so far under AMSGrad, and is empty otherwise.
+    Attributes:
+        first: the first moment, of the parameter's shape.
+        second: the second moment, of the parameter's shape.
+        max_second: the largest second moment so far under AMSGrad, and empty otherwise.
+        step: () float64, the number of steps taken.
     """
 
     first: Tensor
@@ -42,13 +46,40 @@ def adam(
 ) -> InnerOptimizer:
     """Adam with the update rule of `torch.optim.Adam`: weight decay enters the gradient.
 
+    With gradient gₜ, in which maximize and weight_decay · θₜ₋₁ are included:
+
+        mₜ = beta1 · mₜ₋₁ + (1 − beta1) · gₜ,    m̂ₜ = mₜ / (1 − beta1ᵗ)
+        vₜ = beta2 · vₜ₋₁ + (1 − beta2) · gₜ²,   v̂ₜ = vₜ / (1 − beta2ᵗ)
+        θₜ = θₜ₋₁ − lr · m̂ₜ / (√v̂ₜ + eps)
+
     Derivatives stay finite where a second moment is exactly zero (see `safe_sqrt`).
 
     Args:
-        lr, beta1, beta2, eps, weight_decay: as in torch.
+        lr, beta1, beta2, eps, weight_decay: as in torch; numbers, or tensors that broadcast
+            against each parameter.
         amsgrad: divide by the largest second moment so far (Reddi, Kale and Kumar 2018).
         maximize: climb instead of descend.
         decoupled_weight_decay: shrink the parameter instead, which is AdamW.
+
+    Returns:
+        An `InnerOptimizer`; the first five arguments are its hyperparameters, and its state is
+        an `AdamState` (m, v) by parameter name.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import adam, unroll
+        >>> lr, beta1 = torch.tensor([0.1, 0.9], requires_grad=True)
+        >>> inner = adam(lr, beta1)
+        >>> start = {"w": torch.zeros(1)}
+        >>> end = unroll(lambda p, step: (p["w"] - 3).square().sum(), start, inner, steps=3)
+        >>> end.params["w"].detach()  # lr a step at first, whatever the gradient
+        tensor([0.2996])
+        >>> torch.autograd.grad(end.params["w"].sum(), (lr, beta1))
+        (tensor(2.9917), tensor(0.0035))
+
+    References:
+        Kingma and Ba 2015, Adam: a method for stochastic optimization, algorithm 1.
+        Reddi, Kale and Kumar 2018, On the convergence of Adam and beyond (AMSGrad).
     """
 
     def init(p: Tensor) -> AdamState:
@@ -84,5 +115,24 @@ def adamw(
     amsgrad: bool = False,
     maximize: bool = False,
 ) -> InnerOptimizer:
-    """`adam` with decoupled weight decay (Loshchilov and Hutter 2019), as `torch.optim.AdamW`."""
+    """`adam` with decoupled weight decay (Loshchilov and Hutter 2019), as `torch.optim.AdamW`.
+
+    The step of `adam` without weight decay starts from θₜ₋₁ · (1 − lr · weight_decay).
+
+    Args:
+        lr, beta1, beta2, eps, weight_decay, amsgrad, maximize: as of `adam`.
+
+    Returns:
+        An `InnerOptimizer`, as that of `adam`.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import adamw, unroll
+        >>> inner = adamw(lr=0.1, weight_decay=0.5)
+        >>> unroll(lambda p, step: 0 * p["w"].sum(), {"w": torch.ones(1)}, inner, 2).params["w"]
+        tensor([0.9025])
+
+    References:
+        Loshchilov and Hutter 2019, Decoupled weight decay regularization.
+    """
     return adam(lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay=True)

@@ -17,7 +17,13 @@ from metarun.unroll.optim.base import (
 
 
 class AdamaxState(NamedTuple):
-    """Of one parameter: first moment and infinity norm (its shape), number of steps taken."""
+    """What Adamax remembers of one parameter.
+
+    Attributes:
+        first: the first moment, of the parameter's shape.
+        norm: the decayed infinity norm of the gradients, of the parameter's shape.
+        step: () float64, the number of steps taken.
+    """
 
     first: Tensor
     norm: Tensor
@@ -32,7 +38,34 @@ def adamax(
     weight_decay: float | Tensor = 0.0,
     maximize: bool = False,
 ) -> InnerOptimizer:
-    """Adamax with the update rule of `torch.optim.Adamax`."""
+    """Adamax with the update rule of `torch.optim.Adamax`.
+
+    With gradient gₜ, in which maximize and weight_decay · θₜ₋₁ are included:
+
+        mₜ = beta1 · mₜ₋₁ + (1 − beta1) · gₜ
+        uₜ = max(beta2 · uₜ₋₁, |gₜ| + eps)
+        θₜ = θₜ₋₁ − lr / (1 − beta1ᵗ) · mₜ / uₜ
+
+    Args:
+        lr, beta1, beta2, eps, weight_decay: numbers, or tensors that broadcast against each
+            parameter. Weight decay is an L2 penalty.
+        maximize: climb instead of descend.
+
+    Returns:
+        An `InnerOptimizer`; the first five arguments are its hyperparameters, and its state is
+        an `AdamaxState` (m, u) by parameter name.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import adamax, unroll
+        >>> start = {"w": torch.tensor([1.0, 100.0])}
+        >>> end = unroll(lambda p, step: p["w"].square().sum(), start, adamax(lr=0.1), steps=1)
+        >>> end.params["w"] - start["w"]
+        tensor([-0.1000, -0.1000])
+
+    References:
+        Kingma and Ba 2015, Adam: a method for stochastic optimization, section 7.1.
+    """
 
     def init(p: Tensor) -> AdamaxState:
         return AdamaxState(torch.zeros_like(p), torch.zeros_like(p), step_count(p))

@@ -17,7 +17,14 @@ from metarun.unroll.optim.base import (
 
 
 class ASGDState(NamedTuple):
-    """Of one parameter: its average `ax` (its shape), the next step's `eta` and `mu`, steps."""
+    """What ASGD remembers of one parameter.
+
+    Attributes:
+        ax: the average of the iterates, of the parameter's shape.
+        eta: the next step's step size, (), or the shape that learned hyperparameters give it.
+        mu: the weight of the next iterate in the average, (), or the shape of a learned t0.
+        step: () float64, the number of steps taken.
+    """
 
     ax: Tensor
     eta: Tensor
@@ -35,9 +42,36 @@ def asgd(
 ) -> InnerOptimizer:
     """ASGD with the update rule of `torch.optim.ASGD`; the average is `ax` in the state.
 
+    With gradient gₜ, in which maximize and weight_decay · θₜ₋₁ are included, η₁ = lr and μ₁ = 1:
+
+        θₜ = θₜ₋₁ · (1 − lambd · ηₜ) − ηₜ · gₜ
+        axₜ = axₜ₋₁ + μₜ · (θₜ − axₜ₋₁)
+        ηₜ₊₁ = lr / (1 + lambd · lr · t)^alpha,  μₜ₊₁ = 1 / max(1, t − t0)
+
     As in torch, the step size eta is computed at the end of a step for the next one, so that a
     changed lr acts one step later. torch keeps eta and mu in its default type; here they start
     in float64, and keep the type that they have in a state that is continued (`from_torch`).
+
+    Args:
+        lr, lambd, alpha, weight_decay: numbers, or tensors that broadcast against each
+            parameter. Weight decay is an L2 penalty.
+        t0: the number of steps before averaging starts.
+        maximize: climb instead of descend.
+
+    Returns:
+        An `InnerOptimizer`; the first five arguments are its hyperparameters, and its state is
+        an `ASGDState` by parameter name.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import asgd, unroll
+        >>> inner = asgd(lr=0.95, lambd=0.0, t0=0.0)
+        >>> end = unroll(lambda p, step: p["w"].square().sum(), {"w": torch.ones(1)}, inner, 10)
+        >>> end.params["w"], end.state["w"].ax  # the iterates change sign: their mean is closer
+        (tensor([0.3487]), tensor([0.0657]))
+
+    References:
+        Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging.
     """
 
     def init(p: Tensor) -> ASGDState:

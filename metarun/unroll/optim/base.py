@@ -34,6 +34,18 @@ class InnerOptimizer(NamedTuple):
         update: `update(grads, state, params, hyper) -> (params, state)`, out of place and
             differentiable with respect to every tensor that goes in.
         hyper: the default hyperparameters; their names are those that `update` reads.
+
+    Example:
+        An optimizer of one's own, by the signs of gradients:
+
+        >>> import torch
+        >>> from metarun.unroll import InnerOptimizer, unroll
+        >>> def update(grads, state, params, hyper):
+        ...     return {n: p - hyper["lr"] * grads[n].sign() for n, p in params.items()}, state
+        >>> by_sign = InnerOptimizer(lambda params: (), update, {"lr": 0.5})
+        >>> start = {"w": torch.tensor([2.0, -1.0])}
+        >>> unroll(lambda p, step: p["w"].square().sum(), start, by_sign, 2).params["w"]
+        tensor([1., 0.])
     """
 
     init: Callable[[Params], State]
@@ -42,7 +54,13 @@ class InnerOptimizer(NamedTuple):
 
 
 class Derivatives(Protocol):
-    """The inner loss at the current parameters, and its derivatives on demand."""
+    """The inner loss at the current parameters, and its derivatives on demand.
+
+    A `LossOptimizer` gets one at each step.
+
+    Attributes:
+        loss: (), the value.
+    """
 
     loss: Tensor
 
@@ -65,6 +83,9 @@ class Derivatives(Protocol):
     def joint_hessian(self, names: Sequence[str]) -> Tensor:
         """The second derivative of several parameters together, with all cross terms.
 
+        Args:
+            names: the parameters, in the order in which they are flattened.
+
         Returns:
             (N, N), for the N elements of the flattened parameters one after the other.
         """
@@ -77,8 +98,22 @@ class LossOptimizer(NamedTuple):
     Attributes:
         init: `init(params) -> state`.
         update: `update(derivatives, state, params, hyper) -> (params, state)`, out of place and
-            differentiable.
+            differentiable; `derivatives` is a `Derivatives`.
         hyper: as of `InnerOptimizer`.
+
+    Example:
+        The Polyak step size, loss / ‖gradient‖², for a loss whose minimum is zero:
+
+        >>> import torch
+        >>> from metarun.unroll import LossOptimizer, unroll
+        >>> def update(derivatives, state, params, hyper):
+        ...     grads = derivatives.gradient()
+        ...     size = derivatives.loss / sum(g.square().sum() for g in grads.values())
+        ...     return {n: p - size * grads[n] for n, p in params.items()}, state
+        >>> polyak = LossOptimizer(lambda params: (), update, {})
+        >>> start = {"w": torch.tensor([2.0, -1.0])}
+        >>> unroll(lambda p, step: p["w"].square().sum(), start, polyak, 1).params["w"]
+        tensor([ 1.0000, -0.5000])
     """
 
     init: Callable[[Params], State]
@@ -87,7 +122,24 @@ class LossOptimizer(NamedTuple):
 
 
 def hyper_for(hyper: Hyper, name: str, parameter: str) -> float | Tensor:
-    """The value of hyperparameter `name` for one parameter."""
+    """The value of hyperparameter `name` for one parameter.
+
+    Args:
+        hyper: all hyperparameters.
+        name: which of them.
+        parameter: the parameter's name, which counts where there is a value a parameter.
+
+    Returns:
+        The number or tensor.
+
+    Raises:
+        KeyError: there is no such hyperparameter, or no value of it for this parameter.
+
+    Example:
+        >>> from metarun.unroll.optim import hyper_for
+        >>> hyper_for({"lr": {"weight": 0.1, "bias": 0.2}, "momentum": 0.9}, "lr", "bias")
+        0.2
+    """
     value = hyper[name]
     return value[parameter] if isinstance(value, Mapping) else value
 
@@ -104,13 +156,40 @@ def safe_sqrt(x: Tensor) -> Tensor:
     bias before batch normalisation); there the infinite derivative of the root would meet a
     zero and turn the whole meta-gradient into NaN. The inner `where` keeps the root off zero,
     the outer one puts the right value back; both are needed.
+
+    Args:
+        x: any shape. Negative elements count as zero.
+
+    Returns:
+        √max(x, 0), elementwise.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll.optim import safe_sqrt
+        >>> x = torch.tensor([0.0, 4.0], requires_grad=True)
+        >>> torch.autograd.grad(safe_sqrt(x).sum(), x)
+        (tensor([0.0000, 0.2500]),)
     """
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
 
 
 def safe_norm(x: Tensor) -> Tensor:
-    """Euclidean norm of all elements, (), whose derivatives at zero are zero instead of NaN."""
+    """Euclidean norm of all elements, (), whose derivatives at zero are zero instead of NaN.
+
+    Args:
+        x: any shape.
+
+    Returns:
+        √(Σ xᵢ²), ().
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll.optim import safe_norm
+        >>> x = torch.zeros(2, requires_grad=True)
+        >>> torch.autograd.grad(safe_norm(x), x)
+        (tensor([0., 0.]),)
+    """
     nonzero = (x != 0).any()
     return torch.where(nonzero, torch.where(nonzero, x, 1.0).norm(), 0.0)
 
@@ -130,6 +209,26 @@ def per_parameter(
         rule: `rule(grad, state, param, settings) -> (param, state)`, of real numbers.
         hyper: the default hyperparameters, those that `settings` has.
         real_only: the optimizer's name if it refuses complex parameters.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: from `init` and `update`: a complex parameter under `real_only`, or a complex
+            hyperparameter for a complex parameter.
+
+    Example:
+        Gradient descent that counts its steps:
+
+        >>> import torch
+        >>> from metarun.unroll import unroll
+        >>> from metarun.unroll.optim import per_parameter
+        >>> def rule(grad, count, param, settings):
+        ...     return param - settings["lr"] * grad, count + 1
+        >>> counting = per_parameter(lambda param: torch.zeros(()), rule, {"lr": 0.1})
+        >>> end = unroll(lambda p, step: p["w"].sum(), {"w": torch.ones(2)}, counting, 3)
+        >>> end.params["w"], end.state["w"]
+        (tensor([0.7000, 0.7000]), tensor(3.))
     """
 
     def init_all(params: Params) -> dict[str, S]:

@@ -57,7 +57,7 @@ _IN_DEFAULT_TYPE = {"mu_product", "eta", "mu"}
 
 
 class Continued(NamedTuple):
-    """A live torch optimizer, taken over.
+    """A live torch optimizer, taken over; see `from_torch`, whose example uses one.
 
     Attributes:
         optimizer: a `partition` with one part a param group: hyperparameters "0.lr", "1.lr" ….
@@ -83,6 +83,12 @@ def translate(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> In
 
     Raises:
         ValueError: a class without counterpart, an unknown option, or one that contradicts.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import translate
+        >>> translate(torch.optim.Adam, {"lr": 0.1, "betas": (0.5, 0.9)}).hyper
+        {'lr': 0.1, 'beta1': 0.5, 'beta2': 0.9, 'eps': 1e-08, 'weight_decay': 0.0}
     """
     if kind in _REFUSED:
         raise ValueError(f"{kind.__name__} cannot be unrolled: {_REFUSED[kind]}")
@@ -128,9 +134,24 @@ def from_torch(
         optimizer: a live optimizer of `torch.optim`.
         params: a module, or the names and parameters under which the unroll knows them.
 
+    Returns:
+        The differentiable optimizer and the state to start it in.
+
     Raises:
         ValueError: as `translate`; `params` has no names; or a parameter of the optimizer is not
             among `params`.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import from_torch, unroll
+        >>> params = {"w": torch.nn.Parameter(torch.zeros(1))}
+        >>> warm = torch.optim.SGD(params.values(), lr=0.1, momentum=0.9)
+        >>> (params["w"] - 3).square().sum().backward()
+        >>> warm.step()  # the momentum buffer is −6 now, and w is 0.6
+        >>> optimizer, state = from_torch(warm, params.items())
+        >>> end = unroll(lambda p, step: p["w"].sum() * 0, params, optimizer, 1, state=state)
+        >>> end.params["w"].detach()  # 0.6 + 0.1 · 0.9 · 6
+        tensor([1.1400])
     """
     named = list(params.named_parameters() if isinstance(params, nn.Module) else params)
     if any(not isinstance(pair, tuple) for pair in named):

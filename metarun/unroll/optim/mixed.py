@@ -28,10 +28,25 @@ def mixed(
         parts: (names or shell-style patterns of parameters, their optimizer). A Hessian is
             taken of a part's own parameters only.
 
+    Returns:
+        A `LossOptimizer`.
+
     Raises:
         ValueError: a part that claims nothing, or a name that two parts list. From `init` and
             `update`, which know the parameters: a parameter that two parts claim or none, or a
             name or pattern that matches nothing.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import mixed, newton, sgd, unroll
+        >>> inner = mixed([("head.*", newton(joint=True)), (["scale"], sgd(lr=0.1))])
+        >>> sorted(inner.hyper)[:2]
+        ['0.damping', '0.trust_radius']
+        >>> def loss(p, step):
+        ...     return (p["head.weight"] - 3).square().sum() + p["scale"].square().sum()
+        >>> start = {"head.weight": torch.zeros(2), "scale": torch.ones(1)}
+        >>> unroll(loss, start, inner, steps=1).params
+        {'head.weight': tensor([3., 3.]), 'scale': tensor([0.8000])}
     """
     claims = [(names,) if isinstance(names, str) else tuple(names) for names, _ in parts]
     optimizers = [optimizer for _, optimizer in parts]

@@ -19,7 +19,15 @@ from metarun.unroll.optim.base import (
 
 
 class NAdamState(NamedTuple):
-    """Of one parameter: moments (its shape), product of all momenta so far, steps taken."""
+    """What NAdam remembers of one parameter.
+
+    Attributes:
+        first: the first moment, of the parameter's shape.
+        second: the second moment, of the parameter's shape.
+        mu_product: the product of all momenta so far, (), or the shape that learned hyperparameters
+            give it.
+        step: () float64, the number of steps taken.
+    """
 
     first: Tensor
     second: Tensor
@@ -39,8 +47,37 @@ def nadam(
 ) -> InnerOptimizer:
     """NAdam with the update rule of `torch.optim.NAdam`.
 
+    With gradient gₜ, in which maximize and weight_decay · θₜ₋₁ are included, and with mₜ and vₜ
+    of `adam`:
+
+        μₜ = beta1 · (1 − 0.5 · 0.96^(t · momentum_decay)),  Πₜ = μ₁ · … · μₜ
+        θₜ = θₜ₋₁ − lr · ((1 − μₜ) / (1 − Πₜ) · gₜ + μₜ₊₁ / (1 − Πₜ₊₁) · mₜ)
+             / (√(vₜ / (1 − beta2ᵗ)) + eps)
+
     torch keeps the product of the momenta in its default type; here it starts in float64, and
     keeps the type that it has in a state that is continued (see `from_torch`).
+
+    Args:
+        lr, beta1, beta2, eps, weight_decay, momentum_decay: numbers, or tensors that broadcast
+            against each parameter.
+        maximize: climb instead of descend.
+        decoupled_weight_decay: shrink the parameter, as AdamW does, in place of an L2 penalty.
+
+    Returns:
+        An `InnerOptimizer`; the first six arguments are its hyperparameters, and its state is an
+        `NAdamState` by parameter name.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import nadam, unroll
+        >>> lr = torch.tensor(0.1, requires_grad=True)
+        >>> start = {"w": torch.zeros(1)}
+        >>> end = unroll(lambda p, step: (p["w"] - 3).square().sum(), start, nadam(lr), steps=3)
+        >>> end.params["w"].detach(), torch.autograd.grad(end.params["w"].sum(), lr)
+        (tensor([0.2541]), (tensor(2.5091),))
+
+    References:
+        Dozat 2016, Incorporating Nesterov momentum into Adam.
     """
 
     def init(p: Tensor) -> NAdamState:

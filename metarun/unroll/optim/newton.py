@@ -62,10 +62,28 @@ def newton(
         damping: added to the curvature, 0 or more: the step then minimises the quadratic model
             plus damping/2 · ‖step‖². Likewise a number, a tensor or a mapping.
 
+    Returns:
+        A `LossOptimizer` with the hyperparameters trust_radius and damping, and without a state.
+
     Raises:
         ValueError: a constant out of range. From `init`: a trust radius for a parameter that is
-            not there, or a variable that is too large. From `update`: a joint step in which
-            only some parameters have a trust radius.
+            not there, a complex parameter, or a variable that is too large. From `update`: a
+            joint step in which only some parameters have a trust radius.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import newton, unroll
+        >>> loss = lambda p, step: (p["w"] - 3).square().sum()
+        >>> unroll(loss, {"w": torch.zeros(2)}, newton(), steps=1).params["w"]
+        tensor([3., 3.])
+        >>> unroll(loss, {"w": torch.zeros(2)}, newton(trust_radius=1.0), 1).params["w"].norm()
+        tensor(1.0000)
+
+    References:
+        Levenberg 1944, A method for the solution of certain non-linear problems in least squares.
+        Nocedal and Wright 2006, Numerical optimization, section 4.3.
+        Dauphin et al. 2014, Identifying and attacking the saddle point problem in
+        high-dimensional non-convex optimization.
     """
     radii: HyperValue = math.inf if trust_radius is None else trust_radius
     for value in _constants(radii):

@@ -24,10 +24,23 @@ def partition(parts: Sequence[tuple[str | Sequence[str], InnerOptimizer]]) -> In
         parts: (names or shell-style patterns, optimizer). A name written in full stands for
             itself, whatever characters it has. A part without names owns nothing.
 
+    Returns:
+        An `InnerOptimizer`.
+
     Raises:
         ValueError: a part that is no `InnerOptimizer`. From `init` and `update`, which know the
             parameters: a parameter belongs to two parts or to none, or a name or pattern matches
             nothing.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import partition, sgd, unroll
+        >>> inner = partition([("body.*", sgd(lr=0.0)), ("head.*", sgd(lr=0.5))])
+        >>> inner.hyper["1.lr"]
+        0.5
+        >>> start = {"body.weight": torch.ones(2), "head.weight": torch.ones(2)}
+        >>> unroll(lambda p, step: sum(x.sum() for x in p.values()), start, inner, 1).params
+        {'body.weight': tensor([1., 1.]), 'head.weight': tensor([0.5000, 0.5000])}
     """
     matchers = [matcher((names,) if isinstance(names, str) else names) for names, _ in parts]
     optimizers = [optimizer for _, optimizer in parts]

@@ -19,6 +19,15 @@ class Preconditioner(NamedTuple):
         factors: `factors(params)` gives the factors of the identity, in the parameters' type
             and on their device. A parameter has only the factors that its shape calls for.
         apply: `apply(grad, factors) -> grad` for one parameter and its factors by name.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import KRONECKER, META_CURVATURE
+        >>> for preconditioner in (META_CURVATURE, KRONECKER):
+        ...     factors = preconditioner.factors({"conv": torch.zeros(8, 4, 3, 3)})
+        ...     {name: tuple(of["conv"].shape) for name, of in factors.items()}
+        {'curvature_out': (8, 8), 'curvature_in': (4, 4), 'curvature_filter': (9, 9)}
+        {'kronecker_left': (4, 4), 'kronecker_right': (9, 9)}
     """
 
     factors: Callable[[Params], Factors]

@@ -20,7 +20,13 @@ from metarun.unroll.optim.base import (
 
 
 class RAdamState(NamedTuple):
-    """Of one parameter: moments (its shape) and number of steps taken."""
+    """What RAdam remembers of one parameter.
+
+    Attributes:
+        first: the first moment, of the parameter's shape.
+        second: the second moment, of the parameter's shape.
+        step: () float64, the number of steps taken.
+    """
 
     first: Tensor
     second: Tensor
@@ -38,8 +44,37 @@ def radam(
 ) -> InnerOptimizer:
     """RAdam with the update rule of `torch.optim.RAdam`.
 
-    The rectification sets in where the length of the approximated average exceeds 5; in beta2
-    the update jumps there, and the derivative is that of the side it is on.
+    With m̂ₜ and vₜ of `adam`:
+
+        ρ∞ = 2 / (1 − beta2) − 1,  ρₜ = ρ∞ − 2t · beta2ᵗ / (1 − beta2ᵗ)
+        rₜ = √((ρₜ − 4)(ρₜ − 2)ρ∞ / ((ρ∞ − 4)(ρ∞ − 2)ρₜ))
+        θₜ = θₜ₋₁ − lr · m̂ₜ · rₜ · √(1 − beta2ᵗ) / (√vₜ + eps)  if ρₜ > 5
+        θₜ = θₜ₋₁ − lr · m̂ₜ                                      otherwise
+
+    The rectification sets in where the length of the approximated average, ρₜ, exceeds 5; in
+    beta2 the update jumps there, and the derivative is that of the side it is on.
+
+    Args:
+        lr, beta1, beta2, eps, weight_decay: numbers, or tensors that broadcast against each
+            parameter.
+        maximize: climb instead of descend.
+        decoupled_weight_decay: shrink the parameter, as AdamW does, in place of an L2 penalty.
+
+    Returns:
+        An `InnerOptimizer`; the first five arguments are its hyperparameters, and its state is
+        an `RAdamState` (m, v) by parameter name.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import radam, unroll
+        >>> start = {"w": torch.tensor([1.0, 100.0])}
+        >>> end = unroll(lambda p, step: p["w"].sum(), start, radam(lr=0.1), steps=6)
+        >>> end.params["w"] - start["w"]  # five steps by the mean gradient, one rectified
+        tensor([-0.5026, -0.5026])
+
+    References:
+        Liu et al. 2020, On the variance of the adaptive learning rate and beyond, algorithm 2
+        (with 4 for the 5 that is torch's).
     """
 
     def init(p: Tensor) -> RAdamState:

@@ -17,9 +17,12 @@ from metarun.unroll.optim.base import (
 
 
 class RMSpropState(NamedTuple):
-    """Of one parameter: averages of squared gradients and momentum buffer (its shape).
+    """What RMSprop remembers of one parameter.
 
-    `first` holds the average gradient if centred, and is empty otherwise.
+    Attributes:
+        second: the average of squared gradients, of the parameter's shape.
+        momentum: the momentum buffer, of the parameter's shape; zeros without momentum.
+        first: (the average gradient,) if centred, and empty otherwise.
     """
 
     second: Tensor
@@ -38,7 +41,36 @@ def rmsprop(
 ) -> InnerOptimizer:
     """RMSprop with the update rule of `torch.optim.RMSprop`.
 
+    With gradient gₜ, in which maximize and weight_decay · θₜ₋₁ are included:
+
+        vₜ = alpha · vₜ₋₁ + (1 − alpha) · gₜ²
+        ḡₜ = alpha · ḡₜ₋₁ + (1 − alpha) · gₜ if centred, and 0 otherwise
+        bₜ = momentum · bₜ₋₁ + gₜ / (√(vₜ − ḡₜ²) + eps)
+        θₜ = θₜ₋₁ − lr · bₜ
+
     A centred variance that rounding makes negative counts as zero; torch's root is NaN there.
+
+    Args:
+        lr, alpha, eps, weight_decay, momentum: numbers, or tensors that broadcast against each
+            parameter. Weight decay is an L2 penalty.
+        centered: divide by the standard deviation of the gradients, not by their size.
+        maximize: climb instead of descend.
+
+    Returns:
+        An `InnerOptimizer`; the first five arguments are its hyperparameters, and its state is
+        an `RMSpropState` by parameter name.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import rmsprop, unroll
+        >>> start = {"w": torch.tensor([1.0, 100.0])}
+        >>> end = unroll(lambda p, step: p["w"].square().sum(), start, rmsprop(lr=0.1), steps=1)
+        >>> end.params["w"] - start["w"]  # lr / √(1 − alpha) each
+        tensor([-1.0000, -1.0000])
+
+    References:
+        Tieleman and Hinton 2012, Lecture 6.5 of Neural networks for machine learning.
+        Graves 2013, Generating sequences with recurrent neural networks (centred).
     """
 
     def init(p: Tensor) -> RMSpropState:

@@ -15,7 +15,13 @@ from metarun.unroll.optim.base import (
 
 
 class RpropState(NamedTuple):
-    """Of one parameter: last gradient and step size (its shape), number of steps taken."""
+    """What Rprop remembers of one parameter.
+
+    Attributes:
+        previous: the last gradient, zero where its sign had changed, of the parameter's shape.
+        step_size: the last step size, of the parameter's shape.
+        step: () float64, the number of steps taken.
+    """
 
     previous: Tensor
     step_size: Tensor
@@ -32,9 +38,39 @@ def rprop(
 ) -> InnerOptimizer:
     """Rprop with the update rule of `torch.optim.Rprop`.
 
+    With gradient gₜ and step sizes s of each element, s₀ = lr:
+
+        sₜ = sₜ₋₁ · (eta_plus if gₜ · gₜ₋₁ > 0, eta_minus if gₜ · gₜ₋₁ < 0, otherwise 1),
+             within step_size_min and step_size_max
+        gₜ = 0 where gₜ · gₜ₋₁ < 0
+        θₜ = θₜ₋₁ − sign(gₜ) · sₜ
+
     Only the signs of the gradients count, so the result is piecewise constant in them: the
     derivatives with respect to `lr` (the first step size), the etas and the limits are those of
     the piece, and none flows through the gradients.
+
+    Args:
+        lr, eta_minus, eta_plus, step_size_min, step_size_max: numbers, or tensors that broadcast
+            against each parameter.
+        maximize: climb instead of descend.
+
+    Returns:
+        An `InnerOptimizer`; all arguments but `maximize` are its hyperparameters, and its state
+        is an `RpropState` by parameter name.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import rprop, unroll
+        >>> start = {"w": torch.tensor([1.0, 100.0])}
+        >>> end = unroll(lambda p, step: p["w"].square().sum(), start, rprop(lr=0.5), steps=3)
+        >>> start["w"] - end.params["w"]  # 0.5 + 0.6 − 0 and 0.5 + 0.6 + 0.72
+        tensor([1.1000, 1.8200])
+        >>> end.state["w"].step_size
+        tensor([0.3000, 0.7200])
+
+    References:
+        Riedmiller and Braun 1993, A direct adaptive method for faster backpropagation learning:
+        the RPROP algorithm.
     """
 
     def init(p: Tensor) -> RpropState:

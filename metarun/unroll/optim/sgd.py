@@ -17,7 +17,12 @@ from metarun.unroll.optim.base import (
 
 
 class SGDState(NamedTuple):
-    """Of one parameter: momentum buffer (its shape) and number of steps taken."""
+    """What SGD remembers of one parameter.
+
+    Attributes:
+        momentum: the momentum buffer, of the parameter's shape; zeros without momentum.
+        step: () float64, the number of steps taken.
+    """
 
     momentum: Tensor
     step: Tensor
@@ -33,11 +38,42 @@ def sgd(
 ) -> InnerOptimizer:
     """SGD with the update rule of `torch.optim.SGD`.
 
-    A momentum, dampening or weight decay that is the constant 0 costs nothing; a tensor that
-    is 0 stays in the graph and can be learned.
+    With gradient gₜ, in which maximize and weight_decay · θₜ₋₁ are included:
+
+        b₁ = g₁,  bₜ = momentum · bₜ₋₁ + (1 − dampening) · gₜ
+        θₜ = θₜ₋₁ − lr · bₜ                     (nesterov: gₜ + momentum · bₜ in place of bₜ)
+
+    Without momentum bₜ = gₜ, whatever the dampening. A momentum, dampening or weight decay that
+    is the constant 0 costs nothing; a tensor that is 0 stays in the graph and can be learned.
+
+    Args:
+        lr, momentum, dampening, weight_decay: numbers, or tensors that broadcast against each
+            parameter. Weight decay is an L2 penalty.
+        nesterov: Nesterov's momentum, as above.
+        maximize: climb instead of descend.
+
+    Returns:
+        An `InnerOptimizer`; the first four arguments are its hyperparameters, and its state is
+        an `SGDState` by parameter name.
 
     Raises:
         ValueError: nesterov without momentum or with dampening, as in torch.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import sgd, unroll
+        >>> lr = torch.tensor(0.1, requires_grad=True)
+        >>> start = {"w": torch.zeros(1)}
+        >>> end = unroll(lambda p, step: (p["w"] - 3).square().sum(), start, sgd(lr), steps=2)
+        >>> end.params["w"]  # 3 − 3 · (1 − 2 lr)²
+        tensor([1.0800], grad_fn=<SubBackward0>)
+        >>> torch.autograd.grad(end.params["w"].sum(), lr)  # 12 · (1 − 2 lr)
+        (tensor(9.6000),)
+
+    References:
+        Robbins and Monro 1951, A stochastic approximation method.
+        Sutskever et al. 2013, On the importance of initialization and momentum in deep learning
+        (Nesterov's momentum).
     """
     if nesterov and (is_off(momentum) or not is_off(dampening)):
         raise ValueError("nesterov needs a momentum above 0 and no dampening")

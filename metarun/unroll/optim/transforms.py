@@ -24,14 +24,34 @@ from metarun.unroll.optim.preconditioners import Preconditioner
 def clip_norm(optimizer: InnerOptimizer, max_norm: float | Tensor) -> InnerOptimizer:
     """The optimizer on gradients that are scaled down to a global norm of `max_norm`.
 
+        g ← g · min(1, max_norm / (‖g‖ + 1e-6)),  ‖g‖ over all parameters together
+
     The formula of `torch.nn.utils.clip_grad_norm_`, over all parameters that the optimizer gets
     (those of its part, within a `partition`). The derivative is that of the scaled gradient, and
-    is finite where all gradients are zero. `max_norm` becomes a hyperparameter of that name;
-    where it has a value a parameter, each is compared with the one global norm.
+    is finite where all gradients are zero.
+
+    Args:
+        optimizer: what steps along the clipped gradients.
+        max_norm: becomes a hyperparameter of that name; where it has a value a parameter, each is
+            compared with the one global norm.
+
+    Returns:
+        An `InnerOptimizer` with the same state.
 
     Raises:
         ValueError: a constant `max_norm` that is not above 0; the optimizer has one already, or
             is no `InnerOptimizer`.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import clip_norm, sgd, unroll
+        >>> inner = clip_norm(sgd(lr=1.0), max_norm=1.0)
+        >>> start = {"w": torch.tensor([3.0, 4.0])}
+        >>> unroll(lambda p, step: p["w"].square().sum(), start, inner, 1).params["w"]
+        tensor([2.4000, 3.2000])
+
+    References:
+        Pascanu, Mikolov and Bengio 2013, On the difficulty of training recurrent neural networks.
     """
     _check_positive("max_norm", max_norm)
 
@@ -49,11 +69,27 @@ def clip_norm(optimizer: InnerOptimizer, max_norm: float | Tensor) -> InnerOptim
 def clip_value(optimizer: InnerOptimizer, limit: float | Tensor) -> InnerOptimizer:
     """The optimizer on gradients that are clipped elementwise to [-limit, limit].
 
-    As `torch.nn.utils.clip_grad_value_`. The limit becomes the hyperparameter `clip_value`.
+    As `torch.nn.utils.clip_grad_value_`.
+
+    Args:
+        optimizer: what steps along the clipped gradients.
+        limit: becomes the hyperparameter `clip_value`; a tensor must broadcast against each
+            parameter.
+
+    Returns:
+        An `InnerOptimizer` with the same state.
 
     Raises:
         ValueError: a constant limit that is not above 0; the optimizer has one already, or is
-            no `InnerOptimizer`.
+            no `InnerOptimizer`. From `update`: a complex gradient.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import clip_value, sgd, unroll
+        >>> inner = clip_value(sgd(lr=1.0), limit=0.5)
+        >>> start = {"w": torch.tensor([3.0, 0.1])}
+        >>> unroll(lambda p, step: p["w"].square().sum(), start, inner, 1).params["w"]
+        tensor([ 2.5000, -0.1000])
     """
     _check_positive("clip_value", limit)
 
@@ -74,19 +110,35 @@ def precondition(
 
     The factors become hyperparameters, each with a tensor a parameter; they start as identities,
     with which the optimizer takes the steps that it takes without. To learn them, put tensors
-    that require gradients in their place::
-
-        optimizer = precondition(sgd(0.1), META_CURVATURE, params)
-        factors = META_CURVATURE.factors(params)  # name -> parameter -> tensor
-        unroll(loss_fn, params, optimizer, steps, hyper={**optimizer.hyper, **factors})
+    that require gradients in their place.
 
     Args:
         optimizer: what steps along the preconditioned gradients.
         preconditioner: `META_CURVATURE`, `KRONECKER`, `KRONECKER_PSD`, or one of your own.
         params: the parameters that get factors; others keep their gradients.
 
+    Returns:
+        An `InnerOptimizer` with the same state.
+
     Raises:
-        ValueError: the optimizer has such factors already, or is no `InnerOptimizer`.
+        ValueError: the optimizer has such factors already, or is no `InnerOptimizer`; a complex
+            parameter. From `update`: factors that are not by parameter name.
+
+    Example:
+        >>> import torch
+        >>> from metarun.unroll import META_CURVATURE, precondition, sgd, unroll
+        >>> params = {"w": torch.ones(2)}
+        >>> optimizer = precondition(sgd(0.1), META_CURVATURE, params)
+        >>> factors = META_CURVATURE.factors(params)  # name -> parameter -> tensor
+        >>> diagonal = factors["curvature_out"]["w"].requires_grad_()
+        >>> hyper = {**optimizer.hyper, **factors}
+        >>> end = unroll(lambda p, s: p["w"].square().sum(), params, optimizer, 1, hyper=hyper)
+        >>> torch.autograd.grad(end.params["w"].sum(), diagonal)  # −lr · 2w
+        (tensor([-0.2000, -0.2000]),)
+
+    References:
+        Park and Oliva 2019, Meta-Curvature.
+        Arnold, Iqbal and Sha 2021, When MAML can adapt fast and how to assist when it cannot.
     """
     refuse_complex(params, "precondition")
     factors = preconditioner.factors(params)
