@@ -14,7 +14,7 @@ from metarun.config.run import EngineConfig, TrainConfig
 from metarun.errors import ConfigError
 from metarun.unroll import Batching, InnerOptimizer
 from metarun.unroll._torch import ConvNd
-from metarun.unroll.names import stands_for
+from metarun.unroll.names import selects
 
 SAVE_MEMORY = ("checkpoint", "mixed")  # values of engine.gradient; inductor and vmap undo it
 SHORT_RUN = 10  # meta-steps: below, recording a network of convolutions takes longer than it saves
@@ -63,7 +63,7 @@ def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -
     convolutions = any(
         parameter.requires_grad
         and id(parameter) in weights
-        and any(stands_for(pattern, name, names) for pattern in algo.adapt)
+        and any(selects(pattern, name, names) for pattern in algo.adapt)
         for name, parameter in model.named_parameters()
     )
     undecided = (engine.gradient, engine.compile, engine.batching) == ("auto", "auto", "auto")

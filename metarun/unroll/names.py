@@ -26,7 +26,7 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def stands_for(pattern: str, name: str, names: Collection[str]) -> bool:
+def selects(pattern: str, name: str, names: Collection[str]) -> bool:
     """Whether a pattern means a name, among others.
 
     A pattern that is one of the names means that name only: beside "weights0", "weights[0]" is no
@@ -41,10 +41,10 @@ def stands_for(pattern: str, name: str, names: Collection[str]) -> bool:
         True or False.
 
     Example:
-        >>> from metarun.unroll.names import stands_for
-        >>> [stands_for("w[0]", name, ["w[0]", "w0"]) for name in ("w[0]", "w0")]
+        >>> from metarun.unroll.names import selects
+        >>> [selects("w[0]", name, ["w[0]", "w0"]) for name in ("w[0]", "w0")]
         [True, False]
-        >>> stands_for("w[0]", "w0", ["w0"])
+        >>> selects("w[0]", "w0", ["w0"])
         True
     """
     return name == pattern if pattern in names else matches(name, pattern)

@@ -18,7 +18,7 @@ from metarun.unroll import (
     Record,
     unrecorded,
 )
-from metarun.unroll.names import stands_for
+from metarun.unroll.names import selects
 
 Episode = Any
 """One task: `support_x`, `support_y`, `query_x`, `query_y`, as in `metarun.episodes.source`."""
@@ -179,7 +179,7 @@ def refuse_frozen(model: nn.Module, patterns: Iterable[str], setting: str) -> No
     """
     needed = {name: p.requires_grad for name, p in model.named_parameters()}
     for pattern in patterns:
-        named = [name for name in needed if stands_for(pattern, name, needed)]
+        named = [name for name in needed if selects(pattern, name, needed)]
         if named and not any(needed[name] for name in named):
             raise ValueError(
                 f"{setting}: {pattern!r} names only parameters that the backbone has frozen by "
