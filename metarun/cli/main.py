@@ -102,6 +102,7 @@ def _run_job(command: str, arguments: list[str]) -> None:
     from metarun.config import compose, launchers
     from metarun.config._hydra import get_args_parser
     from metarun.config.own_yaml import unreadable
+    from metarun.config.renamed import with_todays_names
     from metarun.config.typed import with_more, with_paths
     from metarun.sweeps import job
 
@@ -113,7 +114,7 @@ def _run_job(command: str, arguments: list[str]) -> None:
         del os.environ["METARUN_DATA"]  # set to nothing means not set, not the current folder
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = _with_ranks(command, arguments)
-    arguments = _with_plugins(arguments)
+    arguments = _with_plugins(with_todays_names(arguments))
     _check_options(command, arguments)
     arguments = with_paths(_options_first(arguments), bool(MULTIRUN & set(arguments)))
     arguments = with_more(arguments) if command == "eval" else arguments

@@ -29,7 +29,7 @@ from metarun.components.contract import (
     checked_algorithm,
 )
 from metarun.components.inner import inner_loop_of
-from metarun.components.inner_opt.mixed import part_settings
+from metarun.components.inner_opt.partition import part_settings
 from metarun.components.outer_opt.base import IMPLEMENTATION, OF_EVERY_OUTER_OPTIMIZER
 from metarun.components.source_contract import CheckedSource, check_source
 from metarun.config.catalogue import (

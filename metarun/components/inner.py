@@ -62,7 +62,7 @@ def build_inner_optimizer(config: TrainConfig) -> InnerOptimizer | LossOptimizer
 
 
 def _inner_schedule(config: Any) -> InnerSchedule | None:
-    """How the inner learning rate falls; newton and mixed have no such setting."""
+    """How the inner learning rate falls; newton and partition have no such setting."""
     own = vars(config)
     if (kind := own.get("schedule")) is None:
         return None

@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from metarun.config.renamed import with_todays_options
 from metarun.errors import CheckpointError, ConfigError
 from metarun.rundir.checkpoint_fields import check_fields
 from metarun.system import archive
@@ -248,6 +249,7 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         check_fields(content)
         content["outer_optimizer"] = _with_numbers(content["outer_optimizer"])
+        content["config"] = with_todays_options(content["config"])
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a sound checkpoint: {error}") from error
     return content

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from metarun.config.renamed import with_todays_options
 from metarun.config.run import NEUTRAL_KEYS, flat
 from metarun.errors import ConfigError, RunError
 from metarun.rundir.longer import STEPS, check_length, keep_earlier_result
@@ -209,7 +210,8 @@ def _check_entries(directory: Path) -> None:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """A config.yaml, whose interpolations stay what they are: text."""
     try:
-        return {str(key): value for key, value in yaml_mapping(path).items()}
+        stored = {str(key): value for key, value in yaml_mapping(path).items()}
+        return with_todays_options(stored)
     except (UntrustedError, OSError) as error:
         raise ConfigError(f"{path} is damaged, so nobody can tell whose run this is") from error
 

@@ -12,8 +12,9 @@ from metarun.components.algo.maml import MamlConfig
 from metarun.components.inner import build_inner_optimizer
 from metarun.config.run import EngineConfig, TrainConfig
 from metarun.errors import ConfigError
-from metarun.unroll import Batching, InnerOptimizer, matches
+from metarun.unroll import Batching, InnerOptimizer
 from metarun.unroll._torch import ConvNd
+from metarun.unroll.names import selects
 
 SAVE_MEMORY = ("checkpoint", "mixed")  # values of engine.gradient; inductor and vmap undo it
 SHORT_RUN = 10  # meta-steps: below, recording a network of convolutions takes longer than it saves
@@ -35,7 +36,7 @@ class Plan(NamedTuple):
             are those of a plain `metarun eval`.
         channels_last: whether images and the weights of convolutions are laid out so.
         threads: tasks computed at the same time.
-        step: as `compile`, for the inner step where a meta-step as a whole is not recorded.
+        inner_step: as `compile`, for the inner step where a meta-step as a whole is not recorded.
     """
 
     batching: Batching
@@ -44,7 +45,7 @@ class Plan(NamedTuple):
     evaluate: str = "auto"
     channels_last: bool = False
     threads: int = 1
-    step: str = "none"
+    inner_step: str = "none"
 
 
 def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainConfig:
@@ -57,11 +58,12 @@ def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -
     engine, algo = config.engine, config.algo
     if not isinstance(algo, MamlConfig):
         return config
+    names = [name for name, _ in model.named_parameters()]
     weights = {id(module.weight) for module in model.modules() if isinstance(module, ConvNd)}
     convolutions = any(
         parameter.requires_grad
         and id(parameter) in weights
-        and any(matches(name, pattern) for pattern in algo.adapt)
+        and any(selects(pattern, name, names) for pattern in algo.adapt)
         for name, parameter in model.named_parameters()
     )
     undecided = (engine.gradient, engine.compile, engine.batching) == ("auto", "auto", "auto")
@@ -90,11 +92,11 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
         )
     batching, chunk = choose_batching(config.engine, model, device)
     choice: str = config.engine.compile
-    evaluate, step = choice, "none"
+    evaluate, inner_step = choice, "none"
     steps = config.trainer.steps
     if _by_steps(config):
         each = steps * (config.algo.inner_steps if isinstance(config.algo, MamlConfig) else 1)
-        step = _how(each, model, large, SHORT_RUN_OF_STEPS) if choice == "auto" else choice
+        inner_step = _how(each, model, large, SHORT_RUN_OF_STEPS) if choice == "auto" else choice
         choice = evaluate = "none"
     elif choice == "auto" and saves_memory(config.engine):
         choice = evaluate = "none"  # a recording is made of all that is computed, at once
@@ -102,7 +104,9 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
         choice = _how(steps, model, large, SHORT_RUN)
     several = large and batching == "loop" and choice != "none"
     threads = torch.get_num_threads() if several and not saves_memory(config.engine) else 1
-    return Plan(batching, chunk, choice, evaluate, large and batching == "loop", threads, step)
+    return Plan(
+        batching, chunk, choice, evaluate, large and batching == "loop", threads, inner_step
+    )
 
 
 def _by_steps(config: TrainConfig) -> bool:

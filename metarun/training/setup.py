@@ -104,7 +104,7 @@ def build(
     begun = replace(settled, trainer=replace(config.trainer, steps=planned_for))
     computed = with_gradient(begun, model, device)
     plan = make_plan(computed, model, device)
-    record_step = Recorder(plan.step, "inner steps", tells=False)
+    record_step = Recorder(plan.inner_step, "inner steps", tells=False)
     algorithm = build_algorithm(computed, model, source, record_step, train_source=train_source)
     check_fits(config, algorithm, source, train_source)
     if changes.evaluation:

@@ -1,6 +1,7 @@
 """The differentiable unroll engine. Needs torch only, and can be used without the runner."""
 
 from metarun.unroll.blocks import BlockLoss
+from metarun.unroll.capture import RecordingError
 from metarun.unroll.engine import Unrolled, unroll
 from metarun.unroll.gradients import (
     Checkpoint,
@@ -83,7 +84,6 @@ from metarun.unroll.tasks import (
     meta_gradient,
     task_mapping,
 )
-from metarun.unroll.trace import RecordingError
 
 __all__ = [
     "KRONECKER",

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from metarun.unroll.names import match_names, matches
+from metarun.unroll.names import match_names, selects
 from metarun.unroll.optim.base import Hyper, HyperValue, Params
 
 Granularity = Literal["global", "parameter", "step", "parameter_step"]
@@ -185,7 +185,7 @@ def _labels(hyper: str, groups: Groups, names: Sequence[str]) -> dict[str, str |
             (
                 pattern
                 for pattern, settings in groups.items()
-                if matches(name, pattern) and hyper in settings
+                if selects(pattern, name, names) and hyper in settings
             ),
             None,
         )

@@ -72,7 +72,8 @@ def look_ahead(
         The state of the inner problem after each meta-update and its real steps.
 
     Raises:
-        ValueError: `ahead` or `real` below 1, or what `unroll` raises.
+        ValueError: `ahead` or `real` below 1, a meta-loss that does not depend on `meta`, or what
+            `unroll` raises.
 
     Example:
         >>> import torch
@@ -122,6 +123,11 @@ def look_ahead(
     for update in range(updates):
         looked = steps_from(update * real, ahead, gradient)
         outer = meta_loss(looked.params, meta)
+        if not (isinstance(outer, Tensor) and outer.requires_grad):
+            raise ValueError(
+                "the meta-loss does not depend on what is learned, as far as derivatives can see: "
+                "meta enters neither the loss, nor the optimizer through hyper=, nor meta_loss"
+            )
         grads = torch.autograd.grad(outer, list(meta.values()), materialize_grads=True)
         for value, grad in zip(meta.values(), grads, strict=True):
             value.grad = grad

@@ -1,7 +1,7 @@
 """Choosing parameters by name."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from fnmatch import fnmatchcase, translate
 
 
@@ -24,6 +24,30 @@ def matches(name: str, pattern: str) -> bool:
         (True, True)
     """
     return name == pattern or fnmatchcase(name, pattern)
+
+
+def selects(pattern: str, name: str, names: Collection[str]) -> bool:
+    """Whether a pattern means a name, among others.
+
+    A pattern that is one of the names means that name only: beside "weights0", "weights[0]" is no
+    pattern.
+
+    Args:
+        pattern: a name or a shell-style pattern, as of `matches`.
+        name: one of `names`.
+        names: all names that there are.
+
+    Returns:
+        True or False.
+
+    Example:
+        >>> from metarun.unroll.names import selects
+        >>> [selects("w[0]", name, ["w[0]", "w0"]) for name in ("w[0]", "w0")]
+        [True, False]
+        >>> selects("w[0]", "w0", ["w0"])
+        True
+    """
+    return name == pattern if pattern in names else matches(name, pattern)
 
 
 def matcher(patterns: Sequence[str]) -> Callable[[Iterable[str]], list[str]]:

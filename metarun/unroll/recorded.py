@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, fx
 
 from metarun.unroll._torch import inductor, pytree
+from metarun.unroll.capture import RecordingError, captured
 from metarun.unroll.comparison import Rewritten, agree, undone
 from metarun.unroll.python_state import changed, python_state
 from metarun.unroll.recompute import RandomState
 from metarun.unroll.rewrites import DECOMPOSITIONS
-from metarun.unroll.trace import RecordingError, traced
 
 Backend = Literal["replay", "inductor"]
 """What runs a recording; see `recorded`."""
@@ -187,7 +187,7 @@ class Recorded:
             # What a first call sets up stays as it is from then on: that is no change.
             for last in (self.after > 0, True):
                 before = python_state(self.fn)
-                graph, results = traced(self.fn, leaves, structure, self.most, self._rewritten)
+                graph, results = captured(self.fn, leaves, structure, self.most, self._rewritten)
                 change = changed(before, python_state(self.fn))
                 if change is None:
                     break

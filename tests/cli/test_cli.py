@@ -135,7 +135,7 @@ def test_cfg_job_shows_the_config_without_torch(metarun: Metarun, tmp_path: Path
         ("train inner_opt.groups=[{lr:0.1}]", "names no parameters"),
         ("train inner_opt.lr=-1", "inner_opt.lr=-1.0: must be 0 or more"),
         ("train inner_opt.lr=nan", "inner_opt.lr=nan: must be a finite number"),
-        ("train inner_opt=mixed inner_opt.parts=[3]", "inner_opt.parts: cannot assign int to"),
+        ("train inner_opt=partition inner_opt.parts=[3]", "inner_opt.parts: cannot assign int to"),
         ("train inner_opt.groups=[3]", "inner_opt.groups: cannot assign int to"),
         ("train inner_opt.groups=[{params:head.*,lr:-1}]", "groups, head.*: lr=-1: must be 0"),
         ("train inner_opt=adam inner_opt.beta1=1", "inner_opt.beta1=1.0: must be from 0"),

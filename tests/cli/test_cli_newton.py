@@ -1,11 +1,11 @@
-"""`inner_opt=newton` and `inner_opt=mixed`, through real processes."""
+"""`inner_opt=newton` and `inner_opt=partition`, through real processes."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from metarun.components.inner_opt.mixed import MixedConfig
+from metarun.components.inner_opt.partition import PartitionConfig
 from metarun.errors import ConfigError
 from metarun.rundir import checkpoint
 from tests.conftest import Metarun
@@ -40,7 +40,7 @@ def scores(folder: Path, name: str) -> list[float]:
     [
         (*NEWTON, "inner_opt.trust_radius=3"),
         (*NEWTON, "inner_opt.trust_radius=null", "inner_opt.damping=0.1"),
-        ("inner_opt=mixed", f"inner_opt.parts={PARTS}", "algo.order=1", "trainer.steps=80"),
+        ("inner_opt=partition", f"inner_opt.parts={PARTS}", "algo.order=1", "trainer.steps=80"),
     ],
     ids=["trust region", "damping", "mixed, first order"],
 )
@@ -63,7 +63,7 @@ def test_settings_of_parts_are_learned_and_kept_in_the_checkpoint(
 ) -> None:
     parts = "[{params:body.*,name:adam,lr:0.02},{params:[head.weight,head.bias],name:newton}]"
     metarun(
-        "train", *SHORT, "inner_opt=mixed", f"inner_opt.parts={parts}",
+        "train", *SHORT, "inner_opt=partition", f"inner_opt.parts={parts}",
         "inner_opt.learn=[0.lr,1.trust_radius]", "inner_opt.granularity=step",
     )  # fmt: skip
     content = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.safetensors")
@@ -78,10 +78,10 @@ def test_settings_of_parts_are_learned_and_kept_in_the_checkpoint(
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        ("inner_opt=newton", ["Hessian of", "algo=anil", "inner_opt=mixed"]),
-        ("inner_opt=mixed inner_opt.parts=[{params:body.*,name:sgd,speed:1}]",
+        ("inner_opt=newton", ["Hessian of", "algo=anil", "inner_opt=partition"]),
+        ("inner_opt=partition inner_opt.parts=[{params:body.*,name:sgd,speed:1}]",
          ["sgd has no setting 'speed'; it has lr"]),
-        ("inner_opt=mixed inner_opt.learn=[0.speed]", ["cannot learn '0.speed'", "0.lr"]),
+        ("inner_opt=partition inner_opt.learn=[0.speed]", ["cannot learn '0.speed'", "0.lr"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_a_run_begins(
@@ -111,10 +111,10 @@ def test_what_cannot_be_is_refused_before_a_run_begins(
 )
 def test_the_parts_are_checked_by_the_schema_of_their_own_optimizer(parts, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        MixedConfig(parts=parts)
+        PartitionConfig(parts=parts)
     assert message in str(error.value)
 
 
 def test_a_part_may_have_any_setting_of_its_optimizer() -> None:
-    MixedConfig(parts=[{"params": ["a", "b.*"], "name": "sgd", "lr": 1, "nesterov": True}])
-    MixedConfig(parts=[{"params": "*", "name": "newton", "trust_radius": None}])
+    PartitionConfig(parts=[{"params": ["a", "b.*"], "name": "sgd", "lr": 1, "nesterov": True}])
+    PartitionConfig(parts=[{"params": "*", "name": "newton", "trust_radius": None}])

@@ -72,7 +72,7 @@ def test_help_fits_the_terminal(metarun: Metarun, width: int) -> None:
         text = metarun(command, "--help", COLUMNS=str(width)).stdout
         assert columns(text) <= width
         assert columns(text) > 0.8 * min(width, 100)
-    assert columns(metarun("train", "--help", "inner_opt=mixed", COLUMNS="80").stdout) <= 80
+    assert columns(metarun("train", "--help", "inner_opt=partition", COLUMNS="80").stdout) <= 80
 
 
 def test_help_can_be_cut_short_and_shown_in_ascii(

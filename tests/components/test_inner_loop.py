@@ -181,7 +181,7 @@ REFUSED = {
     "reptile": (["algo=reptile", "inner_opt.precondition=kronecker"], "inner_opt.precondition out"),
     "protonet": (["algo=protonet", "inner_opt.schedule=cosine"], "no inner loop"),
     "part": (
-        ["inner_opt=mixed", "inner_opt.parts=[{params: '*', name: sgd, schedule: cosine}]"],
+        ["inner_opt=partition", "inner_opt.parts=[{params: '*', name: sgd, schedule: cosine}]"],
         "sgd has no setting 'schedule'",
     ),
 }

@@ -33,7 +33,7 @@ BASE = (
 FACTORIES = {make.__name__: make for make in OPTIMIZERS.values()}
 TORCH_SCHEMAS = {name: schemas("inner_opt")[name] for name in FACTORIES}
 MUON = (
-    "inner_opt=mixed",
+    "inner_opt=partition",
     "inner_opt.parts=[{params:'*.weight',name:muon,ns_precision:full},{params:'*.bias',name:sgd}]",
 )
 
@@ -88,7 +88,10 @@ def test_its_settings_are_those_of_the_function(name: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("inner_opt=muon",), "body.0.bias has the shape .* inner_opt=mixed on the command line"),
+        (
+            ("inner_opt=muon",),
+            "body.0.bias has the shape .* inner_opt=partition on the command line",
+        ),
         (("inner_opt=adamw", "inner_opt.beta2=1"), "inner_opt.beta2=1.0: must be from 0"),
         (("inner_opt=adagrad", "inner_opt.lr_decay=-1"), "inner_opt.lr_decay=-1.0: must be 0 or"),
         (("inner_opt=nadam", "inner_opt.momentum_decay=-1"), "momentum_decay=-1.0: must be 0 or"),
@@ -126,9 +129,9 @@ def test_wrong_settings_are_refused(overrides: tuple[str, ...], message: str) ->
         ("adam", "beta1: 1", r"groups, head\.\*: beta1=1: must be from 0"),
         ("adam", "max_norm: 0", r"groups, head\.\*: clip_norm=0: must be above 0"),
         ("newton", "damping: -1", r"groups, head\.\*: damping=-1: must be 0 or more"),
-        ("mixed", "1.trust_radius: 0", r"groups, head\.\*: 1\.trust_radius=0: must be above 0"),
-        ("mixed", "0.lr: -1", r"groups, head\.\*: 0\.lr=-1: must be 0 or more"),
-        ("mixed", "0.speed: 1", r"0\.speed: not a setting of this inner optimizer"),
+        ("partition", "1.trust_radius: 0", r"groups, head\.\*: 1\.trust_radius=0: must be above 0"),
+        ("partition", "0.lr: -1", r"groups, head\.\*: 0\.lr=-1: must be 0 or more"),
+        ("partition", "0.speed: 1", r"0\.speed: not a setting of this inner optimizer"),
         ("sgd", "speed: 1", "speed: not a setting of this inner optimizer"),
     ],
 )
@@ -148,7 +151,7 @@ def test_a_wrong_setting_of_the_optimizer_is_no_groups_fault() -> None:
 
 def test_gradient_driven_parts_serve_every_gradient_mode() -> None:
     parts = "[{params: 'body.*', name: sgd, lr: 0.02}, {params: 'head.*', name: adam, lr: 0.01}]"
-    choice = ("inner_opt=mixed", f"inner_opt.parts={parts}", "inner_opt.learn=[0.lr]")
+    choice = ("inner_opt=partition", f"inner_opt.parts={parts}", "inner_opt.learn=[0.lr]")
     mixed_mode, reverse = (
         trained(*choice, f"engine.gradient={mode}") for mode in ("mixed", "reverse")
     )
@@ -166,7 +169,7 @@ def test_inner_gradients_are_clipped() -> None:
     assert torch.equal(plain["head.weight"], unbound["head.weight"])
     assert all(not torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
     parts = "inner_opt.parts=[{{params: '*', name: sgd, lr: 0.01{}}}]"
-    part = trained("inner_opt=mixed", parts.format(", clip_norm: 0.01"))
+    part = trained("inner_opt=partition", parts.format(", clip_norm: 0.01"))
     torch.testing.assert_close(part["head.weight"], norm["head.weight"])
     learned = trained("inner_opt=sgd", "inner_opt.clip_norm=0.01", "inner_opt.learn=[max_norm]")
     assert learned["inner_opt.max_norm"] != 0.01
@@ -204,4 +207,4 @@ def test_the_command_trains_with_an_optimizer_chosen_by_name(metarun: Metarun) -
     )  # fmt: skip
     assert "test mse" in done.stdout
     refused = metarun("train", "data=sinusoid", "backbone=mlp", "inner_opt=muon", code=2)
-    assert "inner_opt=mixed" in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert "inner_opt=partition" in refused.stderr and len(refused.stderr.splitlines()) == 1

@@ -101,17 +101,17 @@ def test_long_loops_through_convolutions_are_recorded_step_by_step() -> None:
 
 def test_steps_count_for_whether_a_step_is_compiled() -> None:
     given = ("engine.gradient=checkpoint", "algo.inner_steps=20")
-    assert planned(CONV, CPU, "trainer.steps=25", *given).step == "auto inductor"
-    assert planned(CONV, CPU, "trainer.steps=24", *given).step == "auto"
-    assert planned(CONV, CPU, "trainer.steps=10", *given).step == "auto"
-    assert planned(CONV, CPU, "trainer.steps=9", *given).step == "none"
+    assert planned(CONV, CPU, "trainer.steps=25", *given).inner_step == "auto inductor"
+    assert planned(CONV, CPU, "trainer.steps=24", *given).inner_step == "auto"
+    assert planned(CONV, CPU, "trainer.steps=10", *given).inner_step == "auto"
+    assert planned(CONV, CPU, "trainer.steps=9", *given).inner_step == "none"
     for choice in ("none", "replay", "inductor"):
         found = planned(CONV, CPU, "trainer.steps=25", *given, f"engine.compile={choice}")
-        assert (found.compile, found.evaluate, found.step) == ("none", "none", choice)
+        assert (found.compile, found.evaluate, found.inner_step) == ("none", "none", choice)
     for whole in ("engine.block=2", "inner_opt=newton", "engine.batching=vmap"):
         found = planned(CONV, CPU, "trainer.steps=25", *given, "engine.compile=replay", whole)
-        assert (found.compile, found.step) == ("replay", "none"), whole
-    assert planned(CONV, CPU, "trainer.steps=25", "engine.gradient=mixed").step == "none"
+        assert (found.compile, found.inner_step) == ("replay", "none"), whole
+    assert planned(CONV, CPU, "trainer.steps=25", "engine.gradient=mixed").inner_step == "none"
 
 
 GLYPHS = (

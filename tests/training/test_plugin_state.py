@@ -510,7 +510,8 @@ def test_frozen_weights_are_constants_of_both_loops_in_float64(
         "algo.adapt=[body.*]",
         "algo.adapt=[head.*,body.weight]",
         "inner_opt.groups=[{params:body.*,lr:0.1}]",
-        "inner_opt=mixed inner_opt.parts=[{params:body.*,name:sgd},{params:head.*,name:newton}]",
+        "inner_opt=partition "
+        "inner_opt.parts=[{params:body.*,name:sgd},{params:head.*,name:newton}]",
     ],
 )
 def test_patterns_that_name_frozen_weights_only_are_refused(

@@ -343,6 +343,8 @@ def test_mistakes_are_explained() -> None:
         get_diff_optim(opt, net.parameters()).step(loss_of(net, 0))
     with pytest.raises(ValueError, match="give params= or fmodel="):
         create_diff_optim(SGD, {"lr": 0.1})
+    with pytest.raises(ValueError, match="give params= or fmodel="):
+        create_diff_optim(SGD, {"lr": 0.1}, [])
     with pytest.raises(ValueError, match="3 tensors, fmodel 4 parameters"):
         create_diff_optim(SGD, {"lr": 0.1}, list(net.parameters())[1:], fmodel)
     table = nn.Embedding(3, 2, sparse=True)

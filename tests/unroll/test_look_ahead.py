@@ -101,3 +101,18 @@ def test_impossible_numbers_of_steps_are_refused() -> None:
     outer = torch.optim.SGD(list(meta.values()), lr=0.1)
     with pytest.raises(ValueError, match="1 step or more"):
         next(look_ahead(inner_loss, params, sgd(), meta, meta_loss, outer, updates=1, ahead=0))
+
+
+def test_a_meta_loss_that_learns_nothing_is_refused() -> None:
+    meta = {"scale": torch.tensor(1.0, requires_grad=True)}
+    rounds = look_ahead(
+        lambda params, step, meta: params["w"].square().sum(),
+        {"w": torch.ones(2)},
+        sgd(0.1),
+        meta,
+        meta_loss=lambda params, meta: params["w"].square().sum(),
+        meta_optimizer=torch.optim.SGD(meta.values(), lr=0.1),
+        updates=1,
+    )
+    with pytest.raises(ValueError, match="does not depend on what is learned"):
+        list(rounds)

@@ -16,9 +16,9 @@ from metarun.unroll import (
     LossOptimizer,
     Meta,
     Record,
-    matches,
     unrecorded,
 )
+from metarun.unroll.names import selects
 
 Episode = Any
 """One task: `support_x`, `support_y`, `query_x`, `query_y`, as in `metarun.episodes.source`."""
@@ -179,7 +179,7 @@ def refuse_frozen(model: nn.Module, patterns: Iterable[str], setting: str) -> No
     """
     needed = {name: p.requires_grad for name, p in model.named_parameters()}
     for pattern in patterns:
-        named = [name for name in needed if matches(name, pattern)]
+        named = [name for name in needed if selects(pattern, name, needed)]
         if named and not any(needed[name] for name in named):
             raise ValueError(
                 f"{setting}: {pattern!r} names only parameters that the backbone has frozen by "

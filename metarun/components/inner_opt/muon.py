@@ -10,7 +10,7 @@ from metarun.unroll import InnerOptimizer, optim
 
 @settings
 class MuonConfig(InnerGradientConfig):
-    """Muon: orthogonalised momentum, of matrices only; the rest through inner_opt=mixed."""
+    """Muon: orthogonalised momentum, of matrices only; the rest through inner_opt=partition."""
 
     lr: float = 0.02
     weight_decay: float = 0.1  # pulls the parameters towards zero, not by the gradient

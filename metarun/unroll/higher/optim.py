@@ -309,15 +309,15 @@ def create_diff_optim(
         kwargs: further arguments of the differentiable optimizer, such as `grad_callback`.
 
     Raises:
-        ValueError: neither `params` nor `fmodel` is given, `params` are neither `fmodel`'s nor
+        ValueError: there are no `params` and no `fmodel`, `params` are neither `fmodel`'s nor
             as many, or as `get_diff_optim`.
     """
     kind = _differentiable(opt_type)
-    if params is None:
-        if fmodel is None:
-            raise ValueError("give params= or fmodel= to create_diff_optim")
+    if params is None and fmodel is not None:
         params = fmodel.parameters()
-    groups: list[Any] = list(params)
+    groups: list[Any] = list(params or ())
+    if not groups:
+        raise ValueError("give params= or fmodel= to create_diff_optim")
     if not isinstance(groups[0], dict):
         groups = [{"params": groups}]
     groups = [{**g, "params": _tensors(g["params"])} for g in groups]

@@ -131,7 +131,7 @@ def muon(
                 raise ValueError(
                     f"muon takes parameters of two dimensions only, and {name} has the shape "
                     f"{tuple(p.shape)}: give the others another optimizer (`partition` in Python, "
-                    "inner_opt=mixed on the command line)"
+                    "inner_opt=partition on the command line)"
                 )
         states: dict[str, MuonState] = of_matrices.init(params)
         return states

@@ -217,7 +217,7 @@ def _check_size(params: Params, joint: bool) -> None:
             raise ValueError(
                 f"newton needs a Hessian of {size} × {size} for {what}; it takes {LARGEST} at "
                 "most: adapt less, such as the head alone (algo=anil), or leave the rest to "
-                "another optimizer (inner_opt=mixed)"
+                "another optimizer (inner_opt=partition)"
             )
 
 

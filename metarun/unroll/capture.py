@@ -25,7 +25,7 @@ class RecordingError(RuntimeError):
     """
 
 
-def traced(
+def captured(
     fn: Callable[..., Any],
     leaves: list[Tensor],
     structure: pytree.TreeSpec,

@@ -17,7 +17,7 @@ from metarun.unroll import InnerOptimizer, LossOptimizer, optim
 
 
 @settings
-class MixedConfig(InnerOptConfig):
+class PartitionConfig(InnerOptConfig):
     """Different inner optimizers for different parameters."""
 
     parts: list[dict[str, Any]] = field(  # each: params, name of an optimizer, its settings
@@ -52,7 +52,7 @@ _OF_THE_WHOLE = [*(f.name for f in fields(InnerOptConfig)), *OF_THE_ALGORITHM]
 
 
 def part_settings(part: dict[str, Any]) -> tuple[list[str], InnerOptConfig]:
-    """The name patterns of a part of a mixed optimizer, and its own optimizer's settings.
+    """The name patterns of a part, and its own optimizer's settings.
 
     Raises:
         ConfigError: the part is not a mapping of that form, or a setting is not allowed.
@@ -63,7 +63,7 @@ def part_settings(part: dict[str, Any]) -> tuple[list[str], InnerOptConfig]:
     if not patterns or not fits(patterns, list[str]):
         raise ConfigError(f"inner_opt.parts: {part} names no parameters; {_PART_EXAMPLE}")
     known = schemas("inner_opt")
-    choices = [choice for choice in known if choice != "mixed"]
+    choices = [choice for choice in known if choice != "partition"]
     if name not in choices:
         raise ConfigError(
             f"inner_opt.parts: {part} needs the name of an optimizer: one of {', '.join(choices)}"
@@ -86,8 +86,8 @@ def part_settings(part: dict[str, Any]) -> tuple[list[str], InnerOptConfig]:
     return patterns, own
 
 
-@builds(MixedConfig)
-def mixed(own: MixedConfig) -> InnerOptimizer | LossOptimizer:
+@builds(PartitionConfig)
+def partition(own: PartitionConfig) -> InnerOptimizer | LossOptimizer:
     """Each part's optimizer for the parameters that its patterns name.
 
     Gradient-driven parts alone make a whole that is: every gradient mode serves it.
