@@ -54,7 +54,7 @@ def test_what_cannot_be_changed_is_refused(metarun: Metarun) -> None:
         "algo.reduction=sum": "algo.reduction=sum: choose one of mean, per_shot",
         "data.seed=-1": "data.seed=-1: must be from 0",
         "algo.name=anil": "algo.name: algo=maml has no such setting",
-        "algo.adapt=[nothing.*]": "matches no parameter",
+        "algo.adapt=[nothing.*]": "no parameter matches 'nothing.*'",
     }.items():
         done = metarun("eval", "ckpt=run", change, "hydra.run.dir=other", code=2)
         assert words in done.stderr, done.stderr

@@ -115,7 +115,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 def transposed(setup: Setup) -> Setup:
     """The same gradients, in memory column by column, as those of convolutions may be."""
 
-    def gradient(meta: Any, tasks: Any, step: int) -> tuple[Meta, Metrics]:
+    def gradient(meta: Any, tasks: Any, step: int = 0) -> tuple[Meta, Metrics]:
         grads, metrics = setup.gradient(meta, tasks, step)
         return {n: g.T.contiguous().T if g.dim() == 2 else g for n, g in grads.items()}, metrics
 

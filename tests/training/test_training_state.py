@@ -61,7 +61,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
         assert ours.keys() == theirs.keys()
         for key in theirs:
             assert_same(ours[key], theirs[key])
-    elif isinstance(theirs, list):
+    elif isinstance(theirs, list | tuple):
         assert len(ours) == len(theirs)
         for one, other in zip(ours, theirs, strict=True):
             assert_same(one, other)
