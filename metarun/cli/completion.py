@@ -108,16 +108,16 @@ def candidates(line: str, commands: dict[str, str]) -> list[Candidate]:
     elif word.startswith("-"):
         found = _described(_options())
     else:
-        found = _of_hydra_command(before[0], before[1:], word)
+        found = _complete_hydra_command(before[0], before[1:], word)
     return [candidate for candidate in found if candidate.word.startswith(word)]
 
 
-def _of_hydra_command(command: str, before: list[str], word: str) -> list[Candidate]:
+def _complete_hydra_command(command: str, before: list[str], word: str) -> list[Candidate]:
     key, equals, value = word.partition("=")
     known = options() if command == "train" else {}
     chosen = [o.partition(",")[0] for o in before if o.partition("=")[0] in known]
     if word.startswith("hydra.") and not equals:
-        return _by_hydra(command, chosen, word)
+        return _complete_by_hydra(command, chosen, word)
     if equals and (key == "ckpt" or key in FOLDERS or re.match(r"[.~/]", value)):
         return _paths(value, f"{key}=", suffix=".safetensors" if key == "ckpt" else None)
     here = {setting.key: setting for setting in _settings(command, chosen)}
@@ -127,7 +127,7 @@ def _of_hydra_command(command: str, before: list[str], word: str) -> list[Candid
         return _listed(f"{key}=", value, known[key])
     if key in here:
         return _listed(f"{key}=", value, _values(here[key]))
-    return _by_hydra(command, chosen, word) if key.startswith("hydra") else []
+    return _complete_by_hydra(command, chosen, word) if key.startswith("hydra") else []
 
 
 def _keys(word: str, groups: dict[str, dict[str, str]], here: Iterable[Setting]) -> list[Candidate]:
@@ -170,7 +170,7 @@ def _settings(command: str, chosen: list[str]) -> list[Setting]:
     return []
 
 
-def _by_hydra(command: str, chosen: list[str], word: str) -> list[Candidate]:
+def _complete_by_hydra(command: str, chosen: list[str], word: str) -> list[Candidate]:
     with initialize_config_module(config_module="metarun.conf", version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None

@@ -45,7 +45,7 @@ def run(config: EvalConfig, directory: str | Path) -> float:
 
     collect_from_here()
     ranks = join()
-    directory, content = Path(ranks.of_first(directory)), {}
+    directory, content = Path(ranks.broadcast_from_first(directory)), {}
     path = Path(config.ckpt)
     stored = directory / "result.json"
     agree = ranks.largest if ranks.count > 1 else None
@@ -63,7 +63,7 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                 path = checkpoint.find(path)
                 content = checkpoint.load(path)
             device = choose_device(config.device, ranks)
-        content = ranks.of_first(content)
+        content = ranks.broadcast_from_first(content)
         with ranks.together():
             trained = from_plain(content["config"])
             train_config = changed(trained, config)

@@ -72,7 +72,7 @@ def fits(value: Any, hint: Any) -> bool:
 def check_types(name: str, config: Any) -> None:
     """Refuse a setting of a dataclass that is not of its type: Hydra lets lists in lists pass."""
     for key, hint in get_type_hints(type(config)).items():
-        _of_type(f"{name}.{key}", getattr(config, key), hint)
+        _check_type(f"{name}.{key}", getattr(config, key), hint)
 
 
 def read(name: str, schema: type[Config], values: Any) -> Config:
@@ -88,7 +88,7 @@ def read(name: str, schema: type[Config], values: Any) -> Config:
     for key, value in values.items():
         if key not in hints:
             raise ConfigError(f"{name} has no setting {brief(key)}")
-        _of_type(f"{name}.{key}", value, hints[key])
+        _check_type(f"{name}.{key}", value, hints[key])
     return schema(**values)
 
 
@@ -98,7 +98,7 @@ def brief(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _of_type(key: str, value: Any, hint: Any) -> None:
+def _check_type(key: str, value: Any, hint: Any) -> None:
     if not fits(value, hint):
         wanted = getattr(hint, "__name__", None) if get_origin(hint) is None else None
         raise ConfigError(f"{key}={brief(value)}: must be {wanted or hint}")

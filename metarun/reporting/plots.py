@@ -123,7 +123,7 @@ def _learning(board: Board, styles: dict[str, Style], by_time: bool) -> Plot | N
         f"training with validations, {unit}" if by_time else "meta-step",
         lines,
         {label: style for label, style in styles.items() if label in _labels(highlighted(board))},
-        _of_all(board),
+        _explain_colours(board),
         f"validation {board.score}",
         score_axis=True,
     )
@@ -147,7 +147,7 @@ def _inner(board: Board, styles: dict[str, Style], what: str) -> Plot | None:
         note = (
             "One line an inner optimizer, each with its best settings by validation."
             if several
-            else _of_all(board)
+            else _explain_colours(board)
         )
     chosen = _labels(groups if several else highlighted(board))
     return _line_plot(
@@ -180,7 +180,9 @@ def _cost(board: Board, styles: dict[str, Style]) -> Plot:
         axes.set_title(title, loc="left", fontsize=9)
         axes.set_xlim(0, 1.15 * max([*values, 1e-9]))
         axes.grid(visible=False, axis="y")
-    return Plot("Cost", f"Means over seeds; the highest memory. {_of_all(board)}", _svg(figure))
+    return Plot(
+        "Cost", f"Means over seeds; the highest memory. {_explain_colours(board)}", _svg(figure)
+    )
 
 
 def _line_plot(
@@ -262,7 +264,7 @@ def _spans_decades(lines: Sequence[Line]) -> bool:
     return bool(values) and min(values) > 0 and max(values) > 10 * min(values)
 
 
-def _of_all(board: Board) -> str:
+def _explain_colours(board: Board) -> str:
     if len(board.groups) <= TOP:
         return ""
     return f"In colour the {TOP} best of {len(board.groups)} by validation, the others grey."

@@ -116,7 +116,7 @@ class Ranks:
             dist.all_gather_object(found, value)
         return found
 
-    def of_first(self, value: T) -> T:
+    def broadcast_from_first(self, value: T) -> T:
         """The value of rank 0; every rank waits for it.
 
         Raises:

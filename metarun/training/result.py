@@ -42,7 +42,7 @@ def finish(
     with ranks.together():
         if ranks.first:
             content = checkpoint.load_best(directory / "checkpoints", state.best["step"])
-    content = ranks.of_first(content)
+    content = ranks.broadcast_from_first(content)
     start = time.perf_counter()
     setup.recheck()
     with stop.deferred():

@@ -33,9 +33,9 @@ def run(config: TrainConfig, directory: str | Path) -> float:
     from metarun.training.setup import to_plain
 
     ranks = join()
-    directory = Path(ranks.of_first(directory))  # the others have none of their own
+    directory = Path(ranks.broadcast_from_first(directory))  # the others have none of their own
     plain, result = to_plain(config), None
-    first = ranks.of_first(plain)
+    first = ranks.broadcast_from_first(plain)
     with ranks.together():
         _check_same(plain, first)
         if ranks.count > config.trainer.meta_batch:
@@ -51,7 +51,7 @@ def run(config: TrainConfig, directory: str | Path) -> float:
             if result is not None:
                 check_recalled(config, directory, result)
         require_wandb(config.trainer.wandb)
-    result = ranks.of_first(result)
+    result = ranks.broadcast_from_first(result)
     if result is not None:
         log.info("%s holds this run, finished: nothing to do", directory)
     else:
@@ -103,7 +103,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         with ranks.together():
             if ranks.first:
                 held.enter_context(rundir.opened(directory, plain, str(device), ranks.count, load))
-        content = ranks.of_first(content)
+        content = ranks.broadcast_from_first(content)
         if content is not None and content["planned_for"] != config.trainer.steps:
             setup = _planned_as_begun(setup, content["planned_for"])
         if content is None:

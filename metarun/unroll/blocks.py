@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metarun.unroll.forward_mode import jvp
 from metarun.unroll.inner import or_by_reverse, scalar
 from metarun.unroll.optim.base import Params
-from metarun.unroll.recompute import Pullback, RandomState, flattened, of_wanted, recomputed
+from metarun.unroll.recompute import Pullback, RandomState, flattened, recomputed, restrict_to
 from metarun.unroll.right_derivatives import RightDerivatives, right_to_order
 
 Vector = Sequence[Tensor]
@@ -160,7 +160,7 @@ def by_blocks(loss: BlockLoss, params: Params, context: Any) -> Pullback:
         tangents = dict(zip(names, along, strict=True))
         chosen = [i - len(names) for i in wanted if i >= len(names)]
         phi = [rest[i] for i in chosen]  # the tensors of the context that need a gradient
-        inputs = of_wanted(flat_inputs, rest, chosen)
+        inputs = restrict_to(flat_inputs, rest, chosen)
 
         before = RandomState(rest)
         x = inputs(*phi)
@@ -175,7 +175,7 @@ def by_blocks(loss: BlockLoss, params: Params, context: Any) -> Pullback:
         flat_loss = flattened(lambda both: loss.loss(*both), (x, context))
 
         def loss_gradient(x: Tensor) -> tuple[Tensor, ...]:
-            scalar = of_wanted(flat_loss, [x, *rest], [0, *(i + 1 for i in chosen)])
+            scalar = restrict_to(flat_loss, [x, *rest], [0, *(i + 1 for i in chosen)])
             grads = torch.func.grad(scalar, argnums=tuple(range(1 + len(phi))))(x, *phi)
             found: tuple[Tensor, ...] = grads
             return found

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.unroll._torch import temporarily_clear_interpreter_stack
 from metarun.unroll.gradients import Evolution
-from metarun.unroll.recompute import Flat, Pullback, RandomState, of_wanted, unchecked
+from metarun.unroll.recompute import Flat, Pullback, RandomState, restrict_to, unchecked
 
 
 def draw_seed() -> int:
@@ -31,7 +31,7 @@ def by_evolution(mode: Evolution, seed: int) -> Pullback:
         fn: Flat, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[int]
     ) -> Sequence[Tensor]:
         values = [inputs[i] for i in wanted]
-        moved = of_wanted(unchecked(fn), inputs, wanted)  # elsewhere it gives something else
+        moved = restrict_to(unchecked(fn), inputs, wanted)  # elsewhere it gives something else
         totals = [torch.zeros_like(x) for x in values]
         random_state = RandomState(inputs)
         for sample in range(mode.samples):

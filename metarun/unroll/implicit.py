@@ -9,7 +9,7 @@ from torch import Tensor
 from metarun.unroll.gradients import Implicit
 from metarun.unroll.inner import ContextLoss
 from metarun.unroll.optim.base import Params
-from metarun.unroll.recompute import Flat, Pullback, flattened, of_wanted, recomputed
+from metarun.unroll.recompute import Flat, Pullback, flattened, recomputed, restrict_to
 
 Vector = Sequence[Tensor]  # one vector in the space of all parameters, in pieces
 
@@ -46,7 +46,7 @@ def _implicit_pullback(
         moving = [*range(count), *of_context]
 
         def gradient(*values: Tensor) -> tuple[Tensor, ...]:
-            every = of_wanted(lambda *each: each, point, moving)(*values)
+            every = restrict_to(lambda *each: each, point, moving)(*values)
             grad = torch.func.grad(flat_loss, argnums=tuple(range(count)))
             found: tuple[Tensor, ...] = grad(*every)
             return found

@@ -26,9 +26,9 @@ from metarun.unroll.recompute import (
     Recomputation,
     by_reverse,
     flattened,
-    of_wanted,
     plain_autograd_will_do,
     recomputed,
+    restrict_to,
 )
 
 ContextLoss = Callable[[Params, Any], Tensor]
@@ -144,7 +144,7 @@ def forward_over_reverse(loss: ContextLoss, given: tuple[Params, Any]) -> Pullba
 
         def wanted_gradient(*moved: Tensor) -> tuple[Tensor, ...]:
             every = [*moved, *inputs[len(along) :]]
-            of_targets = of_wanted(flat_loss, every, wanted)
+            of_targets = restrict_to(flat_loss, every, wanted)
             with ForwardRules() as rules:
                 value, pull = torch.func.vjp(of_targets, *(every[i] for i in wanted))[:2]
             # Most tangents need no graph of this gradient; a third derivative does.

@@ -87,7 +87,7 @@ def _parts(thing: Any) -> Iterator[tuple[Any, str, Any]]:
     elif isinstance(thing, types.MethodType):
         yield from _numbered("a method", [thing.__func__, thing.__self__])
     elif isinstance(thing, types.FunctionType):
-        yield from _of_function(thing)
+        yield from _parts_of_function(thing)
     elif isinstance(thing, dict):
         yield from ((key, str(key), value) for key, value in thing.items() if _is_name(key))
     elif isinstance(thing, list | tuple | deque):
@@ -121,7 +121,7 @@ def _numbered(name: str, values: list[Any]) -> Iterator[tuple[Any, str, Any]]:
     yield from ((place, name, value) for place, value in enumerate(values))
 
 
-def _of_function(fn: types.FunctionType) -> Iterator[tuple[Any, str, Any]]:
+def _parts_of_function(fn: types.FunctionType) -> Iterator[tuple[Any, str, Any]]:
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
         try:
             yield ("closed over", name), name, cell.cell_contents

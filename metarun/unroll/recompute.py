@@ -202,10 +202,10 @@ def distinct(tree: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]
     return list(tensors.values()), rebuild
 
 
-def of_wanted(
+def restrict_to(
     fn: Callable[..., Any], inputs: Sequence[Tensor], wanted: Sequence[int]
 ) -> Callable[..., Any]:
-    """`fn` as a function of the wanted inputs, the others held fixed."""
+    """Make `fn` a function of the wanted inputs, with the others held fixed."""
 
     def restricted(*values: Tensor) -> Any:
         every = list(inputs)
@@ -220,7 +220,7 @@ def by_reverse(
     fn: Flat, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[int]
 ) -> Sequence[Tensor]:
     """The pullback that evaluates `fn` again, this time with a graph."""
-    restricted = of_wanted(fn, inputs, wanted)
+    restricted = restrict_to(fn, inputs, wanted)
     if plain_autograd_will_do([*inputs, *cotangents]):
         with torch.enable_grad():
             leaves = [inputs[i].detach().requires_grad_() for i in wanted]

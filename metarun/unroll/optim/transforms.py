@@ -146,14 +146,16 @@ def precondition(
     def transformed(grads: Params, hyper: Hyper) -> Params:
         result = {}
         for name, g in grads.items():
-            own = {key: of[name] for key in factors if name in (of := _of_parameters(hyper, key))}
+            own = {
+                key: of[name] for key in factors if name in (of := _values_by_parameter(hyper, key))
+            }
             result[name] = preconditioner.apply(g, own) if own else g
         return result
 
     return _on_gradients(optimizer, transformed, factors)
 
 
-def _of_parameters(hyper: Hyper, key: str) -> Mapping[str, Tensor]:
+def _values_by_parameter(hyper: Hyper, key: str) -> Mapping[str, Tensor]:
     value = hyper[key]
     if not isinstance(value, Mapping):
         raise ValueError(f"{key} needs a tensor for each parameter, by name")
