@@ -111,7 +111,7 @@ def test_private_names_of_torch_and_hydra_come_by_their_doors() -> None:
 
 
 def test_the_engine_needs_torch_only() -> None:
-    others = ["hydra", "omegaconf", "torchvision", "tensorboard", "scipy", "learn2learn"]
+    others = ["hydra", "omegaconf", "torchvision", "tensorboard", "scipy", "learn2learn", "safetensors"]
     imported = "import sys, metarun.unroll, metarun.higher"
     code = f"{imported}; print([m for m in {others} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -136,3 +136,29 @@ def test_no_config_can_name_code() -> None:
     for path in (REPO / "conf").rglob("*.yaml"):
         assert "_target_" not in path.read_text(), path
         OmegaConf.load(path)
+
+
+AT_ONCE = (
+    ["train", "--cfg", "job"],
+    ["train", "algo=reptile", "data=omniglot", "--help"],
+    ["train", "trainer.stepz=1"],
+    ["eval", "--help"],
+    ["eval", "ckpt=nowhere", "--cfg", "job"],
+    ["completion", "bash"],
+    ["report", "nowhere"],
+)
+
+
+@pytest.mark.parametrize("arguments", AT_ONCE, ids=" ".join)
+def test_what_answers_at_once_does_not_wait_for_torch(
+    arguments: list[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    code = (
+        "import sys; from metarun.cli.main import main; "
+        f"sys.argv = ['metarun', *{arguments}]; main(); "
+        "sys.stdout.flush(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.endswith("False\n"), done.stdout[-300:] + done.stderr

@@ -5,7 +5,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarun.components.algo.base import Steps
 from metarun.config.run import NEUTRAL_KEYS, TrainConfig, flat
 from metarun.config.typed import as_argument
 from metarun.errors import ConfigError
@@ -117,7 +116,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         tasks = f"tasks by {plan.batching}{several}"
         log.info("run directory %s, device %s%s, %s", directory, device, each, tasks)
         if setup.algorithm.steps is not None:
-            _tell_of_other_inner_steps(setup.algorithm.steps)
+            _tell_of_other_inner_steps(*setup.algorithm.steps)
         if unused := without_effect(config, setup.source.kind, setup.source.outputs):
             log.warning("without effect: %s", "; ".join(unused))
         described = Logged(directory, flat(plain), setup.objective.score_name)
@@ -154,9 +153,8 @@ def _planned_as_begun(setup: "Setup", steps: int) -> "Setup":
     return begun
 
 
-def _tell_of_other_inner_steps(steps: Steps) -> None:
+def _tell_of_other_inner_steps(own: int, later: int) -> None:
     """Who raises the inner steps may forget that those of evaluation are set apart."""
-    own, later = steps
     if later < own:
         log.info(
             "tasks get %d inner steps in training, but %d in validation and test "
