@@ -111,7 +111,7 @@ def test_private_names_of_torch_and_hydra_come_by_their_doors() -> None:
 
 
 def test_the_engine_needs_torch_only() -> None:
-    others = ["hydra", "omegaconf", "torchvision", "tensorboard", "scipy", "learn2learn", "safetensors"]
+    others = ["hydra", "omegaconf", "torchvision", "tensorboard", "scipy", "safetensors"]
     imported = "import sys, metarun.unroll, metarun.higher"
     code = f"{imported}; print([m for m in {others} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
