@@ -73,19 +73,29 @@ def section(prefix: str | None, name: str | None = None) -> Callable[[type[Kind]
         if prefix is not None:
             kind._prefix = prefix
         kind._choices = getattr(kind, "_choices", {}) | choices
-        if choices:
-            kind.__post_init__ = _with_choices(kind, vars(kind).get("__post_init__"), choices)
+        # An interpolation may give anything, and the class's own checks look into these.
+        containers = {key: origin for key, hint in hints.items() if (origin := _container(hint))}
+        if choices or containers:
+            own = vars(kind).get("__post_init__")
+            kind.__post_init__ = _with_checks(kind, own, choices, containers)
         return dataclass(kind)
 
     return make
 
 
-def _with_choices(
-    kind: type, check: Callable[[Any], None] | None, choices: Mapping[str, tuple[Any, ...]]
+def _with_checks(
+    kind: type,
+    check: Callable[[Any], None] | None,
+    choices: Mapping[str, tuple[Any, ...]],
+    containers: Mapping[str, type],
 ) -> Callable[[Any], None]:
-    """A `__post_init__` that looks at the choices, and then goes on with the class's own."""
+    """A `__post_init__` that looks at choices and containers, then goes on with the class's own."""
 
     def checked(self: Any) -> None:
+        for key, origin in containers.items():
+            if not isinstance(value := getattr(self, key), origin):
+                prefix = getattr(self, "_prefix", "")
+                raise ConfigError(f"{prefix}{key}={value}: must be a {origin.__name__}")
         for key, allowed in choices.items():
             if (value := getattr(self, key)) not in allowed:
                 named = ", ".join(str(choice) for choice in allowed if choice is not None)
@@ -130,6 +140,11 @@ def _literals(hint: Any) -> tuple[Any, ...]:
         found = tuple(value for part in parts for value in part)
         return found if any(value is not None for value in found) else ()
     return ()
+
+
+def _container(hint: Any) -> type | None:
+    origin = get_origin(hint)
+    return origin if origin in (list, dict) else None
 
 
 def _plain(hint: Any) -> Any:

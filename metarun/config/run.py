@@ -200,6 +200,9 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         between("seed", self.seed or 0, 0, 2**63 - 1)
+        for group, settings in self.more.items():
+            if group not in ("algo", "data") or not isinstance(settings, dict):
+                raise ConfigError("more: write algo.<setting>=… or data.<setting>=…")
         if self.episodes is not None:
             between("episodes", self.episodes, 1, MOST)
 

@@ -58,3 +58,23 @@ def test_what_cannot_be_changed_is_refused(metarun: Metarun) -> None:
     }.items():
         done = metarun("eval", "ckpt=run", change, "hydra.run.dir=other", code=2)
         assert words in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["eval", "ckpt=x", "more=${seed}"], "more=None: must be a dict"),
+        (["eval", "ckpt=x", "+more.trainer.steps=3"], "more: write algo.<setting>=…"),
+        (["eval", "ckpt=x", "+more.algo=3"], "more: write algo.<setting>=…"),
+        (["train", "inner_opt.groups=${oc.env:HOME}"], "must be a list"),
+        (["train", "algo.adapt=${seed}"], "algo.adapt=0: must be a list"),
+        (["train", "backbone=mlp", "backbone.hidden=${oc.env:HOME}"], "must be a list"),
+        (["train", "inner_opt=partition", "inner_opt.parts=${seed}"], "parts=0: must be a list"),
+    ],
+)
+def test_a_reference_to_something_else_is_refused(
+    metarun: Metarun, command: list[str], words: str
+) -> None:
+    """An interpolation gives what no typed value could."""
+    done = metarun(*command, code=2)
+    assert words in done.stderr and "unexpected" not in done.stderr
