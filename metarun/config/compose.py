@@ -309,8 +309,10 @@ def _known_keys(command: str, overrides: list[str]) -> list[str]:
             GlobalHydra.instance().clear()
             with initialize_config_module(config_module="metarun.conf", version_base="1.3"):
                 return _dotted(compose(config_name=command, overrides=attempt))
-        except COMPOSITION_ERRORS:
-            continue  # another override is wrong as well: suggest from the defaults
+        except Exception as error:  # Hydra leaves some mistakes to whatever they provoke in there
+            if not was_composing(error):
+                raise
+            # Another override is wrong as well: suggest from the defaults.
     return []
 
 

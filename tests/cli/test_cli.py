@@ -128,6 +128,8 @@ def test_cfg_job_shows_the_config_without_torch(metarun: Metarun, tmp_path: Path
         ("train algo.order=3", "algo.order=3: choose one of 1, 2"),
         ("train engine.batching=fast", "choose one of auto, vmap, loop"),
         ("train engine.gradient=fast", "choose one of auto, reverse, first_order, truncated"),
+        ("train algo=[null]", "this command cannot be read"),
+        ("train nner_opt.x=1 --hydra-help algo=[null]", "there is no setting"),
         ("train algo.order=1 engine.gradient=mixed", "algo.order=1 means first_order"),
         ("train engine.gradient=implicit inner_opt.learn=[lr]", "cannot learn lr"),
         ("train engine.sigma=0", "engine.sigma=0.0: must be above 0"),
