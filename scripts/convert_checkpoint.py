@@ -17,6 +17,7 @@ import torch
 
 from metarun.components.outer_opt.base import IMPLEMENTATION
 from metarun.rundir import checkpoint
+from metarun.system.files import write_atomically
 
 
 def main() -> None:
@@ -25,16 +26,21 @@ def main() -> None:
     parser.add_argument("file", type=Path, nargs="+")
     for path in parser.parse_args().file:
         written = path.with_suffix(checkpoint.SUFFIX)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict) or content.get("format") != checkpoint.FORMAT:
-            parser.error(f"{path} is no checkpoint of metarun")
-        written.write_bytes(checkpoint.to_bytes(of_today(content)))
-        checkpoint.load(written)
+        if written.exists():
+            parser.error(f"{written} is there already: move it away first")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            data = checkpoint.to_bytes(of_today(content))
+            write_atomically(written, lambda file, data=data: file.write(data), checkpoint.load)
+        except Exception as error:  # what rubbish provokes in torch, or lacks, has many types
+            parser.error(f"{path} is no checkpoint of metarun ({type(error).__name__}: {error})")
         print(f"{path} -> {written}")
 
 
 def of_today(content: dict[str, Any]) -> dict[str, Any]:
     """The fields of an old checkpoint as a new one has them."""
+    if content.get("format") != checkpoint.FORMAT:
+        raise ValueError("it does not say that it is one")
     best, rows, optimizer = content["best"], content["recent"], content["outer_optimizer"]
     later = {
         "skipped": 0,

@@ -40,8 +40,8 @@ def run(config: EvalConfig, directory: str | Path) -> float:
     from metarun.training import result as results
     from metarun.training.data_check import check_evaluated
     from metarun.training.evaluation import evaluate
+    from metarun.training.inert import without_effect
     from metarun.training.setup import build, choose_device, from_plain
-    from metarun.training.state import restore_meta
 
     collect_from_here()
     ranks = join()
@@ -81,14 +81,16 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                     f"{trained.task.way} classes apart; train one with that task.way, or with an "
                     "algorithm without a head of its own, such as protonet or r2d2"
                 )
+            other = _otherwise(trained, train_config)
             remark = check_evaluated(setup, content, trained, config)
-            meta = restore_meta(setup, content)
+            meta = _restored(setup, content, other)
         log.info("%s, after meta-step %d", path, content["step"])
-        other = _otherwise(trained, train_config)
         if other:
-            log.info(
-                "otherwise than in training: %s", ", ".join(f"{k}={v}" for k, v in other.items())
-            )
+            shown = ", ".join(f"{key}={value}" for key, value in other.items())
+            log.info("otherwise than in training: %s", shown)
+            told = without_effect(train_config, setup.source.kind, setup.source.outputs)
+            if unused := [text for text in told if text.partition("=")[0] in other]:
+                log.warning("without effect: %s", "; ".join(unused))
         with stop.deferred():
             evaluation = evaluate(
                 setup.trace,
@@ -110,6 +112,26 @@ def run(config: EvalConfig, directory: str | Path) -> float:
         print(further)
     print(f"written to {stored}")
     return evaluation.score
+
+
+def _restored(setup: Any, content: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The meta-parameters of a checkpoint.
+
+    Raises:
+        ConfigError: they do not fit what was changed.
+    """
+    from metarun.errors import CheckpointError
+    from metarun.training.state import restore_meta
+
+    try:
+        return restore_meta(setup, content)
+    except CheckpointError as error:
+        if shape := [key for key in other if not key.startswith(("task.", "seed"))]:
+            raise ConfigError(
+                f"{', '.join(shape)}: what the run has learned does not fit it, so it is of "
+                f"training alone ({error})"
+            ) from error
+        raise
 
 
 def _otherwise(trained: TrainConfig, config: TrainConfig) -> dict[str, Any]:
@@ -135,6 +157,10 @@ def _checked(part: str, own: Any, given: dict[str, Any]) -> dict[str, Any]:
         if key not in vars(own) or key == "name":
             hint = did_you_mean(key, [k for k in vars(own) if k != "name"], prefix=f"{part}.")
             raise ConfigError(f"{part}.{key}: {part}={own.name} has no such setting{hint}")
+        if part == "inner_opt" and key in ("learn", "granularity", "groups", "precondition"):
+            raise ConfigError(f"{part}.{key}: it is of training alone")
+        if part == "inner_opt" and key in own.learn:
+            raise ConfigError(f"{part}.{key}: the run has learned it")
         if key in getattr(own, "of_training", ()):
             raise ConfigError(f"{part}.{key}: it is of training alone, and changes no evaluation")
     return given
@@ -163,8 +189,8 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
             f"backbone.norm=running: the run was trained with backbone.norm={has}, which keeps no "
             "moving averages: train one with backbone.norm=running"
         )
-    for part in ("task", "algo", "backbone", "engine", "data"):
-        wanted = vars(getattr(config, part))
+    for part in ("task", "algo", "backbone", "engine", "data", "inner_opt"):
+        wanted = vars(getattr(config, part)) if hasattr(config, part) else {}
         given = {key: value for key, value in wanted.items() if value is not None}
         own = getattr(stored, part)
         given = _checked(part, own, given | config.more.get(part, {}))

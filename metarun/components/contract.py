@@ -5,6 +5,7 @@ in whatever it would lead to in torch.
 """
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
@@ -111,6 +112,15 @@ def checked_algorithm(name: str, algorithm: Any) -> Algorithm:
             f"algo={name} builds {seen(algorithm)}: it must build an "
             "Algorithm of metarun.components.algo.base"
         )
+
+    given = ("meta", "episode", *(["step"] if algorithm.follows_step else []))
+    try:
+        inspect.signature(algorithm.loss).bind(*given)
+    except TypeError as error:
+        raise ConfigError(
+            f"algo={name}: its loss must take ({', '.join(given)}), but {error}; "
+            "Algorithm.follows_step says whether it takes a step"
+        ) from error
 
     def init() -> dict[str, Tensor]:
         meta = algorithm.init()

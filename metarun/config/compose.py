@@ -133,7 +133,7 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
                 "that have it, and over the others in a command of their own"
             )
         known = _known_keys(command, [o for o in overrides if _key_of(o) != key])
-        hint = suggest_key(key, [k for k in known if k != key])
+        hint = _options_with(key) or suggest_key(key, [k for k in known if k != key])
         return ConfigError(
             f"there is no setting {key!r}{hint}. `metarun {command} --help` lists them all"
         )
@@ -238,6 +238,17 @@ def was_composing(error: BaseException) -> bool:
     """Whether an error arose while Hydra put a config together: nothing of ours was running."""
     composing = Hydra.compose_config.__code__
     return any(frame.f_code is composing for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _options_with(key: str) -> str:
+    """' (the options of inner_opt that have it: sgd, …)' for a setting that only others have."""
+    group, _, name = key.partition(".")
+    if group not in GROUPS:
+        return ""
+    having = [
+        option for option, own in schemas(group).items() if name in {f.name for f in fields(own)}
+    ]
+    return f" here (the options of {group} that have it: {', '.join(having)})" if having else ""
 
 
 def suggest_key(key: str, known: Sequence[str]) -> str:

@@ -196,13 +196,15 @@ class EvalConfig:
     backbone: EvalBackbone = field(default_factory=EvalBackbone)
     engine: EvalEngine = field(default_factory=EvalEngine)
     data: EvalData = field(default_factory=EvalData)
-    more: dict[str, Any] = field(default_factory=dict)  # any other algo.… and data.… of the run
+    more: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the run: write algo.…, data.…, inner_opt.…
 
     def __post_init__(self) -> None:
         between("seed", self.seed or 0, 0, 2**63 - 1)
         for group, settings in self.more.items():
-            if group not in ("algo", "data") or not isinstance(settings, dict):
-                raise ConfigError("more: write algo.<setting>=… or data.<setting>=…")
+            if group not in ("algo", "data", "inner_opt") or not isinstance(settings, dict):
+                raise ConfigError("more: write algo.<setting>=…, data.… or inner_opt.…")
         if self.episodes is not None:
             between("episodes", self.episodes, 1, MOST)
 
@@ -220,6 +222,16 @@ NEUTRAL_KEYS = (
     "trainer.wandb",
     "trainer.wandb_project",
 )
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Dotted keys of the settings in which two runs differ, but for `NEUTRAL_KEYS`."""
+    there, here = flat(one), flat(other)
+    return [
+        key
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and key not in NEUTRAL_KEYS
+    ]
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

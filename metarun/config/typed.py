@@ -22,15 +22,19 @@ PATHS = ("ckpt", "data.root", *FOLDERS)
 def with_more(arguments: Sequence[str]) -> list[str]:
     """The arguments of `metarun eval`, in which the run's own settings go where they are kept.
 
-    `algo.…` and `data.…` may be any setting of the algorithm and the data that the checkpoint
-    names, and which those are is known when it is read: until then they are entries of `more`.
+    `algo.…`, `data.…` and `inner_opt.…` may be any setting of what the checkpoint names. Which
+    those are is known when it is read: until then they are entries of `more`.
     """
-    known = {"algo": EvalAlgo, "data": EvalData}
+    known = {
+        "algo": {f.name for f in fields(EvalAlgo)},
+        "data": {f.name for f in fields(EvalData)},
+        "inner_opt": set(),
+    }
 
     def moved(argument: str) -> str:
         group, dot, rest = argument.lstrip("+").partition(".")
         name, equals, _ = rest.partition("=")
-        own = group in known and name not in {f.name for f in fields(known[group])}
+        own = group in known and name not in known[group]
         return f"+more.{group}.{rest}" if dot and equals and own else argument
 
     return [moved(argument) for argument in arguments]

@@ -4,6 +4,8 @@ A checkpoint is a safetensors file: nothing in it can run code, and any tool can
 `metarun.system.archive`). Weights, buffers and frozen parameters have the names that the backbone
 gives them; every other tensor has the path of its field (`outer_optimizer/state/0/exp_avg`).
 
+Of a backbone whose parameters the algorithm takes as they are:
+
     >>> weights = safetensors.torch.load_file("run/checkpoints/best.safetensors")
     >>> backbone.load_state_dict({name: weights[name] for name in backbone.state_dict()})
 
@@ -171,11 +173,16 @@ def _readable(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def load_best(folder: str | Path, step: int) -> dict[str, Any]:
+def load_best(
+    folder: str | Path,
+    step: int,
+    is_of_run: Callable[[dict[str, Any]], bool] = lambda content: True,
+) -> dict[str, Any]:
     """The best checkpoint of a run; a copy takes its place if it is damaged or gone.
 
     Args:
         step: the meta-step of the best validation.
+        is_of_run: whether a checkpoint is of this run; one of another counts as lost.
 
     Raises:
         CheckpointError: `best` is lost, and no other checkpoint is of that meta-step.
@@ -183,12 +190,16 @@ def load_best(folder: str | Path, step: int) -> dict[str, Any]:
     folder = Path(folder)
     best = best_file(folder)
     for path in (best, folder / f"best-step-{step:08d}{SUFFIX}", _step_file(folder, step)):
+        if path != best and not path.exists():
+            continue
         try:
             content = load(path)
         except CheckpointError as error:
             log.warning("%s; looking for another checkpoint of meta-step %d", error, step)
             continue
-        if content["step"] == step:
+        if not is_of_run(content):
+            log.warning("%s is of another run; looking for one of this", path)
+        elif content["step"] == step:
             if path != best:
                 _write(best, path.read_bytes())
             return content

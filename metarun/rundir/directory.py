@@ -20,7 +20,7 @@ import torch
 from omegaconf import OmegaConf
 
 from metarun.config.renamed import with_todays_options
-from metarun.config.run import NEUTRAL_KEYS, flat
+from metarun.config.run import differing, flat
 from metarun.errors import ConfigError, RunError
 from metarun.rundir.longer import STEPS, check_length, keep_earlier_result
 from metarun.system.files import (
@@ -157,18 +157,12 @@ def check_same_config(directory: Path, config: dict[str, Any]) -> None:
         return
     stored = flat(_read_yaml(path))
     wanted = flat(config)
-    differing = [
-        key
-        for key in sorted(stored.keys() | wanted.keys())
-        if stored.get(key) != wanted.get(key) and key not in NEUTRAL_KEYS
-    ]
-    if differing == [STEPS]:
+    others = differing(stored, wanted)
+    if others == [STEPS]:
         check_length(stored, wanted, directory)
-    elif differing:
-        shown = "; ".join(
-            f"{k}: {stored.get(k)} there, {wanted.get(k)} here" for k in differing[:5]
-        )
-        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+    elif others:
+        shown = "; ".join(f"{k}: {stored.get(k)} there, {wanted.get(k)} here" for k in others[:5])
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         raise ConfigError(
             f"{directory} holds a run of another config ({shown}{more}): nothing was changed; "
             "choose another hydra.run.dir, or repeat that run's settings to resume it"

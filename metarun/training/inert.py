@@ -80,6 +80,7 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
         if engine.gradient not in wanted
     }
     scheduled = getattr(inner, "schedule", None) is not None
+    support = config.task.shot * (config.task.way if kind == "classification" else 1)
     rules = {
         "engine.solver_lr": (
             engine.gradient == "implicit" and engine.solver == "cg",
@@ -91,6 +92,20 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
         "inner_opt.decoupled_weight_decay": (
             not getattr(inner, "weight_decay", 1),
             "inner_opt.weight_decay is 0",
+        ),
+        "algo.multi_step_loss": (
+            isinstance(algo, MamlConfig) and algo.inner_steps == 1,
+            "there is one inner step in training",
+        ),
+        "algo.inner_batch": (
+            (vars(algo).get("inner_batch") or 0) >= support,
+            f"a task has no more than {support} support examples",
+        ),
+        "inner_opt.schedule": (
+            scheduled
+            and isinstance(algo, MamlConfig)
+            and max(algo.inner_steps, algo.eval_inner_steps) <= 1,
+            "the only inner step takes inner_opt.lr",
         ),
         "inner_opt.min_lr": (not scheduled, "inner_opt.schedule is not given"),
         "inner_opt.schedule_steps": (not scheduled, "inner_opt.schedule is not given"),

@@ -51,9 +51,12 @@ def summarise(grads: Meta, extra: Mapping[str, Any]) -> tuple[Meta, Metrics]:
 
 
 def is_finite(metrics: Metrics) -> Tensor:
-    """Whether all numbers are finite, a boolean (); for stacked ones, (meta-steps,)."""
+    """Whether loss, score, norm and inner losses are finite, (); for stacked ones, (meta-steps,).
+
+    What an algorithm reports besides may be NaN where it has no meaning.
+    """
     steps = metrics.loss.shape
-    flat = [leaf.reshape(*steps, -1) for leaf in pytree.tree_leaves(metrics)]
+    flat = [leaf.reshape(*steps, -1) for leaf in metrics[:4]]
     return torch.cat(flat, dim=-1).isfinite().all(dim=-1)
 
 

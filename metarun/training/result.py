@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
+from metarun.config.run import differing
 from metarun.config.typed import as_argument, as_path
 from metarun.errors import RunError
 from metarun.rundir import checkpoint
+from metarun.rundir.longer import STEPS
 from metarun.system.files import write_json
 from metarun.system.interrupts import Interruption
 from metarun.training.evaluation import Evaluation, evaluate, format_score
-from metarun.training.setup import Setup
+from metarun.training.setup import Setup, to_plain
 from metarun.training.state import TrainState, restore_meta
 from metarun.training.tracker import Tracker
 
@@ -41,7 +43,13 @@ def finish(
     ranks, content = setup.ranks, {}
     with ranks.together():
         if ranks.first:
-            content = checkpoint.load_best(directory / "checkpoints", state.best["step"])
+            own = to_plain(setup.config)
+            content = checkpoint.load_best(
+                directory / "checkpoints",
+                state.best["step"],
+                # A run may have become longer since its best validation.
+                lambda stored: set(differing(stored["config"], own)) <= {STEPS},
+            )
     content = ranks.broadcast_from_first(content)
     start = time.perf_counter()
     setup.recheck()

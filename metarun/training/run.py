@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarun.config.run import NEUTRAL_KEYS, TrainConfig, flat
+from metarun.config.run import NEUTRAL_KEYS, TrainConfig, differing, flat
 from metarun.config.typed import as_argument
 from metarun.errors import ConfigError
 from metarun.rundir.longer import STEPS, check_length
@@ -178,8 +178,8 @@ def _check_same(config: dict[str, Any], first: dict[str, Any]) -> None:
 def _check_resumed(stored: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
     """Refuse a checkpoint of another config: config.yaml is not the only file that can be lost."""
     there, here = flat(stored), flat(config)
-    for key in sorted((there.keys() | here.keys()) - {STEPS}):
-        if there.get(key) != here.get(key) and key not in NEUTRAL_KEYS:
+    for key in differing(stored, config):
+        if key != STEPS:
             raise ConfigError(
                 f"the checkpoints in {folder} are of another config ({key}: {there.get(key)} "
                 f"there, {here.get(key)} here): choose another hydra.run.dir"

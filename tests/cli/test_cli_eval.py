@@ -27,12 +27,14 @@ def result(folder: Path) -> dict[str, Any]:
         ("maml", "algo.reduction", "per_shot"),
         ("maml", "algo.adapt", ["head.*"]),
         ("protonet", "data.seed", 3),
+        ("maml", "inner_opt.lr", 0.05),
+        ("r2d2", "algo.ridge", 1.0),
     ],
 )
 def test_a_setting_of_the_run_can_be_changed_and_is_named(
     metarun: Metarun, tmp_path: Path, algo: str, change: str, value: Any
 ) -> None:
-    steps = ("algo.eval_inner_steps=3",) if algo != "protonet" else ()
+    steps = ("algo.eval_inner_steps=3",) if algo not in ("protonet", "r2d2") else ()
     metarun("train", f"algo={algo}", *TINY, *steps)
     metarun("eval", "ckpt=run", "hydra.run.dir=same")
     done = metarun("eval", "ckpt=run", f"{change}={json.dumps(value)}", "hydra.run.dir=other")
@@ -54,6 +56,8 @@ def test_what_cannot_be_changed_is_refused(metarun: Metarun) -> None:
         "algo.reduction=sum": "algo.reduction=sum: choose one of mean, per_shot",
         "data.seed=-1": "data.seed=-1: must be from 0",
         "algo.name=anil": "algo.name: algo=maml has no such setting",
+        "inner_opt.learn=[lr]": "inner_opt.learn: it is of training alone",
+        "algo.per_step=[head.*]": "algo.per_step: what the run has learned does not fit it",
         "algo.adapt=[nothing.*]": "no parameter matches 'nothing.*'",
     }.items():
         done = metarun("eval", "ckpt=run", change, "hydra.run.dir=other", code=2)
@@ -78,3 +82,24 @@ def test_a_reference_to_something_else_is_refused(
     """An interpolation gives what no typed value could."""
     done = metarun(*command, code=2)
     assert words in done.stderr and "unexpected" not in done.stderr
+
+
+def test_what_cannot_change_the_figure_is_refused_or_told(metarun: Metarun) -> None:
+    metarun("train", "algo=r2d2", *TINY, "algo.learn_ridge=true")
+    for key in ("scale", "ridge", "learn_ridge"):
+        done = metarun("eval", "ckpt=run", f"algo.{key}=1", "hydra.run.dir=other", code=2)
+        assert f"algo.{key}: it is of training alone" in done.stderr
+    metarun("train", "algo=reptile", *TINY[:-1], "algo.eval_inner_steps=2", "hydra.run.dir=rep")
+    done = metarun("eval", "ckpt=rep", "algo.inner_batch=3", "hydra.run.dir=other")
+    assert "without effect: algo.inner_batch=3 (a task has no more than 3" in done.stderr
+    rate = ("inner_opt.learn=[lr]", "hydra.run.dir=rate")
+    metarun("train", *TINY[:-1], *rate)
+    done = metarun("eval", "ckpt=rate", "inner_opt.lr=1", "hydra.run.dir=more", code=2)
+    assert "inner_opt.lr: the run has learned it" in done.stderr
+
+
+def test_a_schedule_that_ends_can_be_told_to_go_on(metarun: Metarun) -> None:
+    metarun("train", *TINY, "algo.inner_steps=3", "inner_opt.schedule=cosine")
+    more = ("eval", "ckpt=run", "algo.eval_inner_steps=5", "hydra.run.dir=more")
+    assert "set inner_opt.min_lr, or inner_opt.schedule_steps=5" in metarun(*more, code=2).stderr
+    metarun(*more, "inner_opt.min_lr=0.01")

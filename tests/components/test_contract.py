@@ -19,7 +19,7 @@ from metarun.episodes.ahead import Ahead
 from metarun.episodes.source import Episodes
 from metarun.errors import ConfigError
 from metarun.rundir import checkpoint
-from metarun.training.loop import log_recent, meta_step
+from metarun.training.loop import check_finite, log_recent, meta_step
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh, restore, snapshot
 from metarun.unroll.advice import UnsuitableModel
@@ -476,3 +476,24 @@ def test_an_episode_may_have_more_fields(batching: str, monkeypatch: pytest.Monk
     meta_step(setup, fresh(setup))
     ahead: Any = Ahead(setup.source, "train")
     assert [ahead.sample(start, 2).weights.shape for start in (0, 2)] == [(2, 10)] * 2
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_loss_takes_what_its_algorithm_says(
+    monkeypatch: pytest.MonkeyPatch, follows: bool
+) -> None:
+    def changed(ours: Algorithm) -> Algorithm:
+        if follows:
+            return ours._replace(loss=lambda meta, task: ours.loss(meta, task), follows_step=True)
+        return ours._replace(loss=lambda meta, task, step: ours.loss(meta, task))
+
+    with pytest.raises(ConfigError, match=r"its loss must take \(meta, episode"):
+        setup_with(monkeypatch, "algo", "maml", algorithm(changed), "engine.compile=none")
+
+
+def test_a_number_of_its_own_may_be_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = with_extra(lambda e: e | {"metrics": {"margin": e["loss"].detach() * float("nan")}})
+    setup = setup_with(monkeypatch, "algo", "maml", builder, "engine.compile=none")
+    state = fresh(setup)
+    meta_step(setup, state)
+    check_finite(state)

@@ -176,7 +176,7 @@ REFUSED = {
     "word": (["inner_opt.schedule=stairs"], "inner_opt.schedule"),
     "implicit": (
         ["inner_opt.precondition=kronecker", "engine.gradient=implicit", "engine.proximal=1"],
-        "cannot learn a kronecker",
+        "cannot learn the factors of kronecker",
     ),
     "reptile": (["algo=reptile", "inner_opt.precondition=kronecker"], "inner_opt.precondition out"),
     "protonet": (["algo=protonet", "inner_opt.schedule=cosine"], "no inner loop"),

@@ -126,6 +126,20 @@ def test_a_body_that_changes_by_step_is_not_computed_once() -> None:
         (["algo.per_step=[nothing.*]"], "nothing"),
         (["algo.per_step=['*']"], "leaves nothing to adapt"),
         (["algo.per_step=[head.*]", "algo.inner_steps=0"], "needs inner steps"),
+        (["algo.per_step=[head.*]", "engine.gradient=implicit"], "would never be learned"),
+        (
+            ["algo.per_step=[head.*]", "engine.gradient=truncated", "algo.inner_steps=3"],
+            "would never be learned",
+        ),
+        (
+            [
+                "inner_opt.learn=[lr]",
+                "inner_opt.granularity=step",
+                "engine.gradient=truncated",
+                "algo.inner_steps=3",
+            ],
+            "granularity=step: this engine.gradient has no derivative of the earlier",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(settings: list[str], words: str) -> None:

@@ -252,3 +252,37 @@ def test_the_best_checkpoint_is_of_the_best_validation_or_none(tmp_path: Path, o
         back = checkpoint.load_best(tmp_path, 2)
         assert back["step"] == 2 and torch.equal(back["meta"]["w"], content(2)["meta"]["w"])
         (tmp_path / "step-00000002.safetensors").unlink(missing_ok=True)
+
+
+def test_the_best_checkpoint_of_another_run_is_lost(tmp_path: Path) -> None:
+    checkpoint.save_best(tmp_path, content(2) | {"config": {"seed": 7}}, top=[2], keep=1)
+
+    def is_of_run(found: dict) -> bool:
+        return bool(found["config"] == {"seed": 1})
+
+    with pytest.raises(CheckpointError, match="no other checkpoint of meta-step 2, the best"):
+        checkpoint.load_best(tmp_path, 2, is_of_run)
+    save(tmp_path, 2)
+    assert checkpoint.load_best(tmp_path, 2, is_of_run)["config"] == {"seed": 1}
+    assert checkpoint.load(tmp_path / "best.safetensors")["config"] == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    "old", [None, "text", {"format": "metarun-checkpoint"}, {"format": "x"}, [1, 2]]
+)
+def test_a_conversion_leaves_what_is_there(tmp_path: Path, old: object) -> None:
+    path, script = tmp_path / "best.pt", REPO / "scripts" / "convert_checkpoint.py"
+    if old is not None:
+        torch.save(old, path) if old != "text" else path.write_text("text")
+
+    def convert() -> str:
+        command = [sys.executable, str(script), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "is no checkpoint of metarun" in convert()
+    assert not (tmp_path / "best.safetensors").exists()
+    (tmp_path / "best.safetensors").write_bytes(b"precious")
+    assert "is there already" in convert()
+    assert (tmp_path / "best.safetensors").read_bytes() == b"precious"

@@ -72,6 +72,8 @@ def prepared(inner: InnerLoop, start: Params, steps: Steps) -> Prepared:
         hyper, inner.learn, inner.granularity, start, steps.training, inner.groups
     )
     curved = learn_hyper(hyper, tuple(factors), "parameter", start, steps.training)
+    if not steps.training and curved.initial:
+        raise ValueError("inner_opt.precondition needs inner steps: raise algo.inner_steps")
     falling = _schedule(inner, optimizer.hyper, steps)
 
     def of_meta(meta: Meta) -> Callable[[int], Hyper]:

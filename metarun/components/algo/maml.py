@@ -101,7 +101,7 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
     loop = prepared(inner, start, steps)
     gradient: GradientMode = inner.gradient if own.order == 2 else "first_order"
     if isinstance(gradient, Implicit) and loop.initial:
-        what = ", ".join(inner.learn) or f"a {inner.precondition}"
+        what = ", ".join(inner.learn) or f"the factors of {inner.precondition}"
         key = "learn empty" if inner.learn else "precondition out"
         raise ValueError(
             f"implicit gradients cannot learn {what} of the inner optimizer: leave "
@@ -116,6 +116,15 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
         raise ValueError(
             "algo.multi_step_loss needs the derivative of each inner step: choose "
             "engine.gradient=reverse, first_order, checkpoint or mixed"
+        )
+    unlearned = isinstance(gradient, Implicit) or (
+        isinstance(gradient, Truncated) and gradient.last < steps.training
+    )
+    if unlearned and (per_step or (inner.learn and "step" in inner.granularity)):
+        what = "algo.per_step" if per_step else f"inner_opt.granularity={inner.granularity}"
+        raise ValueError(
+            f"{what}: this engine.gradient has no derivative of the earlier inner steps, so their "
+            "values would never be learned; choose reverse, first_order, checkpoint or mixed"
         )
     model_halves = halves(model, [*adapted, *per_step], problem.inputs)
     scale = problem.outputs if own.reduction == "per_shot" else 1

@@ -21,6 +21,11 @@ class R2d2Config:
     learn_ridge: bool = False  # λ becomes a meta-parameter, as its logarithm
     scale: float = 10.0  # initial factor of the scores; learned
 
+    @property
+    def of_training(self) -> tuple[str, ...]:
+        """Settings that `metarun eval` has no use for: where learned values start."""
+        return ("learn_ridge", "scale", *(["ridge"] if self.learn_ridge else []))
+
     def __post_init__(self) -> None:
         positive("algo.ridge", self.ridge)
         positive("algo.scale", self.scale)
