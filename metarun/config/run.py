@@ -196,9 +196,7 @@ class EvalConfig:
     backbone: EvalBackbone = field(default_factory=EvalBackbone)
     engine: EvalEngine = field(default_factory=EvalEngine)
     data: EvalData = field(default_factory=EvalData)
-    more: dict[str, Any] = field(
-        default_factory=dict
-    )  # of the run: write algo.…, data.…, inner_opt.…
+    more: dict[str, Any] = field(default_factory=dict)  # written algo.…, data.…, inner_opt.…
 
     def __post_init__(self) -> None:
         between("seed", self.seed or 0, 0, 2**63 - 1)
