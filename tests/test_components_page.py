@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.conftest import REPO
 
@@ -83,5 +84,7 @@ def test_each_is_a_plugin_with_one_line_more(path: str, metarun: Any, tmp_path: 
     (tmp_path / f"{name}_plugin.py").write_text(text)
     chosen = (f"+plugins=[{name}_plugin]", *COMPANY[group], f"{group}={name}", *SMALL)
     done = metarun("train", *chosen, "hydra.run.dir=run")
+    if group == "data":
+        assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["task"]["way"] == 1
     assert f"metarun eval '+plugins=[{name}_plugin]' ckpt=run" in done.stdout
     metarun("eval", f"+plugins=[{name}_plugin]", "ckpt=run", "episodes=2", "hydra.run.dir=eval")

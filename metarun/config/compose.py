@@ -43,7 +43,9 @@ def register_schemas() -> None:
         for name, schema in schemas(group).items():
             store.store(group=f"_schema/{group}", name=name, node=schema, package=group)
     for group, name in plugins():  # these have no YAML file: the schema is the option
-        store.store(group=group, name=name, node=schemas(group)[name], package=group)
+        option = {"defaults": [{f"/_schema/{group}": name}, "_self_"]}
+        usual = getattr(schemas(group)[name], "usual", {})
+        store.store(group=group, name=name, node=option | usual, package="_global_")
 
 
 def to_config(cfg: DictConfig) -> Any:
@@ -118,6 +120,10 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if (path := own_yaml.file_of(error)) is not None:
         return _wrong_file(path, str(error), command)
+    if stored := re.match(r"In '([\w/]+)': .*\n(.*)\n\s*full_key: (.*)", str(error)):
+        option, reason, key = stored.groups()  # of a plugin's settings: there is no file
+        hint = suggest_key(key, _known_keys(command, []))
+        return ConfigError(f"`usual` of {option.replace('/', '=')}: {key}: {reason}{hint}")
     text = first_line(cause or error)
     if wrong := own_yaml.wrong_defaults(text, GROUPS):
         return wrong

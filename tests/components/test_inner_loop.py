@@ -8,36 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.config.compose import composed, register_schemas
-from metarun.episodes.source import Episodes
 from metarun.errors import ConfigError
 from metarun.rundir import checkpoint
 from metarun.training.loop import meta_step
-from metarun.training.setup import Setup, build
+from metarun.training.setup import Setup
 from metarun.training.state import fresh, restore, snapshot
 from metarun.unroll._torch import pytree
-
-register_schemas()
-SMALL = ("engine.precision=float64", "engine.compile=none", "trainer.meta_batch=2")
-SINE = ("data=sinusoid", "backbone=mlp", "backbone.hidden=[6]", *SMALL)
-IMAGES = (
-    "data=glyphs", "backbone=conv4", "backbone.width=3", "task.way=3", "task.query=2", *SMALL,
-)  # fmt: skip
-
-
-def setup_of(*settings: str) -> Setup:
-    return build(composed("train", list(settings)), torch.device("cpu"))
-
-
-def first_task(setup: Setup) -> Episodes:
-    return Episodes(*(part[0] for part in setup.source.sample("val", 0, 1)))
+from tests.setups import IMAGES, SINE, setup_of, task_of
 
 
 def adapted_by_torch(
     setup: Setup, kind: str, rates: dict[str, float], end: float, length: int, steps: int
 ) -> Tensor:
     """The queries' outputs after steps of torch's SGD with torch's schedule."""
-    task, model = first_task(setup), setup.algorithm.init()
+    task, model = task_of(setup), setup.algorithm.init()
     leaves = {name: value.clone().requires_grad_() for name, value in model.items()}
     own = {name: next(lr for p, lr in rates.items() if name.startswith(p)) for name in leaves}
     groups = [{"params": [leaf], "lr": own[name]} for name, leaf in leaves.items()]
@@ -76,7 +60,7 @@ def test_the_rate_falls_as_torch_has_it(kind: str, algo: str, length: int | None
     ]  # fmt: skip
     settings += [] if length is None else [f"inner_opt.schedule_steps={length}"]
     setup = setup_of(*settings)
-    task, adapt = first_task(setup), setup.algorithm.adapt
+    task, adapt = task_of(setup), setup.algorithm.adapt
     assert adapt is not None
     predict = adapt(setup.algorithm.init(), task.support_x, task.support_y, None)
     oracle = adapted_by_torch(setup, kind, {"": 0.02}, 0.002, length or 5, 7)
@@ -88,7 +72,7 @@ def test_each_group_falls_from_its_own_rate() -> None:
         *SINE, "algo.inner_steps=4", "algo.eval_inner_steps=4", "inner_opt.schedule=cosine",
         "inner_opt.lr=0.02", "inner_opt.groups=[{params: head.*, lr: 0.05}]",
     )  # fmt: skip
-    task, adapt = first_task(setup), setup.algorithm.adapt
+    task, adapt = task_of(setup), setup.algorithm.adapt
     assert adapt is not None
     predict = adapt(setup.algorithm.init(), task.support_x, task.support_y, None)
     oracle = adapted_by_torch(setup, "cosine", {"head": 0.05, "": 0.02}, 0.0, 4, 4)
@@ -102,8 +86,8 @@ def test_a_new_head_falls_over_the_steps_of_the_evaluation() -> None:
         "inner_opt.schedule=cosine",
     )  # fmt: skip
     meta = setup.algorithm.init()
-    task = first_task(setup)
-    one, other = (s.algorithm.trace(meta, Episodes(*task)).query_loss for s in (fixed, setup))
+    task = task_of(setup)
+    one, other = (s.algorithm.trace(meta, task).query_loss for s in (fixed, setup))
     assert torch.equal(one[:2], other[:2]) and not torch.allclose(one[-1], other[-1])
 
 

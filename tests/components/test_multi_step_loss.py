@@ -7,23 +7,22 @@ import pytest
 import torch
 
 from metarun.components.algo.maml import weights_by_step
-from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
 from metarun.rundir import checkpoint
 from metarun.training.loop import meta_step
-from metarun.training.setup import Setup, build
+from metarun.training.setup import Setup
 from metarun.training.state import fresh, restore, snapshot
 from metarun.unroll._torch import pytree
+from tests import setups
 
-register_schemas()
-IMAGES = (
+NETWORK = (
     "data=glyphs", "backbone=mlp", "backbone.hidden=[6]", "task.way=3", "task.query=2",
     "trainer.meta_batch=2", "engine.precision=float64", "algo.inner_steps=3", "trainer.steps=20",
 )  # fmt: skip
 
 
 def setup_of(*settings: str) -> Setup:
-    return build(composed("train", [*IMAGES, *settings]), torch.device("cpu"))
+    return setups.setup_of(*NETWORK, *settings)
 
 
 def by_hand(step: int, inner_steps: int, until: int) -> list[float]:

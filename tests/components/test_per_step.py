@@ -8,34 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.components.build import build_model
-from metarun.config.compose import composed, register_schemas
-from metarun.episodes.source import Episodes
 from metarun.errors import ConfigError
-from metarun.training.setup import Setup, build
 from metarun.unroll._torch import pytree
-
-register_schemas()
-DOUBLE = ("engine.precision=float64", "engine.compile=none", "trainer.meta_batch=2")
-SINE = ("data=sinusoid", "backbone=mlp", "backbone.hidden=[5]", *DOUBLE)
-IMAGES = (
-    "data=glyphs", "backbone=conv4", "backbone.width=3", "task.way=3", "task.query=2", *DOUBLE,
-)  # fmt: skip
-
-
-def setup_of(*settings: str) -> Setup:
-    return build(composed("train", list(settings)), torch.device("cpu"))
-
-
-def stirred(setup: Setup) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: (v + 0.1 * torch.randn(v.shape, generator=generator, dtype=v.dtype)).requires_grad_()
-        for name, v in setup.algorithm.init().items()
-    }
-
-
-def one_task(setup: Setup) -> Any:
-    return pytree.tree_map(lambda x: x[0], setup.train_tasks.sample(0, 1))
+from tests.setups import IMAGES, SINE, setup_of, stirred, task_of
 
 
 def test_each_step_and_each_prediction_has_its_own_value() -> None:
@@ -43,9 +18,9 @@ def test_each_step_and_each_prediction_has_its_own_value() -> None:
         *SINE, "algo.inner_steps=3", "algo.eval_inner_steps=5", "algo.per_step=[body.0.bias]",
         "inner_opt.lr=0.05",
     )  # fmt: skip
-    meta, task = stirred(setup), one_task(setup)
+    meta, task = stirred(setup), task_of(setup)
     bias = meta["body.0.bias"]
-    assert bias.shape == (3, 5)
+    assert bias.shape == (3, 6)
 
     def output(w: dict[str, Tensor], step: int, x: Tensor) -> Tensor:
         hidden = F.relu(F.linear(x, w["body.0.weight"], bias[step]))
@@ -77,7 +52,7 @@ def test_gain_and_bias_of_normalisation_per_step(gradient: str) -> None:
     setup = setup_of(
         *IMAGES, "algo.inner_steps=2", "algo.per_step=['*.norm.*']", f"engine.gradient={gradient}"
     )
-    meta, task = stirred(setup), one_task(setup)
+    meta, task = stirred(setup), task_of(setup)
     names = [name for name in meta if ".norm." in name]
     assert len(names) == 8 and all(meta[name].shape == (2, 3) for name in names)
     assert not set(names) & set(setup.algorithm.adapted or ())
@@ -115,7 +90,7 @@ def test_vmap_loop_and_recordings_agree() -> None:
 
 def test_a_body_that_changes_by_step_is_not_computed_once() -> None:
     setup = setup_of(*IMAGES, "algo=anil", "algo.inner_steps=2", "algo.per_step=[body.0.norm.bias]")
-    meta, task = stirred(setup), one_task(setup)
+    meta, task = stirred(setup), task_of(setup)
     (grad,) = torch.autograd.grad(setup.algorithm.loss(meta, task)[0], meta["body.0.norm.bias"])
     assert (grad.abs().sum(dim=1) > 0).all()
 
@@ -152,7 +127,7 @@ def test_a_normalisation_without_gain_and_with_its_own_epsilon() -> None:
     setup = setup_of(*IMAGES, "backbone.norm_gain=false", "backbone.norm_eps=1e-3")
     meta = stirred(setup)
     assert [name for name in meta if ".norm." in name] == [f"body.{i}.norm.bias" for i in range(4)]
-    task = Episodes(*one_task(setup))
+    task = task_of(setup)
     x = task.support_x
     for i in range(4):
         weight, bias = meta[f"body.{i}.conv.weight"], meta[f"body.{i}.conv.bias"]

@@ -72,6 +72,16 @@ def test_a_module_that_registers_nothing_is_named(metarun: Metarun, tmp_path: Pa
     assert "the plugin 'idle' registers no component" in config(metarun, "idle")
 
 
+def test_what_a_plugin_says_is_usual_is_set_or_named(metarun: Metarun, tmp_path: Path) -> None:
+    text = PLUGIN.replace("    name", "    usual = {'trainer': {'meta_batch': 3}}\n    name")
+    (tmp_path / "good.py").write_text(text)
+    (tmp_path / "bad.py").write_text(text.replace("meta_batch", "meta_bach"))
+    chosen = ("backbone=wide", "--cfg", "job")
+    assert "meta_batch: 3" in metarun("train", "+plugins=[good]", *chosen).stdout
+    said = metarun("train", "+plugins=[bad]", *chosen, code=2).stderr
+    assert "backbone=wide: trainer.meta_bach" in said and "did you mean trainer.meta_batch?" in said
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
