@@ -66,7 +66,7 @@ chaos: setup  ## the fault campaign of docs/reliability.md: about an hour on two
 long-run: setup  ## memory, open files and log sizes over 12,000 meta-steps: a few minutes
 	$(BIN)/python scripts/long_run.py
 
-mutate: setup  ## break the code in a hundred places, one by one: do the tests notice?
+mutate: setup  ## break the code in two hundred places, one by one: do the tests notice?
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/mutate.py --jobs 2
 
 op-zoo: setup  ## derivatives of every operation against finite differences, and docs/operations.md

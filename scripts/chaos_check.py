@@ -57,22 +57,22 @@ def same(ours: Any, theirs: Any) -> bool:
     return bool(type(ours) is type(theirs) and ours == theirs)
 
 
-def records(run: Path) -> list[dict[str, Any]]:
+def entries(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, each of which must be whole."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def _metrics(run: Path, reference: Path) -> Iterator[str]:
-    def comparable(record: dict[str, Any]) -> dict[str, Any]:
-        return {tag: value for tag, value in record.items() if not tag.startswith("time")}
+    def comparable(entry: dict[str, Any]) -> dict[str, Any]:
+        return {tag: value for tag, value in entry.items() if not tag.startswith("time")}
 
     try:
-        ours, theirs = records(run), records(reference)
+        ours, theirs = entries(run), entries(reference)
     except ValueError as error:
         yield f"metrics.jsonl: {error}"
         return
     if list(map(comparable, ours)) != list(map(comparable, theirs)):
-        steps = [[record["step"] for record in log] for log in (ours, theirs)]
+        steps = [[entry["step"] for entry in log] for log in (ours, theirs)]
         where = "values" if steps[0] == steps[1] else f"steps {steps[0]} instead of {steps[1]}"
         yield f"metrics.jsonl: {where}"
     speeds = [v for r in ours for tag, v in r.items() if tag.startswith("time/")]

@@ -13,7 +13,7 @@ from metarun.config.catalogue import is_plugin
 from metarun.config.checks import read
 from metarun.config.run import NEUTRAL_KEYS, EvalConfig, EvalData, TrainConfig, flat
 from metarun.errors import ConfigError, did_you_mean
-from metarun.rundir import SWEEP_RECORD
+from metarun.rundir import SWEEP_FILE
 from metarun.sweeps.job import job
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                     raise ConfigError(
                         f"{directory} holds results already: choose another hydra.run.dir"
                     )
-                if (directory / SWEEP_RECORD).exists():
+                if (directory / SWEEP_FILE).exists():
                     raise ConfigError(
                         f"{directory} is the directory of a sweep: choose another hydra.run.dir"
                     )

@@ -16,11 +16,11 @@ from metarun.config.catalogue import GROUPS
 from metarun.config.run import flat
 from metarun.errors import ConfigError
 from metarun.reporting.reading import LIMIT, bounded, clean, finite, finite_or_nan
-from metarun.rundir import SWEEP_RECORD
+from metarun.rundir import SWEEP_FILE
 from metarun.rundir.metrics import read_metrics
 from metarun.system.untrusted import json_object, yaml_mapping
 
-RECORDS = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
+RUN_FILES = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
 SAMPLED = "episodes:"  # before the identity of data that is taken from episodes
 OWN_FOLDERS = ("checkpoints", "tb", "wandb")  # of a run: no other run is in there
 
@@ -63,7 +63,7 @@ class Run:
             it says that it is running and its process is gone, "never started" if there is none.
         error: why it failed, one line.
         test: its figures, if it is completed.
-        records: its metrics.jsonl.
+        log: its metrics.jsonl.
         code: what it was made with: the git revision, else the version of metarun.
     """
 
@@ -72,7 +72,7 @@ class Run:
     status: str
     error: str | None
     test: Figures | None
-    records: list[dict[str, Any]]
+    log: list[dict[str, Any]]
     code: str
 
     @property
@@ -83,7 +83,7 @@ class Run:
     @property
     def progress(self) -> str:
         """Meta-steps that it has logged, of those it is to take."""
-        done = max((record["step"] for record in self.records), default=0)
+        done = max((entry["step"] for entry in self.log), default=0)
         return f"{done}/{self.settings['trainer.steps']}"
 
 
@@ -152,7 +152,7 @@ def read_run(folder: str | Path) -> Run:
         status=state,
         error=clean(str(error))[:500] if error else None,
         test=_test(folder / "result.json", settings) if state == "completed" else None,
-        records=read_metrics(folder / "metrics.jsonl"),
+        log=read_metrics(folder / "metrics.jsonl"),
         code=_code(provenance),
     )
 
@@ -165,18 +165,18 @@ def _candidates(root: Path, skipped: list[tuple[Path, str]]) -> Iterator[tuple[P
 
     for name, folders, files in os.walk(root, onerror=unreadable):
         folders.sort()
-        if any(record in files for record in RECORDS):
+        if any(name in files for name in RUN_FILES):
             folders[:] = [folder for folder in folders if folder not in OWN_FOLDERS]
             yield Path(name), True
-        if SWEEP_RECORD in files:
+        if SWEEP_FILE in files:
             yield Path(name), False
 
 
 def _refused(folder: Path) -> list[tuple[Path, str]]:
     """The runs that a sweep could not start: their settings were wrong."""
-    runs = json_object(folder / SWEEP_RECORD).get("runs")
+    runs = json_object(folder / SWEEP_FILE).get("runs")
     if not isinstance(runs, dict):
-        raise ValueError(f"{SWEEP_RECORD} is damaged")
+        raise ValueError(f"{SWEEP_FILE} is damaged")
     return [
         (folder / clean(name), clean(str(entry.get("error")))[:500])
         for name, entry in runs.items()

@@ -106,7 +106,7 @@ class Group:
         columns = [
             {
                 r["step"]: r[ELAPSED]
-                for r in run.records
+                for r in run.log
                 if tag in r and isinstance(r.get(ELAPSED), float) and abs(r[ELAPSED]) < LIMIT
             }
             for run in self.runs
@@ -337,10 +337,10 @@ def _shared(columns: Sequence[dict[int, float]]) -> dict[int, list[float]]:
 def _column(run: Run, tag: str) -> dict[int, float]:
     """Meta-step -> value of a tag, where there is a finite one; a time within bounds."""
     found, largest = {}, LIMIT if tag.startswith("time/") else math.inf
-    for record in run.records:
-        value = record.get(tag)
+    for entry in run.log:
+        value = entry.get(tag)
         if isinstance(value, float) and abs(value) < largest:
-            found[record["step"]] = value
+            found[entry["step"]] = value
     return found
 
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run has logged, one record a line. Needs neither torch nor Hydra."""
+"""metrics.jsonl: what a run has logged, one entry a line. Needs neither torch nor Hydra."""
 
 import json
 import logging
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 MOST_BYTES = 2**30
 
 ELAPSED = "time/elapsed_s"
-"""Seconds that the run has taken up to a record, in all attempts."""
+"""Seconds that the run has taken up to an entry, in all attempts."""
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, each with an integer "step" and figures by tag,
-    numbers or None; no records if there is no file.
+    """The entries of a metrics.jsonl, each with an integer "step" and figures by tag,
+    numbers or None; no entries if there is no file.
 
-    Lines that are no such record are left out with a warning: a crash may cut the last one
+    Lines that are no such entry are left out with a warning: a crash may cut the last one
     short or leave zeros in its place.
 
     Raises:
@@ -31,23 +31,23 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         content = read_regular(Path(path), MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    records, bad = [], 0
+    entries, bad = [], 0
     for line in content.splitlines():
-        record = _parsed(line)
-        if record is not None:
-            records.append(record)
+        entry = _parsed(line)
+        if entry is not None:
+            entries.append(entry)
         elif line.strip():
             bad += 1
     if bad:
-        lines = "a line that is no record" if bad == 1 else f"{bad} lines that are no records"
+        lines = "a line that is no entry" if bad == 1 else f"{bad} lines that are no entries"
         log.warning("%s: left out %s", path, lines)
-    return records
+    return entries
 
 
 def complete(
     log: list[dict[str, Any]], trainer: Mapping[str, Any], step: int, last_eval: int
 ) -> bool:
-    """Whether a log has a record of all that a run logs up to a checkpoint.
+    """Whether a log has an entry of all that a run logs up to a checkpoint.
 
     Args:
         log: as `read_metrics` returns it.
@@ -55,8 +55,8 @@ def complete(
         step: meta-steps done at the checkpoint.
         last_eval: step of the last validation before it.
     """
-    trained = {record["step"] for record in log if "optim/lr" in record}
-    validated = {record["step"] for record in log if "val/loss" in record}
+    trained = {entry["step"] for entry in log if "optim/lr" in entry}
+    validated = {entry["step"] for entry in log if "val/loss" in entry}
     return (
         _due(trainer["log_every"], trainer["steps"], step) <= trained
         and _due(trainer["eval_every"], trainer["steps"], last_eval) <= validated
@@ -76,22 +76,22 @@ def cut_back(path: Path, step: int, last_eval: int) -> list[dict[str, Any]]:
         last_eval: step of the last validation that it knows of, likewise.
     """
     kept = [
-        record
-        for record in read_metrics(path)
-        if record["step"] <= step
-        and not (record["step"] > last_eval and any(tag.startswith("val/") for tag in record))
+        entry
+        for entry in read_metrics(path)
+        if entry["step"] <= step
+        and not (entry["step"] > last_eval and any(tag.startswith("val/") for tag in entry))
     ]
     if path.exists():
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
     return kept
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        entry = json.loads(line)
     except (ValueError, RecursionError):  # ValueError: not JSON, or not even UTF-8
         return None
-    if not isinstance(record, dict) or type(step := record.get("step")) is not int:
+    if not isinstance(entry, dict) or type(step := entry.get("step")) is not int:
         return None
-    figures = all(value is None or type(value) in (int, float) for value in record.values())
-    return record if figures and 0 <= step < 2**63 else None
+    figures = all(value is None or type(value) in (int, float) for value in entry.values())
+    return entry if figures and 0 <= step < 2**63 else None

@@ -21,7 +21,7 @@ from metarun import __version__
 from metarun.config.compose import to_config
 from metarun.config.typed import as_argument
 from metarun.errors import ConfigError, MetarunError, first_line, is_about_a_model
-from metarun.rundir import SWEEP_RECORD
+from metarun.rundir import SWEEP_FILE
 from metarun.system.interrupts import Interrupted, Preempted
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def _code_differs(sweep: Path) -> bool:
     """Whether this is other code than that which launched the sweep; says so in the log."""
     from metarun.rundir.directory import read_json
 
-    launched, here = read_json(sweep / SWEEP_RECORD).get("code"), code_state()
+    launched, here = read_json(sweep / SWEEP_FILE).get("code"), code_state()
     if launched is None or launched == here:
         return False
     log.warning("this run uses other code than was launched: %s there, %s here", launched, here)

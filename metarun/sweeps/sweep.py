@@ -26,7 +26,7 @@ from metarun.config.compose import to_config
 from metarun.config.run import TrainConfig
 from metarun.config.typed import quoted, without_interpolations
 from metarun.errors import ConfigError, RunError
-from metarun.rundir import SWEEP_RECORD
+from metarun.rundir import SWEEP_FILE
 from metarun.sweeps.job import Outcome, code_state, describe, to_go_on
 from metarun.system.files import write_json, write_text
 from metarun.system.interrupts import terminable
@@ -236,14 +236,14 @@ class Sweep:
             }
             for job in self.jobs.values()
         }
-        record = {"argv": sys.argv, "code": self._code, "runs": {**self._earlier(), **own}}
-        write_json(self.directory / SWEEP_RECORD, record)
+        content = {"argv": sys.argv, "code": self._code, "runs": {**self._earlier(), **own}}
+        write_json(self.directory / SWEEP_FILE, content)
 
     def _earlier(self) -> dict[str, Any]:
         """What earlier calls have recorded: of the runs that are there, and of the failed ones."""
         from metarun.rundir.directory import read_json  # here, because it imports torch
 
-        runs = read_json(self.directory / SWEEP_RECORD).get("runs")
+        runs = read_json(self.directory / SWEEP_FILE).get("runs")
         return {
             name: entry
             for name, entry in (runs.items() if isinstance(runs, dict) else ())

@@ -103,9 +103,9 @@ class Tracker:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics by tag ("train/loss", …)."""
         known = finite(dict(values))
-        record = {"step": step, **known, ELAPSED: round(self.elapsed(), 3)}
+        entry = {"step": step, **known, ELAPSED: round(self.elapsed(), 3)}
         with naming(Path(self._file.name)):
-            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.write(json.dumps(entry, allow_nan=False) + "\n")
             self._file.flush()
         for logger in self._loggers:
             logger.metrics(step, known)

@@ -61,14 +61,14 @@ def make(tmp_path: Path, config: dict[str, Any]) -> Callable[..., Path]:
         host = {"host": socket.gethostname(), "pid": pid or os.getpid()}
         (folder / "provenance.json").write_text(json.dumps(host))
         (folder / "status.json").write_text(json.dumps({"status": status, "error": error}))
-        records = [
+        entries = [
             {
                 "step": step, f"val/{score}": value * step / 2000, "val/loss": 1 - step / 4000,
                 "time/tasks_per_s": 160.0, "time/elapsed_s": step / 10,
             }
             for step in range(200, 2001, 200)
         ]  # fmt: skip
-        text = "".join(json.dumps(record) + "\n" for record in records)
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
         (folder / "metrics.jsonl").write_text(text)
         if status == "completed":
             per_step = [0.2, value - 0.1, value]
@@ -305,9 +305,9 @@ def test_a_log_with_a_broken_end_still_gives_its_curve(
     tail = b'{"step": 2200, "val/acc\n\x00\x00\x80\xff\n{"step": "x"}\n{"step": 1e999}\n[]\n'
     (folder / "metrics.jsonl").write_bytes(good + tail)
     done = metarun("report", "run")
-    assert "run/metrics.jsonl: left out 5 lines that are no records" in done.stderr
+    assert "run/metrics.jsonl: left out 5 lines that are no entries" in done.stderr
     (run,) = gather([folder]).runs
-    assert [record["step"] for record in run.records] == list(range(200, 2001, 200))
+    assert [entry["step"] for entry in run.log] == list(range(200, 2001, 200))
 
 
 HOSTILE = "</td><script>document.title='owned'</script><img src=x onerror=document.title='owned'>"

@@ -80,7 +80,7 @@ def make(tmp_path: Path, configs: dict[str, dict[str, Any]]) -> Make:
             log.append({"step": 100 * i, f"val/{score}": own, "time/elapsed_s": 3.0 * i})
         for i, speed in enumerate(speeds, start=1):
             log.append({"step": 100 * i, "time/tasks_per_s": speed})
-        text = "".join(json.dumps(record) + "\n" for record in log)
+        text = "".join(json.dumps(entry) + "\n" for entry in log)
         (folder / "metrics.jsonl").write_text(text)
         test = {
             "score": score, score: value, "ci95": 0.01, "episodes": 600,

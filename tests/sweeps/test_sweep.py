@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 
 from metarun.config.compose import register_schemas
 from metarun.errors import ConfigError
-from metarun.rundir import SWEEP_RECORD
+from metarun.rundir import SWEEP_FILE
 from metarun.sweeps import job
 from metarun.sweeps.sweep import NAME_LENGTH, Job, _recalled, run_name
 from metarun.training import run as train
@@ -137,7 +137,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(
 def test_other_code_than_was_launched_is_noticed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    record = tmp_path / SWEEP_RECORD
+    record = tmp_path / SWEEP_FILE
     assert not job._code_differs(tmp_path)  # nobody knows
     record.write_text(json.dumps({"code": job.code_state()}))
     assert not job._code_differs(tmp_path)

@@ -31,7 +31,7 @@ class Logger(Protocol):
         """What earlier attempts logged, but for what this one logs again; called once, first.
 
         Args:
-            log: records as in `metrics.jsonl`.
+            log: entries as in `metrics.jsonl`.
         """
 
     def metrics(self, step: int, values: Record) -> None:

@@ -41,11 +41,11 @@ class TensorBoard:
         self._events.flush()
 
     def repeat(self, log: Sequence[Mapping[str, Any]]) -> None:
-        begun = time.time() - max((record.get(ELAPSED) or 0.0 for record in log), default=0.0)
-        for record in log:
-            values = {tag: v for tag, v in record.items() if tag not in ("step", ELAPSED)}
-            when = begun + (record.get(ELAPSED) or 0.0)
-            self._events.write(step=record["step"], wall_time=when, summary=_scalars(values))
+        begun = time.time() - max((entry.get(ELAPSED) or 0.0 for entry in log), default=0.0)
+        for entry in log:
+            values = {tag: v for tag, v in entry.items() if tag not in ("step", ELAPSED)}
+            when = begun + (entry.get(ELAPSED) or 0.0)
+            self._events.write(step=entry["step"], wall_time=when, summary=_scalars(values))
         self._events.flush()
         for path in self._earlier:
             if path.stat().st_size:

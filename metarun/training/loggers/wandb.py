@@ -68,10 +68,10 @@ class Wandb:
         there each attempt's folder has the whole log.
         """
         has = self._run.summary.get("meta_step")
-        for record in log:
-            if not isinstance(has, int) or record["step"] >= has:
-                values = {tag: v for tag, v in record.items() if tag not in ("step", ELAPSED)}
-                self.metrics(record["step"], values)
+        for entry in log:
+            if not isinstance(has, int) or entry["step"] >= has:
+                values = {tag: v for tag, v in entry.items() if tag not in ("step", ELAPSED)}
+                self.metrics(entry["step"], values)
 
     def metrics(self, step: int, values: Record) -> None:
         known = {tag: value for tag, value in values.items() if value is not None}
