@@ -1,9 +1,7 @@
 """Fixtures shared by all tests."""
 
-import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import torch
 
 from metarun.config.catalogue import components
+from tests.forking import Forks
 
 REPO = Path(__file__).parent.parent
 
@@ -65,53 +64,22 @@ Metarun = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def commands() -> Iterator[Callable[[dict[str, Any]], int]]:
-    """What runs a command of `forking.py` and gives its exit status."""
-    server = subprocess.Popen(
-        [sys.executable, str(REPO / "tests" / "forking.py")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdin is not None and server.stdout is not None
-    requests, answers = server.stdin, server.stdout
-
-    def run(command: dict[str, Any]) -> int:
-        print(json.dumps(command), file=requests, flush=True)
-        return int(answers.readline())
-
-    with server:  # which ends when its input does
-        yield run
-    assert server.returncode == 0
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """What starts commands of metarun in processes forked from one that has imported torch."""
+    started = Forks(tmp_path_factory.mktemp("streams"))
+    yield started
+    started.end()
 
 
 @pytest.fixture
-def metarun(
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    environment: dict[str, str],
-    commands: Callable[[dict[str, Any]], int],
-) -> Metarun:
-    """Run the real command line in a temporary folder: `metarun("train", "seed=1", code=0)`.
-
-    In a process of its own, forked from one that has imported torch.
-    """
+def metarun(tmp_path: Path, environment: dict[str, str], forks: Forks) -> Metarun:
+    """Run the real command line in a temporary folder: `metarun("train", "seed=1", code=0)`."""
 
     def run(*arguments: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        texts = tmp_path_factory.mktemp("streams")
-        command = {
-            "arguments": arguments,
-            "environment": environment | env,
-            "folder": str(tmp_path),
-            "stdout": str(texts / "stdout"),
-            "stderr": str(texts / "stderr"),
-            "timeout": 300,
-        }
-        status = commands(command)
-        out, err = ((texts / name).read_text() for name in ("stdout", "stderr"))
-        done = subprocess.CompletedProcess(["metarun", *arguments], status, out, err)
-        assert status == code, f"exit {status}\n{out}\n{err}"
+        command = forks.start(arguments, tmp_path, environment | env)
+        out, err = command.communicate()
+        done = subprocess.CompletedProcess(["metarun", *arguments], command.wait(0), out, err)
+        assert done.returncode == code, f"exit {done.returncode}\n{out}\n{err}"
         if code:
             assert "Traceback" not in err
         return done

@@ -1,7 +1,10 @@
-"""A process that has imported what metarun needs, and becomes a metarun command when asked.
+"""Commands of metarun without the three seconds that their imports take.
 
-Imports take three seconds of the five that a small run takes. Run as a script: each line of its
-input is a command, and each line of its output that command's exit status.
+Run as a script, this is a server: a process that has imported what metarun needs, and forks to
+become a command. Each line of its input is a request, each line of its output the answer:
+`{"start": …}`, a process id; `{"wait": process id}`, the exit status.
+
+`Forks` is what asks it, and a `Fork` has what tests need of a `subprocess.Popen`.
 """
 
 import gc
@@ -10,9 +13,13 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import signal
+import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -44,17 +51,108 @@ def become(command: dict[str, Any]) -> None:
 
 
 def serve() -> None:
-    """Fork for each line of the input, until it ends."""
+    """Answer each line of the input, until it ends."""
     preload()
     answers = os.fdopen(os.dup(1), "w")
     os.set_inheritable(answers.fileno(), False)
     for line in sys.stdin:
-        if (child := os.fork()) == 0:
-            become(json.loads(line))
+        request = json.loads(line)
+        if "wait" in request:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        elif (answer := os.fork()) == 0:
+            become(request["start"])
             return
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(status, file=answers, flush=True)
+        print(answer, file=answers, flush=True)
     os._exit(0)  # without freeing what was imported
+
+
+class Fork:
+    """A command of metarun in a process of its own."""
+
+    def __init__(self, forks: "Forks", pid: int, streams: Path) -> None:
+        self.forks, self.pid, self.streams = forks, pid, streams
+        self.returncode: int | None = None
+        self._descriptor = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        """The exit status, or None while it runs."""
+        return self._ended(0)
+
+    def wait(self, timeout: float) -> int:
+        """The exit status.
+
+        Raises:
+            TimeoutError: it runs for longer than so many seconds.
+        """
+        code = self._ended(timeout)
+        if code is None:
+            raise TimeoutError(f"it has not ended within {timeout} s: {self._texts()}")
+        return code
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """What it has written to stdout and stderr, once it has ended."""
+        self.wait(timeout)
+        return self._texts()
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it has not ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill it, if it has not ended."""
+        self.send_signal(signal.SIGKILL)
+
+    def _texts(self) -> tuple[str, str]:
+        return (self.streams / "stdout").read_text(), (self.streams / "stderr").read_text()
+
+    def _ended(self, timeout: float) -> int | None:
+        if self.returncode is None and select.select([self._descriptor], [], [], timeout)[0]:
+            self.returncode = self.forks.ask({"wait": self.pid})
+            os.close(self._descriptor)
+        return self.returncode
+
+
+class Forks:
+    """The server, from the tests' side."""
+
+    def __init__(self, streams: Path) -> None:
+        self.streams, self.count = streams, 0
+        self.server = subprocess.Popen(
+            [sys.executable, __file__],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, request: dict[str, Any]) -> int:
+        """The server's answer."""
+        assert self.server.stdin is not None and self.server.stdout is not None
+        print(json.dumps(request), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
+
+    def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Fork:
+        """Start `python -m metarun` with arguments in a folder."""
+        streams = self.streams / str(self.count)
+        streams.mkdir()
+        self.count += 1
+        command = {
+            "arguments": list(arguments),
+            "environment": dict(environment),
+            "folder": str(folder),
+            "stdout": str(streams / "stdout"),
+            "stderr": str(streams / "stderr"),
+            "timeout": 300,
+        }
+        return Fork(self, self.ask({"start": command}), streams)
+
+    def end(self) -> None:
+        """End the server."""
+        assert self.server.stdin is not None
+        with self.server:  # which ends when its input does
+            self.server.stdin.close()
+        assert self.server.returncode == 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ All of it comes by here, under torch's own names without a leading underscore. S
 upgrade of torch can break something, and `tests/unroll/test_torch_door.py` says so.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -58,6 +59,17 @@ def inductor() -> tuple[Any, Any]:
     from torch._inductor import config, standalone_compile
 
     return config, standalone_compile
+
+
+def described_once() -> AbstractContextManager[Any]:
+    """A block in which `make_fx` describes all results by one mode.
+
+    It makes one for each operation otherwise, which takes longer than the operation itself.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
 
 
 def import_forward_rules() -> None:

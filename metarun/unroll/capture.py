@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from metarun.unroll._torch import TorchDispatchMode, pytree
+from metarun.unroll._torch import TorchDispatchMode, described_once, pytree
 from metarun.unroll.advice import plain_reason
 
 
@@ -53,7 +53,7 @@ def captured(
 
     gpus = sorted({x.device.index for x in leaves if x.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(gpus), _Limit(most):
+        with torch.random.fork_rng(gpus), described_once(), _Limit(most):
             graph = make_fx(flat, rewritten)(*(leaf.detach() for leaf in leaves))
     except RecordingError:
         raise

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from metarun.sweeps.sweep import NAME_LENGTH, Job, _recalled, run_name
 from metarun.training import run as train
 from tests.cli.test_cli import SHORT, files
 from tests.conftest import Metarun
+from tests.forking import Forks
 
 register_schemas()
 
@@ -104,19 +103,16 @@ def test_a_sweep_of_which_nothing_can_start_is_a_wrong_command(
 
 
 def test_an_interrupted_sweep_says_how_to_go_on_and_does(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, environment: dict[str, str], forks: Forks, metarun: Metarun
 ) -> None:
     command = [
-        sys.executable, "-m", "metarun", "train", "-m", "data=sinusoid", "backbone=mlp",
+        "train", "-m", "data=sinusoid", "backbone=mlp",
         "trainer.steps=300", "trainer.eval_every=1000", "trainer.checkpoint_every=1000",
         "trainer.log_every=5", "trainer.eval_episodes=10", "trainer.test_episodes=10",
         "seed=0,1", "hydra.sweep.dir=sweep",
     ]  # fmt: skip
     metrics = tmp_path / "sweep" / "maml-sinusoid-s0" / "metrics.jsonl"
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+    process = forks.start(command, tmp_path, environment)
     deadline = time.monotonic() + 300
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
         assert process.poll() is None and time.monotonic() < deadline
@@ -127,9 +123,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(
     assert "interrupted by SIGINT after meta-step" in errors
     assert errors.count("to go on: metarun train -m data=sinusoid") == 1
     assert not (tmp_path / "sweep" / "maml-sinusoid-s1" / "status.json").exists()
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
+    done = metarun(*command)
     assert "resuming after meta-step" in done.stderr
     assert "2 runs: 2 completed, 0 recalled, 0 failed" in done.stdout
 

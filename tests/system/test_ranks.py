@@ -16,6 +16,7 @@ import torch
 from metarun.rundir import checkpoint
 from metarun.rundir.metrics import read_metrics
 from metarun.system.ranks import Ranks
+from tests.forking import Fork, Forks
 
 STEPS = 160
 TRAIN = [
@@ -107,44 +108,50 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "METARUN_CACHE": str(tmp_path_factory.mktemp("cache"))}
 
 
-def start(
-    ranks: int, folder: Path, env: dict[str, str], *more: str, restarts: int = 0
-) -> subprocess.Popen[str]:
-    """A run in `folder`/run; with several ranks, by torchrun."""
-    several = [
-        "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+Process = subprocess.Popen[str] | Fork
+
+
+def start(folder: Path, env: dict[str, str], *more: str, restarts: int = 0) -> Process:
+    """A run of two ranks in `folder`/run, by torchrun."""
+    by_torchrun = [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
         f"--max-restarts={restarts}",
     ]  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, *(several if ranks > 1 else []), "-m", "metarun", *TRAIN, *more],
+        [sys.executable, *by_torchrun, "-m", "metarun", *TRAIN, *more],
         env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
-def pair(folder: Path, env: dict[str, str], *arguments: str) -> list[subprocess.Popen[str]]:
-    """Two ranks without torchrun, of which one sees the exit status."""
+def ranks_of(
+    forks: Forks, count: int, folder: Path, env: dict[str, str], *arguments: str
+) -> list[Fork]:
+    """Ranks without torchrun, whose exit statuses can be seen; one alone is an ordinary run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+    place["LOCAL_WORLD_SIZE"] = str(count)
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "metarun", *arguments],
-            env=env | place | {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"},
-            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in "01"
-    ]  # fmt: skip
+        forks.start(arguments, folder, env | (place | own if count > 1 else {}))
+        for own in ({"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(count))
+    ]
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+def finish(process: Process, code: int = 0) -> tuple[str, str]:
     """Its stdout and stderr; torchrun adds words of its own."""
     output, errors = process.communicate(timeout=200)
     assert process.returncode == code, output + errors
     return output, errors
 
 
-def rank_pid(process: subprocess.Popen[str], rank: int) -> int:
+def train(forks: Forks, count: int, folder: Path, env: dict[str, str], *more: str) -> None:
+    """A run of so many ranks in `folder`/run."""
+    for rank in ranks_of(forks, count, folder, env, *TRAIN, *more):
+        finish(rank)
+
+
+def rank_pid(process: Process, rank: int) -> int:
     """The process of a rank, among the children of torchrun."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for pid in children:
@@ -153,7 +160,7 @@ def rank_pid(process: subprocess.Popen[str], rank: int) -> int:
     raise AssertionError(f"rank {rank} is not among {children}")
 
 
-def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+def wait_until(process: Process, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 150
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -195,10 +202,10 @@ def assert_close(folder: Path, other: Path, tolerance: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Path:
+def single(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str], forks: Forks) -> Path:
     """An undisturbed run of one process."""
     folder = tmp_path_factory.mktemp("single")
-    finish(start(1, folder, env))
+    train(forks, 1, folder, env)
     return folder
 
 
@@ -206,7 +213,7 @@ def single(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Pat
 def double(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Path:
     """An undisturbed run of two ranks."""
     folder = tmp_path_factory.mktemp("double")
-    output, errors = finish(start(2, folder, env))
+    output, errors = finish(start(folder, env))
     assert output.count("test mse") == 1 and errors.count(f"step {STEPS}/{STEPS}  loss") == 1
     assert "rank 0 of 2" in errors
     return folder
@@ -221,45 +228,54 @@ def test_two_ranks_find_what_one_does(single: Path, double: Path) -> None:
     assert provenance["ranks"] == 2 and provenance["argv"][0].startswith("torchrun")
 
 
-def test_so_do_three(tmp_path: Path, env: dict[str, str], single: Path) -> None:
-    finish(start(3, tmp_path, env))  # of whose shares one is smaller
+def test_so_do_three(tmp_path: Path, env: dict[str, str], single: Path, forks: Forks) -> None:
+    train(forks, 3, tmp_path, env)  # of whose shares one is smaller
     assert_close(tmp_path, single, 1e-12)
 
 
 def test_in_single_precision_and_without_a_directory_given(
-    tmp_path: Path, env: dict[str, str]
+    tmp_path: Path, env: dict[str, str], forks: Forks
 ) -> None:
     settings = ["engine.precision=float32", "trainer.steps=40", "hydra.run.dir=at/${now:%S-%f}"]
     folders = [tmp_path / "one", tmp_path / "two"]
     for ranks, folder in enumerate(folders, start=1):
         folder.mkdir()
-        finish(start(ranks, folder, env, "engine.chunk=null", *settings))
+        train(forks, ranks, folder, env, "engine.chunk=null", *settings)
         (made,) = (folder / "at").iterdir()
         made.rename(folder / "run")
     assert_close(folders[1], folders[0], 1e-6)
 
 
 def test_a_run_is_interrupted_and_goes_on_with_other_numbers_of_ranks(
-    tmp_path: Path, env: dict[str, str], single: Path
+    tmp_path: Path, env: dict[str, str], single: Path, forks: Forks
 ) -> None:
-    for ranks, step, whom in ((1, 5, None), (2, 40, None), (2, 80, 1)):
-        process = start(ranks, tmp_path, env)
-        wait_until(process, reached(tmp_path, step))
-        os.kill(process.pid if whom is None else rank_pid(process, whom), signal.SIGTERM)
-        _, errors = finish(process, 130 if ranks == 1 else 1)  # torchrun has its own
+    def by_forks(count: int) -> list[Process]:
+        return [*ranks_of(forks, count, tmp_path, env, *TRAIN)]
+
+    for ranks, step, starts in (
+        (1, 5, lambda: by_forks(1)),
+        (2, 40, lambda: [start(tmp_path, env)]),
+        (2, 80, lambda: by_forks(2)),
+    ):
+        processes = starts()
+        wait_until(processes[0], reached(tmp_path, step))
+        os.kill(processes[-1].pid, signal.SIGTERM)  # torchrun, or the last rank
+        by_torchrun = len(processes) < ranks
+        code = 1 if by_torchrun else 130
+        errors = "".join(finish(process, code)[1] for process in processes)
         assert errors.count("metarun: interrupted by SIGTERM after meta-step") == 1, errors
         assert errors.count("to go on: ") == 1 and "hydra.run.dir=run" in errors
         assert ("--nproc-per-node=2 -m metarun train" in errors) == (ranks == 2)
         assert f"after meta-step {last_checkpoint(tmp_path)['step']};" in errors
         assert status(tmp_path)["status"] == "interrupted"
-    finish(start(1, tmp_path, env))
+    train(forks, 1, tmp_path, env)
     assert_close(tmp_path, single, 1e-12)
 
 
 def test_a_dead_rank_ends_the_run_and_a_rerun_finds_the_same_bits(
-    tmp_path: Path, env: dict[str, str], double: Path
+    tmp_path: Path, env: dict[str, str], double: Path, forks: Forks
 ) -> None:
-    process = start(2, tmp_path, env)
+    process = start(tmp_path, env)
     wait_until(process, reached(tmp_path, 25))
     os.kill(rank_pid(process, 1), signal.SIGKILL)
     _, errors = finish(process, 1)
@@ -267,7 +283,8 @@ def test_a_dead_rank_ends_the_run_and_a_rerun_finds_the_same_bits(
     assert "hydra.run.dir=run goes on from there" in errors
     assert status(tmp_path)["status"] == "failed"
     assert "lost another rank" in str(status(tmp_path)["error"])
-    _, errors = finish(start(2, tmp_path, env))
+    first, second = ranks_of(forks, 2, tmp_path, env, *TRAIN)
+    (_, errors), _ = finish(first), finish(second)
     assert "resuming after meta-step" in errors
     ours, expected = last_checkpoint(tmp_path), last_checkpoint(double)
     assert ours["step"] == expected["step"] == STEPS
@@ -280,7 +297,7 @@ def test_a_dead_rank_ends_the_run_and_a_rerun_finds_the_same_bits(
 def test_torchrun_may_start_a_run_with_a_dead_rank_anew(
     tmp_path: Path, env: dict[str, str], double: Path
 ) -> None:
-    process = start(2, tmp_path, env, restarts=1)
+    process = start(tmp_path, env, restarts=1)
     wait_until(process, reached(tmp_path, 25))
     os.kill(rank_pid(process, 1), signal.SIGKILL)
     _, errors = finish(process)
@@ -291,15 +308,14 @@ def test_torchrun_may_start_a_run_with_a_dead_rank_anew(
 
 
 def test_masks_of_dropout_are_those_of_an_undisturbed_run(
-    tmp_path: Path, env: dict[str, str]
+    tmp_path: Path, env: dict[str, str], forks: Forks
 ) -> None:
     (tmp_path / "noisy.py").write_text(DROPOUT)
-    command = [*TRAIN, "+plugins=[noisy]", "backbone=noisy", "trainer.steps=40"]
+    settings = ["+plugins=[noisy]", "backbone=noisy", "trainer.steps=40"]
     folder = tmp_path / "run"
     undisturbed = []
     for attempt in range(2):
-        for rank in pair(tmp_path, env, *command):
-            finish(rank)
+        train(forks, 2, tmp_path, env, *settings)
         undisturbed.append(last_checkpoint(tmp_path))
         if attempt == 0:  # as if it had been killed after meta-step 20
             (folder / "checkpoints" / "step-00000020.safetensors").replace(
@@ -312,21 +328,24 @@ def test_masks_of_dropout_are_those_of_an_undisturbed_run(
         assert torch.equal(undisturbed[1]["meta"][name], value), name
 
 
-def test_all_ranks_skip_what_is_no_number_for_one(tmp_path: Path, env: dict[str, str]) -> None:
+def test_all_ranks_skip_what_is_no_number_for_one(
+    tmp_path: Path, env: dict[str, str], forks: Forks
+) -> None:
     settings = ["+plugins=[holed]", "data=holed", "trainer.nonfinite=skip", "trainer.steps=80"]
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
         folder.mkdir()
         (folder / "holed.py").write_text(HOLES)
-        finish(start(ranks, folder, env, *settings))
+        train(forks, ranks, folder, env, *settings)
     assert_close(tmp_path / "2", tmp_path / "1", 1e-12)
     skipped = last_checkpoint(tmp_path / "2")["skipped"]
     assert skipped == len([task for task in range(80 * 5) if task % 37 == 4]) == 11
 
 
-def test_a_rank_that_hangs_ends_the_run(tmp_path: Path, env: dict[str, str]) -> None:
+def test_a_rank_that_hangs_ends_the_run(tmp_path: Path, env: dict[str, str], forks: Forks) -> None:
     patience = env | {"METARUN_RANK_TIMEOUT": "5"}
-    first, second = pair(tmp_path, patience, *TRAIN, "trainer.steps=1000000", "engine.compile=none")
+    endless = [*TRAIN, "trainer.steps=1000000", "engine.compile=none"]
+    first, second = ranks_of(forks, 2, tmp_path, patience, *endless)
     wait_until(first, reached(tmp_path, 10))
     second.send_signal(signal.SIGSTOP)
     _, errors = finish(first, 1)
@@ -346,11 +365,11 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path: Path, env: dict[str, str]) -> 
     ],
 )
 def test_what_ends_one_rank_ends_both_with_one_message(
-    tmp_path: Path, env: dict[str, str], fault: str, message: str
+    tmp_path: Path, env: dict[str, str], forks: Forks, fault: str, message: str
 ) -> None:
     (tmp_path / "odd.py").write_text(FAULTS)
-    ranks = pair(
-        tmp_path, env | {"FAULT": fault}, *TRAIN, "+plugins=[odd]", "backbone=odd",
+    ranks = ranks_of(
+        forks, 2, tmp_path, env | {"FAULT": fault}, *TRAIN, "+plugins=[odd]", "backbone=odd",
         "engine.batching=loop", "engine.compile=none",
     )  # fmt: skip
     errors = "".join(finish(rank, 2 if fault == "build" else 1)[1] for rank in ranks)
@@ -370,10 +389,10 @@ def test_what_ends_one_rank_ends_both_with_one_message(
     ],
 )
 def test_a_wrong_command_is_told_once(
-    tmp_path: Path, env: dict[str, str], wrong: str, message: str
+    tmp_path: Path, env: dict[str, str], forks: Forks, wrong: str, message: str
 ) -> None:
     (told, _), (silent, _) = (
-        reversed(finish(rank, 2)) for rank in pair(tmp_path, env, *TRAIN, wrong)
+        reversed(finish(rank, 2)) for rank in ranks_of(forks, 2, tmp_path, env, *TRAIN, wrong)
     )
     assert told.startswith("metarun: ") and message in told and len(told.splitlines()) == 1
     assert silent == ""
@@ -381,9 +400,9 @@ def test_a_wrong_command_is_told_once(
 
 
 def test_eval_finds_the_figures_of_one_process(
-    tmp_path: Path, env: dict[str, str], single: Path
+    tmp_path: Path, env: dict[str, str], single: Path, forks: Forks
 ) -> None:
-    ranks = pair(tmp_path, env, "eval", f"ckpt={single}/run", "hydra.run.dir=eval")
+    ranks = ranks_of(forks, 2, tmp_path, env, "eval", f"ckpt={single}/run", "hydra.run.dir=eval")
     outputs = [finish(rank)[0] for rank in ranks]
     assert [output.count("test mse") for output in outputs] == [1, 0]
     found = json.loads((tmp_path / "eval" / "result.json").read_text())["test"]
@@ -394,7 +413,7 @@ def test_eval_finds_the_figures_of_one_process(
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["cuda:0", "cuda"])
 def test_two_ranks_on_gpus_find_what_one_does(
-    tmp_path: Path, env: dict[str, str], device: str
+    tmp_path: Path, env: dict[str, str], device: str, forks: Forks
 ) -> None:
     """Sharing a GPU, where sums go by way of the CPU, and on two of them, by NCCL."""
     if device == "cuda" and torch.cuda.device_count() < 2:
@@ -402,7 +421,10 @@ def test_two_ranks_on_gpus_find_what_one_does(
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
         folder.mkdir()
-        _, errors = finish(start(ranks, folder, env, f"device={device}"))
+        process: Process
+        given = [*TRAIN, f"device={device}"]
+        process = start(folder, env, given[-1]) if ranks == 2 else forks.start(given, folder, env)
+        _, errors = finish(process)
         assert ("share a GPU" in errors) == (device == "cuda:0" and ranks == 2)
     assert_close(tmp_path / "2", tmp_path / "1", 1e-12)
 

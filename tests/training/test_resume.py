@@ -5,9 +5,8 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from metarun.rundir import checkpoint
 from metarun.rundir.metrics import read_metrics
 from metarun.system.interrupts import Aborted, Interrupted, Interruption
+from tests.forking import Fork, Forks
 
 STEPS = 60
 TRAIN = [
-    sys.executable, "-m", "metarun", "train", "data=sinusoid", "backbone=mlp", "inner_opt=adam",
+    "train", "data=sinusoid", "backbone=mlp", "inner_opt=adam",
     "inner_opt.learn=[lr]", "inner_opt.granularity=parameter_step", "outer_opt.schedule=cosine",
     "outer_opt.clip_norm=5", f"trainer.steps={STEPS}", "trainer.eval_every=14",
     "trainer.checkpoint_every=7", "trainer.log_every=5", "trainer.eval_episodes=100",
@@ -28,21 +28,22 @@ TRAIN = [
 ]  # fmt: skip
 
 
-def start(folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*TRAIN, f"hydra.run.dir={folder}"],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def start(forks: Forks) -> Callable[[Path], Fork]:
+    """What starts the run in a folder."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("METARUN_", "HYDRA_"))}
+    environment = kept | {"OMP_NUM_THREADS": "1"}
+    return lambda run: forks.start([*TRAIN, f"hydra.run.dir={run}"], run.parent, environment)
 
 
-def finish(folder: Path, environment: dict[str, str]) -> str:
-    process = start(folder, environment)
-    _, errors = process.communicate(timeout=300)
+def ended(process: Fork) -> str:
+    """What it has said, once it has ended well."""
+    _, errors = process.communicate()
     assert process.returncode == 0, errors
     return errors
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(folder: Path, step: int, process: Fork) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         steps = [record["step"] for record in read_metrics(folder / "metrics.jsonl")]
@@ -84,28 +85,27 @@ def assert_same_run(folder: Path, undisturbed: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, start: Callable[[Path], Fork]) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("METARUN_", "HYDRA_"))}
-    finish(folder, kept | {"OMP_NUM_THREADS": "1"})
+    ended(start(folder))
     return folder
 
 
 @pytest.mark.parametrize("kills", [(6,), (20, 33, 55)])
 def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(
-    tmp_path: Path, environment: dict[str, str], undisturbed: Path, kills: tuple[int, ...]
+    tmp_path: Path, start: Callable[[Path], Fork], undisturbed: Path, kills: tuple[int, ...]
 ) -> None:
     folder = tmp_path / "run"
     delays = random.Random(sum(kills))
     for step in kills:
-        process = start(folder, environment)
+        process = start(folder)
         wait_for_step(folder, step, process)
         time.sleep(delays.uniform(0, 0.02))  # so that it dies anywhere within a step
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert json.loads((folder / "status.json").read_text())["status"] == "running"
-    finish(folder, environment)
+    ended(start(folder))
     assert_same_run(folder, undisturbed)
     status = json.loads((folder / "status.json").read_text())
     assert status["status"] == "completed" and status["attempts"] == len(kills) + 1
@@ -115,10 +115,10 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_with_a_checkpoint_of_its_last_step(
-    tmp_path: Path, environment: dict[str, str], undisturbed: Path, number: signal.Signals
+    tmp_path: Path, start: Callable[[Path], Fork], undisturbed: Path, number: signal.Signals
 ) -> None:
     folder = tmp_path / "run"
-    process = start(folder, environment)
+    process = start(folder)
     wait_for_step(folder, 10, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -128,15 +128,15 @@ def test_a_signal_ends_a_run_with_a_checkpoint_of_its_last_step(
     assert json.loads((folder / "status.json").read_text())["status"] == "interrupted"
     saved = checkpoint.load(folder / "checkpoints" / "last.safetensors")["step"]
     assert f"after meta-step {saved};" in errors and saved >= 10
-    assert f"resuming after meta-step {saved}" in finish(folder, environment)
+    assert f"resuming after meta-step {saved}" in ended(start(folder))
     assert_same_run(folder, undisturbed)
 
 
 def test_a_damaged_newest_checkpoint_costs_time_only(
-    tmp_path: Path, environment: dict[str, str], undisturbed: Path
+    tmp_path: Path, start: Callable[[Path], Fork], undisturbed: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = start(folder, environment)
+    process = start(folder)
     wait_for_step(folder, 40, process)
     process.kill()
     process.communicate()
@@ -144,15 +144,15 @@ def test_a_damaged_newest_checkpoint_costs_time_only(
     last.write_bytes(last.read_bytes()[:-100])
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 41, "train/lo')
-    assert "trying the one before" in finish(folder, environment)
+    assert "trying the one before" in ended(start(folder))
     assert_same_run(folder, undisturbed)
 
 
 def test_lines_that_the_log_lost_from_before_the_checkpoint_are_logged_again(
-    tmp_path: Path, environment: dict[str, str], undisturbed: Path
+    tmp_path: Path, start: Callable[[Path], Fork], undisturbed: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = start(folder, environment)
+    process = start(folder)
     wait_for_step(folder, 40, process)
     process.kill()
     process.communicate()
@@ -162,21 +162,21 @@ def test_lines_that_the_log_lost_from_before_the_checkpoint_are_logged_again(
     text = "".join(json.dumps(record) + "\n" for record in kept)
     log.write_bytes(text.encode()[:-30] + bytes(30))  # as a power cut may leave it
     lost = f"lacks lines from before meta-step {saved}: going back to meta-step {saved - 7}"
-    assert lost in finish(folder, environment)
+    assert lost in ended(start(folder))
     assert_same_run(folder, undisturbed)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(
-    tmp_path: Path, environment: dict[str, str], undisturbed: Path
+    tmp_path: Path, start: Callable[[Path], Fork], undisturbed: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = start(folder, environment)
+    process = start(folder)
     while not (folder / "config.yaml").exists():
         assert process.poll() is None
         time.sleep(0.005)
     process.kill()
     process.communicate()
-    finish(folder, environment)
+    ended(start(folder))
     assert_same_run(folder, undisturbed)
 
 
@@ -199,12 +199,12 @@ def test_a_second_signal_stops_at_once_and_saves_nothing() -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_two_processes_do_not_share_a_run(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_two_processes_do_not_share_a_run(tmp_path: Path, start: Callable[[Path], Fork]) -> None:
     folder = tmp_path / "run"
-    first = start(folder, environment)
+    first = start(folder)
     wait_for_step(folder, 5, first)
     first.send_signal(signal.SIGSTOP)
-    second = start(folder, environment)
+    second = start(folder)
     _, errors = second.communicate(timeout=60)
     first.send_signal(signal.SIGCONT)
     assert second.returncode == 1 and "another process is running in" in errors

@@ -3,8 +3,6 @@
 import json
 import signal
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
@@ -18,6 +16,7 @@ from metarun.errors import ConfigError
 from metarun.rundir.metrics import read_metrics
 from metarun.training.loggers import wandb as ours
 from tests.conftest import Metarun
+from tests.forking import Forks
 
 RUN = (
     "train", "data=sinusoid", "backbone=mlp", "inner_opt.lr=0.02", "trainer.steps=1500",
@@ -52,19 +51,16 @@ def plain(items: Any) -> dict[str, Any]:
 
 
 def test_a_killed_run_goes_on_as_the_same_run_and_logs_what_metrics_jsonl_has(
-    metarun: Metarun, environment: dict[str, str], tmp_path: Path
+    metarun: Metarun, environment: dict[str, str], forks: Forks, tmp_path: Path
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "metarun", *RUN], cwd=tmp_path, env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = forks.start(RUN, tmp_path, environment)
     run = tmp_path / "run"
     deadline = time.monotonic() + 200
     while not any(r["step"] >= 300 for r in read_metrics(run / "metrics.jsonl")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait(60) == -signal.SIGKILL
     metarun(*RUN)
     first, second = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
     assert first.name == second.name, "both attempts are one run of W&B"

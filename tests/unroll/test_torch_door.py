@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from metarun.unroll import _torch as door
@@ -61,3 +62,11 @@ def test_kernels_classes_and_trees_are_those_that_are_meant() -> None:
     load_forward_rules()
     config, compiler = door.inductor()
     assert isinstance(config.cpp_wrapper, bool) and callable(compiler)
+
+
+def test_results_of_a_recording_are_described_by_one_mode() -> None:
+    with door.described_once():
+        graph = make_fx(lambda x: (x * 2).sin())(torch.ones(2))
+    described = [n.meta["val"] for n in graph.graph.nodes if "val" in n.meta]
+    assert len(described) == 3 and all(value.shape == (2,) for value in described)
+    assert len({id(value.fake_mode) for value in described}) == 1
