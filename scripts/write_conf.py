@@ -42,7 +42,7 @@ def text_of(group: str, name: str, schema: type) -> str:
         lines.append("")
         lines += [f"{group}:", *(f"  {line}" for line in own)] if usual else own
     if usual:
-        lines += ["", "# The usual task and training, beside the data."]
+        lines += ["", "# What is usual with it in other groups."]
         lines += [f"{part}: {_as_yaml(values)}" for part, values in usual.items()]
     return "\n".join(lines) + "\n"
 

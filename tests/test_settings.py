@@ -96,16 +96,26 @@ OTHER: Changes = {
     "muon.ns_steps": 2,
     "muon.adjust_lr_fn": "match_rms_adamw",
     "muon.ns_precision": "full",
-    "algo.maml.order": 1,
-    "algo.anil.order": 1,
-    "maml.adapt": ["head.*"],
+    "order": 1,
+    "proto_maml.order": 2,
+    "unicorn_maml.order": 2,
+    "sparse_maml.order": 2,
+    "adapt": ["head.*"],
     "anil.adapt": ["head.bias"],
     "reduction": "per_shot",
     "conv4.pool": "max",
     "conv4.norm": "support",
     "per_step": ["body.*"],
     "multi_step_loss": 3,
+    "first_order_until": 1,
+    "maml_pp.multi_step_loss": 0,
+    "maml_pp.per_step": ["body.0.bias"],
     "anil.per_step": ["head.bias"],
+    "boil.per_step": ["body.0.bias"],
+    "meta_sgd.rate_low": 0.05,
+    "imaml.variant": "code",
+    "cavia.contexts": 3,
+    "cavia.layer": "head",
     "eval.backbone.norm": "support",
     "mlp.hidden": [3],
     "omniglot.split": "vinyals",
@@ -174,6 +184,9 @@ COMPANY: dict[str, Changes] = {
     "task.way": IMAGES,
     "task.train.way": {**IMAGES, "algo": "protonet"},
     "r2d2.scale": IMAGES,
+    "proto_maml.first_order_until": {"algo.order": 2},
+    "unicorn_maml.first_order_until": {"algo.order": 2},
+    "sparse_maml.first_order_until": {"algo.order": 2},
     "baseline.batch_size": IMAGES,
     "baseline.eval_inner_steps": IMAGES,
     "engine.last": {"engine.gradient": "truncated", "algo.inner_steps": 3},
@@ -305,6 +318,10 @@ def start_of(key: str) -> Changes:
         changes[group] = name
         if name == "newton":
             changes["algo"] = "anil"
+        if name in ("proto_maml", "unicorn_maml"):  # which tell classes apart
+            changes |= IMAGES
+        if name == "imaml":
+            changes["engine.gradient"] = "implicit"
         if name == "muon":
             changes["algo.adapt"] = ["*.weight"]
     return changes | (company(key, COMPANY) or {})

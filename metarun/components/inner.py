@@ -3,7 +3,7 @@
 from typing import Any
 
 from metarun.components.algo.base import InnerLoop, InnerSchedule
-from metarun.components.algo.maml import MamlConfig
+from metarun.components.algo.descent import DescentConfig
 from metarun.components.contract import check_inner_optimizer
 from metarun.components.inner_opt.base import OF_EVERY_INNER_OPTIMIZER
 from metarun.config.catalogue import build_component
@@ -73,7 +73,7 @@ def _gradient_mode(config: TrainConfig) -> GradientMode:
     engine = config.engine
     if engine.gradient == "auto":
         return "reverse"
-    first_order = isinstance(config.algo, MamlConfig) and config.algo.order == 1
+    first_order = isinstance(config.algo, DescentConfig) and config.algo.order == 1
     if first_order and engine.gradient != "first_order":
         raise ConfigError(
             f"engine.gradient={engine.gradient}: algo.order=1 means first_order; leave out one"

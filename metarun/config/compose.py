@@ -172,7 +172,8 @@ def refuse_signs(command: str, overrides: Sequence[str]) -> None:
     for override in overrides:
         key, _, value = override.partition("=")
         name = _key_of(override)
-        if key.startswith("~") and name.partition(".")[0] not in ("hydra", "experiment", "_tuned"):
+        own = ("hydra", "experiment", "_tuned", "_usual")
+        if key.startswith("~") and name.partition(".")[0] not in own:
             if name not in _known_keys(command, []):
                 continue  # Hydra says so
             choices = "|".join(schemas(name)) if name in GROUPS else "…"

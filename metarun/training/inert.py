@@ -6,7 +6,7 @@ Where one makes the tasks others than the user may believe, it is refused.
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from metarun.components.algo.maml import MamlConfig
+from metarun.components.algo.descent import DescentConfig
 from metarun.config.catalogue import is_plugin
 from metarun.config.run import TaskConfig, TrainConfig
 from metarun.errors import ConfigError
@@ -50,7 +50,7 @@ def without_effect(config: TrainConfig, kind: str, outputs: int) -> list[str]:
 
 
 def _is_long(algo: Any) -> bool:
-    return isinstance(algo, MamlConfig) and algo.inner_steps > LONG_LOOP
+    return isinstance(algo, DescentConfig) and algo.inner_steps > LONG_LOOP
 
 
 def _changed(part: Any) -> set[str]:
@@ -94,7 +94,7 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
             "inner_opt.weight_decay is 0",
         ),
         "algo.multi_step_loss": (
-            isinstance(algo, MamlConfig) and algo.inner_steps == 1,
+            isinstance(algo, DescentConfig) and algo.inner_steps == 1,
             "there is one inner step in training",
         ),
         "algo.inner_batch": (
@@ -103,9 +103,13 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
         ),
         "inner_opt.schedule": (
             scheduled
-            and isinstance(algo, MamlConfig)
+            and isinstance(algo, DescentConfig)
             and max(algo.inner_steps, algo.eval_inner_steps) <= 1,
             "the only inner step takes inner_opt.lr",
+        ),
+        "inner_opt.lr": (
+            algo.name == "meta_sgd",
+            "algo=meta_sgd learns the rate of each element",
         ),
         "inner_opt.min_lr": (not scheduled, "inner_opt.schedule is not given"),
         "inner_opt.schedule_steps": (not scheduled, "inner_opt.schedule is not given"),

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from metarun.components.algo.base import HYPER_PREFIX, HYPERPARAMETERS
-from metarun.components.algo.inner_loop import FACTOR_PREFIX
+from metarun.components.algo.inner_loop import TENSORS
 from metarun.episodes.rng import stream_key
 from metarun.errors import CheckpointError, RunError
 from metarun.rundir import checkpoint
 from metarun.system.interrupts import Interrupted, Interruption
-from metarun.system.ranks import Ranks
 from metarun.training.evaluation import evaluate, format_score
+from metarun.training.meta_gradient import of_meta_batch
 from metarun.training.metrics import Metrics, are_alike, is_finite, stacked
 from metarun.training.setup import Setup
 from metarun.training.state import TrainState, snapshot
@@ -88,10 +88,7 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     tasks = setup.train_tasks.sample(state.step * size + start, own)
     may_skip, network = config.trainer.nonfinite == "skip", setup.network
     buffers = network.buffers() if may_skip and network.changing else {}
-    grads, metrics = setup.gradient(state.meta, tasks, state.step)
-    network.settle()
-    if ranks.count > 1:
-        grads, metrics = over_ranks(ranks, own / size, grads, metrics)
+    grads, metrics = of_meta_batch(setup, state, tasks, own / size)
     kept = {name: grads[name].detach() for name in setup.algorithm.kept}
     learned = {name: leaf for name, leaf in state.meta.items() if name not in kept}
     grads = {name: grads[name] for name in learned}
@@ -150,22 +147,6 @@ def laid_out_as(leaf: Tensor, grad: Tensor) -> Tensor:
     return grad if grad.stride() == leaf.stride() else torch.empty_like(leaf).copy_(grad)
 
 
-def over_ranks(
-    ranks: Ranks, weight: float, grads: dict[str, Tensor], metrics: Metrics
-) -> tuple[dict[str, Tensor], Metrics]:
-    """Means over the meta-batch, from the means over this rank's share, in one exchange.
-
-    Args:
-        weight: this rank's part of the meta-batch.
-    """
-    leaves, structure = pytree.tree_flatten((grads, metrics))
-    summed = ranks.total(weight * torch.cat([leaf.flatten() for leaf in leaves]))
-    parts = torch.split(summed, [leaf.numel() for leaf in leaves])
-    means = [part.view_as(leaf) for part, leaf in zip(parts, leaves, strict=True)]
-    found: tuple[dict[str, Tensor], Metrics] = pytree.tree_unflatten(means, structure)
-    return found
-
-
 def skip(state: TrainState, most: int) -> None:
     """Count a meta-step that changes nothing, since its loss or gradient is not finite.
 
@@ -211,7 +192,7 @@ def learned_hyper(state: TrainState) -> dict[str, float]:
     """Learned inner hyperparameters by tag: `inner/lr`, or `inner/lr_step0` … by step."""
     values = {}
     for name, value in state.meta.items():
-        if name.startswith(HYPERPARAMETERS) and not name.startswith(FACTOR_PREFIX):
+        if name.startswith(HYPERPARAMETERS) and not name.startswith(TENSORS):
             inner = name.startswith(HYPER_PREFIX)
             tag = ("inner/" if inner else "algo/") + name.partition(".")[2]
             if value.dim() == 0:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from metarun.components.algo.maml import MamlConfig
+from metarun.components.algo.descent import DescentConfig
 from metarun.components.inner import build_inner_optimizer
 from metarun.config.run import EngineConfig, TrainConfig
 from metarun.errors import ConfigError
@@ -56,14 +56,14 @@ def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -
     for networks whose convolutions are adapted, in runs that are long enough to record.
     """
     engine, algo = config.engine, config.algo
-    if not isinstance(algo, MamlConfig):
+    if not isinstance(algo, DescentConfig):
         return config
     names = [name for name, _ in model.named_parameters()]
     weights = {id(module.weight) for module in model.modules() if isinstance(module, ConvNd)}
     convolutions = any(
         parameter.requires_grad
         and id(parameter) in weights
-        and any(selects(pattern, name, names) for pattern in algo.adapt)
+        and any(selects(pattern, name, names) for pattern in getattr(algo, "adapt", ["*"]))
         for name, parameter in model.named_parameters()
     )
     undecided = (engine.gradient, engine.compile, engine.batching) == ("auto", "auto", "auto")
@@ -95,7 +95,7 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
     evaluate, inner_step = choice, "none"
     steps = config.trainer.steps
     if _by_steps(config):
-        each = steps * (config.algo.inner_steps if isinstance(config.algo, MamlConfig) else 1)
+        each = steps * (config.algo.inner_steps if isinstance(config.algo, DescentConfig) else 1)
         inner_step = _how(each, model, large, SHORT_RUN_OF_STEPS) if choice == "auto" else choice
         choice = evaluate = "none"
     elif choice == "auto" and saves_memory(config.engine):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.components.algo.maml import weights_by_step
+from metarun.components.algo.descent import weights_by_step
 from metarun.errors import ConfigError
 from metarun.rundir import checkpoint
 from metarun.training.loop import meta_step

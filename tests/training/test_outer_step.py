@@ -19,7 +19,8 @@ from metarun.config.catalogue import schemas
 from metarun.config.component import as_keywords
 from metarun.config.run import TrainConfig, TrainerConfig
 from metarun.system.ranks import Ranks
-from metarun.training.loop import meta_step, over_ranks, remember
+from metarun.training.loop import meta_step, remember
+from metarun.training.meta_gradient import over_ranks
 from metarun.training.metrics import Metrics
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh

@@ -15,6 +15,7 @@ from metarun.unroll import (
     InnerOptimizer,
     LossOptimizer,
     Meta,
+    Preconditioner,
     Record,
     unrecorded,
 )
@@ -90,7 +91,8 @@ class InnerLoop(NamedTuple):
     gradient: GradientMode = "reverse"  # how the unroll is differentiated in second order
     record: Record = unrecorded  # applied to what is computed at each inner step
     schedule: InnerSchedule | None = None
-    precondition: str | None = None  # "meta_curvature", "kronecker" or "kronecker_psd"
+    precondition: str | Preconditioner | None = None  # or "meta_curvature", "kronecker" …
+    rates: tuple[float, float] | None = None  # each element learns its own, from between these
 
 
 class Problem(NamedTuple):
@@ -142,6 +144,7 @@ class Algorithm(NamedTuple):
         any_way: whether tasks may have another number of classes than the model has outputs.
         follows_step: whether `loss` takes a third argument: how many meta-steps are done, a float64
             tensor (). It is an input of recordings; a count in Python would stand still in them.
+        outer_radius: how far uphill the outer step takes its gradient (SAM); 0: where it stands.
         adapt: `adapt(meta, support_x, support_y, way) -> predictor`, from examples to outputs, as
             in evaluation; None: not stated.
     """
@@ -157,6 +160,7 @@ class Algorithm(NamedTuple):
     has_inner_loop: bool = True
     any_way: bool = False
     follows_step: bool = False
+    outer_radius: float = 0.0
     adapt: Callable[[Meta, Tensor, Tensor, int | None], Callable[[Tensor], Tensor]] | None = None
 
 

@@ -1,0 +1,91 @@
+"""Inner loops over a network whose head is made anew for each task, of any number of classes."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metarun.components.algo.adapting import Encode, Support
+from metarun.components.algo.base import Algorithm, Problem
+from metarun.components.algo.descent import Fast, descend
+from metarun.components.algo.embedding import embedding
+from metarun.components.algo.maml import MamlConfig
+from metarun.unroll import Meta, Params, match_names
+
+WEIGHT, BIAS = "head.weight", "head.bias"
+
+NewHead = Callable[[Meta, Support, Encode], tuple[Tensor, Tensor]]
+"""`head(meta, support, features)` gives a weight (way, width) and a bias (way,)."""
+
+
+def width_of(problem: Problem, start: Params, embed: Encode) -> int:
+    """How many features an example has."""
+    with torch.no_grad():
+        example = next(iter(start.values())).new_zeros(2, *problem.input_shape)
+        return int(embed(start, example).shape[1])
+
+
+def with_new_head(
+    problem: Problem,
+    own: MamlConfig,
+    algo: str,
+    head: NewHead,
+    initial: dict[str, Tensor],
+    scale: float = 1.0,
+) -> Algorithm:
+    """The algorithm that adapts features, and a linear head that starts as `head` says.
+
+    Args:
+        problem: a classification; of the model, the features.
+        own: the settings.
+        algo: the algorithm's name, for messages.
+        head: makes the head of a task.
+        initial: what it learns of its own for that.
+        scale: factor of the scores of queries.
+
+    Raises:
+        ValueError: a regression, a model without features, a pattern that matches nothing, a head
+            that is not adapted, or a preconditioner, whose factors have the shape of a head.
+    """
+    if problem.ways is None:
+        raise ValueError(f"algo={algo} tells classes apart: choose data that have classes")
+    if problem.inner.precondition is not None:
+        raise ValueError(
+            f"inner_opt.precondition: algo={algo} has a head of as many classes as a task, and "
+            "factors would be of one number of them; leave it out"
+        )
+    weights, embed = embedding(problem.model, algo)
+    names = [*weights, WEIGHT, BIAS]
+    per_step = match_names(weights, own.per_step) if own.per_step else []
+    adapted = [name for name in match_names(names, own.adapt) if name not in per_step]
+    if WEIGHT not in adapted or BIAS not in adapted:
+        raise ValueError(
+            f"algo.adapt={own.adapt}: algo={algo} begins each task with a new head, which must be "
+            "adapted; add 'head.*'"
+        )
+    like = next(iter(weights.values()))
+    shapes = {
+        WEIGHT: like.new_zeros(problem.ways[0], width_of(problem, weights, embed)),
+        BIAS: like.new_zeros(problem.ways[0]),
+    }
+
+    def start(meta: Meta, support: Support) -> Params:
+        first = {name: meta[name][0] for name in per_step}
+        weight, bias = head(meta, support, lambda now, x: embed({**now, **first}, x))
+        begun = {**meta, WEIGHT: weight, BIAS: bias}
+        return {name: begun[name] for name in adapted}
+
+    def decode(params: Meta, x: Tensor) -> Tensor:
+        return F.linear(embed(params, x), params[WEIGHT], params[BIAS])
+
+    fast = Fast(
+        {**weights, **initial},
+        like={name: {**weights, **shapes}[name] for name in adapted},
+        start=start,
+        decode=decode,
+        shared=tuple(n for n in weights if n not in adapted and n not in per_step),
+        per_step=tuple(per_step),
+        scale=scale,
+    )
+    return descend(problem, own, fast)._replace(any_way=True)
