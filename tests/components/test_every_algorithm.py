@@ -33,6 +33,7 @@ SURROGATE = {"reptile"}  # its gradient is θ − φ, of no loss: see test_repti
 FEW_STEPS = {  # where the defaults take many
     "reptile": ("algo.inner_steps=3", "algo.eval_inner_steps=4"),
     "baseline": ("algo.eval_inner_steps=4",),
+    "baseline_pp": ("algo.eval_inner_steps=4",),
     "scratch": ("algo.eval_inner_steps=4",),
 }
 FIRST_ORDER: dict[str, tuple[str, ...]] = {"maml": ("algo.order=1",), "anil": ("algo.order=1",)}
@@ -207,7 +208,8 @@ def test_another_seed_is_another_run(algo: str) -> None:
 
 @pytest.mark.parametrize("algo", LEARNERS)
 def test_a_short_training_beats_its_own_start(algo: str) -> None:
-    more = ("algo.eval_inner_steps=40",) if algo == "baseline" else ()  # of a head that is new
+    new_head = algo in ("baseline", "baseline_pp")
+    more = ("algo.eval_inner_steps=40",) if new_head else ()
     setup = setup_of(
         algo,
         "backbone.width=8",

@@ -20,10 +20,13 @@ class BaselineConfig:
 
     batch_size: int = 16  # examples of a plain batch; a meta-step has trainer.meta_batch of them
     eval_inner_steps: int = 100  # steps of the new head
+    inner_batch: int | None = None  # support examples of such a step; null: all
 
     def __post_init__(self) -> None:
         between("algo.batch_size", self.batch_size, 1, MOST_STEPS)
         between("algo.eval_inner_steps", self.eval_inner_steps, 0, MOST_STEPS)
+        if self.inner_batch is not None:
+            between("algo.inner_batch", self.inner_batch, 1, MOST_STEPS)
 
 
 @builds(BaselineConfig)
@@ -32,8 +35,8 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
 
     Training minimises the cross entropy of a linear classifier over all training classes, on plain
     batches. For a task, a linear head starts at zero, and the inner optimizer takes
-    `eval_inner_steps` steps with all support examples. (The reference code draws batches of 4 and
-    starts at random.)
+    `eval_inner_steps` steps with all support examples, or with minibatches of `inner_batch`: 100
+    of 4 in the paper. (Its code takes 100 epochs of such, and starts at random.)
 
     Args:
         problem: a classification with labelled training images; of the model, the features.
@@ -56,4 +59,5 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
         linear_scores,
         batch_size=own.batch_size,
         steps=own.eval_inner_steps,
+        inner_batch=own.inner_batch,
     )

@@ -80,7 +80,7 @@ def with_new_heads(
 
     made = by_steps(
         problem,
-        lambda: dict(start),
+        lambda: pretrained.start | {name: value.clone() for name, value in fixed.items()},
         adapt,
         count,
         encode=pretrained.embed,
