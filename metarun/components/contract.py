@@ -124,7 +124,7 @@ def checked_algorithm(name: str, algorithm: Any) -> Algorithm:
 
     def init() -> dict[str, Tensor]:
         meta = algorithm.init()
-        fine = isinstance(meta, Mapping) and len(meta) > 0
+        fine = isinstance(meta, Mapping) and (len(meta) > 0 or not algorithm.learns)
         wrong = [k for k, v in meta.items() if not _is_parameter(k, v)] if fine else []
         if not fine or wrong:
             what = f"{wrong[0]!r}: {seen(meta[wrong[0]])}" if wrong else seen(meta)
@@ -153,6 +153,10 @@ def check_fits(
         ConfigError: names the setting.
     """
     name = config.algo.name
+    if not algorithm.learns and config.task.in_training() != config.task:
+        raise ConfigError(
+            f"task.train: algo={name} meta-learns nothing, and has no training tasks; leave it out"
+        )
     if not algorithm.any_way and train_source.outputs != source.outputs:
         raise ConfigError(
             f"task.train.way={train_source.outputs}: algo={name} learns a network that tells "

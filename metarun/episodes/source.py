@@ -132,10 +132,14 @@ class Batches:
     Args:
         source: whose images.
         size: examples in a batch.
+
+    Attributes:
+        classes: how many classes the labels tell apart.
     """
 
     def __init__(self, source: ImageEpisodes, size: int) -> None:
         self._source, self._size = source, size
+        self.classes = len(source.stores["train"].class_names)
         self._key = stream_key("batches", source.seed, "train")
 
     def sample(self, start: int, count: int) -> Batch:

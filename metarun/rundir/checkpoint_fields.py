@@ -26,7 +26,7 @@ def check_fields(content: Mapping[str, Any]) -> None:
         "version": is_count(content.get("version")),
         "config": isinstance(content.get("config"), dict) and _is_plain(content["config"]),
         "step": is_count(step),
-        "meta": _is_parameters(content.get("meta")) and len(content["meta"]) > 0,
+        "meta": _is_parameters(content.get("meta")),
         "buffers": _is_parameters(content.get("buffers")),
         "frozen": _is_parameters(content.get("frozen")),
         "outer_optimizer": isinstance(optimizer, dict)

@@ -90,7 +90,8 @@ def evaluate(
     Raises:
         LostRank: another rank is gone.
     """
-    size = chunk or TASKS_AT_A_TIME[next(iter(meta.values())).device.type]
+    like = next(iter(meta.values()), torch.empty(0))  # what learns nothing may have none
+    size = chunk or TASKS_AT_A_TIME[like.device.type]
     traces: dict[int, Trace] = {}  # by the first task of the chunk
     with torch.no_grad():
         for turn in range(0, episodes, size * ranks.count):

@@ -53,8 +53,9 @@ def train(
     with stop.deferred():
         try:
             while True:
-                last = state.step == config.steps
-                if state.last_eval < state.step and (last or state.step % config.eval_every == 0):
+                last = state.step == setup.steps
+                new = state.last_eval < state.step or (setup.steps == 0 and not state.top)
+                if new and (last or state.step % config.eval_every == 0):
                     with tracker.paused():
                         validate(setup, state, folder, tracker, stop)
                 due = state.step > 0 and state.step % config.checkpoint_every == 0
@@ -66,7 +67,7 @@ def train(
                 stop.check()
                 meta_step(setup, state)
                 tracker.advance()
-                if state.step % config.log_every == 0 or state.step == config.steps:
+                if state.step % config.log_every == 0 or state.step == setup.steps:
                     log_recent(setup, state, tracker)
         except Interrupted:
             save(setup, state, folder, tracker)
@@ -269,8 +270,9 @@ def check_same(setup: Setup, state: TrainState) -> None:
     """
     if setup.ranks.count == 1:
         return
-    values = torch.cat([value.detach().flatten() for value in state.meta.values()])
-    digest = hashlib.sha256(values.cpu().numpy().tobytes())
+    digest = hashlib.sha256()
+    for value in state.meta.values():
+        digest.update(value.detach().flatten().cpu().numpy().tobytes())
     for own in (setup.network.buffers(), setup.network.frozen_values()):
         for value in own.values():
             digest.update(value.flatten().view(torch.uint8).cpu().numpy().tobytes())

@@ -97,6 +97,8 @@ def describe(setup: Setup, evaluation: Evaluation) -> dict[str, Any]:
     figures = evaluation.summary()
     if not setup.algorithm.has_inner_loop:
         figures["inner_steps"] = None
+    if not setup.algorithm.learns:
+        figures["meta_learned"] = False
     if trained != config.task:  # training tasks had another shape
         shape = {"way": trained.way, "shot": trained.shot, "query": trained.query}
         figures["trained_on"] = shape
@@ -126,6 +128,8 @@ def line(figures: dict[str, Any], split: str) -> str:
         ways = f"{trained['way']}-way " if name == "accuracy" else ""
         queries = "" if trained["query"] == figures["query"] else f", {trained['query']} queries"
         other = f", trained on {ways}{trained['shot']}-shot{queries}{other}"
+    if not figures.get("meta_learned", True):
+        other += ", nothing meta-learned"
     steps = figures["inner_steps"]
     inner = "" if steps is None else f"{steps} inner steps, "
     return (
@@ -171,13 +175,15 @@ def summary(result: dict[str, Any], directory: Path, plugins: Sequence[str] = ()
     test, best = result["test"], result["best"]
     name = test["score"]
     best_score = f"{format_score(name, best['score'])} ± {format_score(name, best['ci95'])}"
-    seconds = result["train_seconds"]
     memory = result["peak_memory_gib"]
+    trained = f"{result['steps']} meta-steps on {result['device']}, "
+    trained += f"{result['train_seconds']:.0f} s of training, "
+    if not test.get("meta_learned", True):
+        trained = f"nothing meta-learned, on {result['device']}, "
     return "\n".join(
         [
             "",
-            f"{test['algo']} on {test['data']}, seed {test['seed']}: {result['steps']} meta-steps "
-            f"on {result['device']}, {seconds:.0f} s of training, "
+            f"{test['algo']} on {test['data']}, seed {test['seed']}: {trained}"
             f"{result['test_seconds']:.0f} s of test, peak memory {memory:.2f} GiB",
             f"  best validation {name} {best_score}, at meta-step {best['step']}",
             f"  {line(test, 'test')}",
@@ -199,7 +205,8 @@ def counted(parameters: dict[str, Any] | None) -> list[str]:
     frozen = f"{parameters['frozen']:,}" if parameters["frozen"] else "none"
     hyper = parameters.get("hyperparameters", 0)  # an older result has no number of them
     also = f"; {hyper:,} hyperparameter{'s' * (hyper != 1)} learned" if hyper else ""
-    return [f"  parameters: {parameters['learned']:,} learned{inner}, {frozen} frozen{also}"]
+    learned = f"{parameters['learned']:,}" if parameters["learned"] else "none"
+    return [f"  parameters: {learned} learned{inner}, {frozen} frozen{also}"]
 
 
 def device_name(device: torch.device) -> str:

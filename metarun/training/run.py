@@ -60,6 +60,7 @@ def run(config: TrainConfig, directory: str | Path) -> float:
 
 
 def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, Any]:
+    from metarun.episodes.source import Batches
     from metarun.rundir import checkpoint, metrics
     from metarun.rundir import directory as rundir
     from metarun.system.interrupts import Interrupted, Interruption
@@ -117,6 +118,20 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         log.info("run directory %s, device %s%s, %s", directory, device, each, tasks)
         if setup.algorithm.steps is not None:
             _tell_of_other_inner_steps(*setup.algorithm.steps)
+        if not setup.algorithm.learns:
+            log.info(
+                "algo=%s meta-learns nothing: there are no meta-steps, and %strainer.steps, "
+                "trainer.meta_batch and outer_opt have no effect",
+                config.algo.name,
+                "" if state.meta else "backbone, ",
+            )
+        if isinstance(setup.train_tasks, Batches):
+            log.info(
+                "training learns from plain batches: its accuracy is over all %d training classes, "
+                "that of validation and test over the %d of a task",
+                setup.train_tasks.classes,
+                setup.source.outputs,
+            )
         if unused := without_effect(config, setup.source.kind, setup.source.outputs):
             log.warning("without effect: %s", "; ".join(unused))
         described = Logged(directory, flat(plain), setup.objective.score_name)
@@ -125,7 +140,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
                 directory if ranks.first else None,
                 state.step,
                 state.last_eval,
-                config.trainer.steps,
+                setup.steps,
                 open_loggers(described) if ranks.first else (),
             ) as tracker:
                 train(setup, state, folder, tracker, stop)

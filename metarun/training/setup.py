@@ -64,6 +64,11 @@ class Setup:
     batch_norm: str  # which statistics batch normalisation uses, for the result line
     parameters: dict[str, int | None]  # numbers: how many are learned, adapted, frozen
 
+    @property
+    def steps(self) -> int:
+        """Meta-steps of the run: none where the algorithm meta-learns nothing."""
+        return self.config.trainer.steps if self.algorithm.learns else 0
+
 
 def build(
     config: TrainConfig,
@@ -109,7 +114,9 @@ def build(
     check_fits(config, algorithm, source, train_source)
     if changes.evaluation:
         algorithm = with_kept_buffers(model, algorithm)
-    if "norm" in vars(config.backbone):
+    if not algorithm.init():
+        batch_norm = "none"
+    elif "norm" in vars(config.backbone):
         batch_norm = MEANING[norm_of(config)]
     else:
         batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
@@ -208,8 +215,8 @@ def _parameters(algorithm: Algorithm, network: Network) -> dict[str, int | None]
     hyper = sum(size for name, size in sizes.items() if name.startswith(HYPERPARAMETERS))
     adapted = algorithm.adapted
     return {
-        "learned": sum(sizes.values()) - hyper,
-        "hyperparameters": hyper,
+        "learned": sum(sizes.values()) - hyper if algorithm.learns else 0,
+        "hyperparameters": hyper if algorithm.learns else 0,
         "adapted": None if adapted is None else sum(sizes.get(name, 0) for name in adapted),
         "frozen": sum(p.numel() for p in network.frozen.values()),
     }

@@ -167,7 +167,7 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
 
 def _with_optimizer(setup: Setup, meta: dict[str, Tensor]) -> TrainState:
     config: TrainConfig = setup.config
-    kept = set(setup.algorithm.kept)
+    kept = set(setup.algorithm.kept if setup.algorithm.learns else meta)
     copies = {
         name: value.detach().clone(memory_format=torch.contiguous_format)
         for name, value in meta.items()

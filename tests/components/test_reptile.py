@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem
 from metarun.components.algo.baseline import baseline
-from metarun.components.algo.reptile import _turns, reptile
+from metarun.components.algo.minibatches import minibatches
+from metarun.components.algo.reptile import reptile
 from metarun.components.backbone.conv4 import Conv4
 from metarun.components.backbone.mlp import MLP
 from metarun.config.compose import composed, register_schemas
@@ -96,12 +97,12 @@ def test_moments_are_kept_in_checkpoints_and_used_by_evaluations(
 def test_each_deck_of_the_minibatches_has_every_example(
     examples: int, size: int, steps: int
 ) -> None:
-    turns = _turns(examples, size, steps)
+    turns = minibatches(examples, size, steps)
     assert turns is not None and turns.shape == (steps, size)
     dealt = turns.flatten().tolist()
     for start in range(0, len(dealt) - examples + 1, examples):
         assert sorted(dealt[start : start + examples]) == list(range(examples))
-    assert _turns(examples, examples, steps) is None is _turns(examples, None, steps)
+    assert minibatches(examples, examples, steps) is None is minibatches(examples, None, steps)
 
 
 def problem(**changes: Any) -> Problem:

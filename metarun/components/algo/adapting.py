@@ -148,7 +148,8 @@ def at_once(
 
     def adapt_at_once(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
         predict = adapt(meta, support)
-        none = next(iter(meta.values())).new_empty(0)
+        like = next(iter(meta.values()), support.y)  # what learns nothing may have none
+        none = like.new_empty(0)
         return Adapted(predict, none, [] if watch is None else [watch(predict)])
 
     made = _algorithm(problem, init, adapt_at_once, Steps(0, 0), encode)

@@ -1,27 +1,15 @@
 """Baseline (Chen et al. 2019): an ordinary classifier, and a new linear head for each task."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.components.algo.adapting import (
-    Adapted,
-    Predictor,
-    Support,
-    Watch,
-    by_steps,
-)
-from metarun.components.algo.base import Algorithm, Problem, Steps
-from metarun.components.algo.embedding import embedding
-from metarun.components.algo.inner_loop import prepared
+from metarun.components.algo.base import Algorithm, Problem
+from metarun.components.algo.head_fitting import with_new_heads
+from metarun.components.algo.pretraining import linear_scores, pretraining
 from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
-from metarun.episodes.source import Batch
-from metarun.unroll import Meta, Params, unroll
-
-WEIGHT, BIAS = "classifier.weight", "classifier.bias"
+from metarun.unroll import Meta
 
 
 @settings
@@ -32,10 +20,13 @@ class BaselineConfig:
 
     batch_size: int = 16  # examples of a plain batch; a meta-step has trainer.meta_batch of them
     eval_inner_steps: int = 100  # steps of the new head
+    inner_batch: int | None = None  # support examples of such a step; null: all
 
     def __post_init__(self) -> None:
         between("algo.batch_size", self.batch_size, 1, MOST_STEPS)
         between("algo.eval_inner_steps", self.eval_inner_steps, 0, MOST_STEPS)
+        if self.inner_batch is not None:
+            between("algo.inner_batch", self.inner_batch, 1, MOST_STEPS)
 
 
 @builds(BaselineConfig)
@@ -44,8 +35,8 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
 
     Training minimises the cross entropy of a linear classifier over all training classes, on plain
     batches. For a task, a linear head starts at zero, and the inner optimizer takes
-    `eval_inner_steps` steps with all support examples. (The reference code draws batches of 4 and
-    starts at random.)
+    `eval_inner_steps` steps with all support examples, or with minibatches of `inner_batch`: 100
+    of 4 in the paper. (Its code takes 100 epochs of such, and starts at random.)
 
     Args:
         problem: a classification with labelled training images; of the model, the features.
@@ -55,62 +46,18 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
         ValueError: there are no labelled images, the model has no features, or inner
             hyperparameters are to be learned, of which nothing is differentiated.
     """
-    if problem.ways is None or problem.classes is None:
-        raise ValueError(
-            "algo=baseline learns from plain batches of labelled images, which these data do not "
-            "have: choose data=glyphs or data=omniglot"
-        )
-    inner, objective = problem.inner, problem.objective
-    start, embed = embedding(problem.model, "baseline")
-    like = next(iter(start.values()))
-    with torch.no_grad():
-        example = like.new_zeros(2, *problem.input_shape)
-        width = embed(start, example).shape[1]
-    linear = torch.nn.Linear(width, problem.classes)
-    classifier = {WEIGHT: linear.weight.detach().to(like), BIAS: linear.bias.detach().to(like)}
-    like_a_head = {"weight": linear.weight.detach(), "bias": linear.bias.detach()}
-    loop = prepared(inner, like_a_head, Steps(0, own.eval_inner_steps))
+    pretrained = pretraining(problem, "baseline")
+    like = next(iter(pretrained.start.values()))
 
-    def init() -> dict[str, Tensor]:
-        return start | classifier
+    def head(meta: Meta, way: int) -> dict[str, Tensor]:
+        return {"weight": like.new_zeros(way, pretrained.width), "bias": like.new_zeros(way)}
 
-    def loss(meta: Meta, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        outputs = F.linear(embed(meta, batch.x), meta[WEIGHT], meta[BIAS])
-        value = objective.loss(outputs, batch.y)
-        return value, {"loss": value, "score": objective.score(outputs, batch.y)}
-
-    def adapt(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
-        assert support.way is not None
-        features = support.x.detach()
-        head = {
-            "weight": features.new_zeros(support.way, width),
-            "bias": features.new_zeros(support.way),
-        }
-
-        def predictor(fast: Params) -> Predictor:
-            return lambda x: F.linear(x, fast["weight"], fast["bias"])
-
-        end = unroll(
-            lambda fast, step, given: objective.loss(predictor(fast)(given[0]), given[1]),
-            head,
-            inner.optimizer,
-            steps,
-            context=(features, support.y),
-            hyper=loop.hyper(meta),
-            gradient="first_order",
-            observe=None if watch is None else lambda fast: watch(predictor(fast)),
-        )
-        return Adapted(predictor(end.params), end.losses, end.observed)
-
-    steps = Steps(0, own.eval_inner_steps)
-    made = by_steps(
+    return with_new_heads(
         problem,
-        init,
-        adapt,
-        steps,
-        encode=embed,
-        loss=loss,
+        pretrained,
+        head,
+        linear_scores,
         batch_size=own.batch_size,
-        differentiates=False,
+        steps=own.eval_inner_steps,
+        inner_batch=own.inner_batch,
     )
-    return made._replace(any_way=True)

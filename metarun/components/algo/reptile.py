@@ -1,6 +1,5 @@
 """Reptile (Nichol, Achiam and Schulman 2018): move the start towards where the inner steps end."""
 
-import random
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -23,6 +22,7 @@ from metarun.components.algo.base import (
     detached_parameters,
 )
 from metarun.components.algo.inner_loop import prepared
+from metarun.components.algo.minibatches import minibatches
 from metarun.components.algo.normalising import Normalising
 from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
@@ -92,7 +92,7 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
         state = fresh
         if own.keep_moments:
             state = pytree.tree_unflatten([meta[name].detach() for name in names], structure)
-        turns = _turns(len(support.x), own.inner_batch, steps)
+        turns = minibatches(len(support.x), own.inner_batch, steps)
 
         def loss(fast: Params, step: int, given: tuple[Tensor, Tensor]) -> Tensor:
             x, y = given
@@ -148,19 +148,3 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
         kept=names,
         differentiates=False,
     )
-
-
-def _turns(examples: int, size: int | None, steps: int) -> Tensor | None:
-    """Which examples each step takes: a shuffled deck of all, dealt again when it runs out.
-
-    The same for all tasks, whose examples are drawn at random already.
-    """
-    if size is None or size >= examples:
-        return None
-    order: list[int] = []
-    shuffler = random.Random(0)  # not torch's, so that it can be recorded
-    while len(order) < steps * size:
-        deck = list(range(examples))
-        shuffler.shuffle(deck)
-        order += deck
-    return torch.tensor(order[: steps * size]).view(steps, size)

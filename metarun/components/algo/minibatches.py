@@ -1,0 +1,22 @@
+"""Minibatches of the support set, for inner steps that take a few examples each."""
+
+import random
+
+import torch
+from torch import Tensor
+
+
+def minibatches(examples: int, size: int | None, steps: int) -> Tensor | None:
+    """Which examples each step takes: a shuffled deck of all, dealt again when it runs out.
+
+    The same for all tasks, whose examples are drawn at random already.
+    """
+    if size is None or size >= examples:
+        return None
+    order: list[int] = []
+    shuffler = random.Random(0)  # not torch's, so that it can be recorded
+    while len(order) < steps * size:
+        deck = list(range(examples))
+        shuffler.shuffle(deck)
+        order += deck
+    return torch.tensor(order[: steps * size]).view(steps, size)

@@ -1,0 +1,90 @@
+"""Pre-training: an ordinary classifier of all training classes, learned from plain batches."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metarun.components.algo.adapting import Encode, OuterLoss
+from metarun.components.algo.base import Problem
+from metarun.components.algo.embedding import embedding
+from metarun.episodes.source import Batch
+from metarun.unroll import Meta, Params
+
+PREFIX = "classifier."
+"""Begins the names of the classifier's parameters among the meta-parameters."""
+
+Scores = Callable[[Params, Tensor], Tensor]
+"""`scores(params, features)`: (examples, features) -> (examples, classes)."""
+
+
+class Pretraining(NamedTuple):
+    """A classifier of all training classes.
+
+    Attributes:
+        start: initial parameters, those of the features and, behind `PREFIX`, the classifier's.
+        embed: `embed(meta, x)`: (examples, …) -> (examples, features).
+        width: how many features there are.
+        logits: `logits(meta, x)`: (examples, …) -> (examples, training classes).
+        loss: the cross entropy of a `Batch`.
+    """
+
+    start: dict[str, Tensor]
+    embed: Encode
+    width: int
+    logits: Encode
+    loss: OuterLoss
+
+
+def linear(width: int, classes: int) -> dict[str, Tensor]:
+    """Initial weight (classes, width) and bias (classes,) of a linear classifier, as torch's."""
+    layer = torch.nn.Linear(width, classes)
+    return {"weight": layer.weight.detach(), "bias": layer.bias.detach()}
+
+
+def linear_scores(params: Params, features: Tensor) -> Tensor:
+    """Wx + b."""
+    return F.linear(features, params["weight"], params["bias"])
+
+
+def pretraining(
+    problem: Problem,
+    algo: str,
+    classifier: Callable[[int, int], dict[str, Tensor]] = linear,
+    scores: Scores = linear_scores,
+) -> Pretraining:
+    """The pre-training of a backbone.
+
+    Args:
+        problem: a classification with labelled training images; of the model, the features.
+        algo: the algorithm's name, for messages.
+        classifier: `classifier(width, classes)`, its initial parameters.
+        scores: of such parameters and of features.
+
+    Raises:
+        ValueError: there are no labelled images, or the model has no features.
+    """
+    if problem.ways is None or problem.classes is None:
+        raise ValueError(
+            f"algo={algo} learns from plain batches of labelled images, which these data do not "
+            "have: choose data=glyphs or data=omniglot"
+        )
+    objective = problem.objective
+    features, embed = embedding(problem.model, algo)
+    like = next(iter(features.values()))
+    with torch.no_grad():
+        width = embed(features, like.new_zeros(2, *problem.input_shape)).shape[1]
+    own = {name: value.to(like) for name, value in classifier(width, problem.classes).items()}
+
+    def logits(meta: Meta, x: Tensor) -> Tensor:
+        return scores({name: meta[PREFIX + name] for name in own}, embed(meta, x))
+
+    def loss(meta: Meta, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        outputs = logits(meta, batch.x)
+        value = objective.loss(outputs, batch.y)
+        return value, {"loss": value, "score": objective.score(outputs, batch.y)}
+
+    start = features | {PREFIX + name: value for name, value in own.items()}
+    return Pretraining(start, embed, width, logits, loss)

@@ -1,0 +1,168 @@
+"""Methods that learn an ordinary classifier first: what they say, and their oracles."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem
+from metarun.components.algo.baseline import baseline
+from metarun.components.algo.baseline_pp import baseline_pp
+from metarun.components.algo.minibatches import minibatches
+from metarun.components.backbone.conv4 import Conv4
+from metarun.episodes.source import Batch
+from metarun.errors import ConfigError
+from metarun.unroll import sgd
+from tests.conftest import Metarun
+
+RUN = (
+    "train", "data=glyphs", "backbone.width=3", "trainer.steps=2", "trainer.meta_batch=2",
+    "trainer.eval_episodes=2", "trainer.test_episodes=2", "task.query=2", "task.way=3",
+    "hydra.run.dir=run",
+)  # fmt: skip
+
+
+def test_a_run_says_what_its_training_accuracy_is_over(metarun: Metarun) -> None:
+    said = metarun(*RUN, "algo=baseline", "algo.eval_inner_steps=2").stderr
+    assert "its accuracy is over all 636 training classes, that of validation and test over" in said
+    assert "over the 3 of a task" in said
+    assert "plain batches" not in metarun(*RUN, "hydra.run.dir=maml").stderr
+
+
+CLOSER_LOOK = {"momentum": 0.9, "dampening": 0.9, "weight_decay": 1e-3}
+
+
+def problem(**changes: Any) -> Problem:
+    torch.manual_seed(0)
+    model = Conv4((1, 28, 28), 3, width=4).double()
+    inner = InnerLoop(sgd(0.01, **CLOSER_LOOK), (), "global", {})
+    given = Problem(
+        model, OBJECTIVES["classification"], inner, 3, None, (3, 3), (1, 28, 28), classes=7
+    )
+    return given._replace(**changes)
+
+
+def images(count: int, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 1, 28, 28, dtype=torch.float64, generator=generator)
+
+
+class CosineLayer(nn.Module):
+    """The classifier of Baseline++ in torch's own parts: `weight_norm` has the learned lengths."""
+
+    def __init__(self, weight: Tensor, scale: float, learned_length: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False).double()
+        with torch.no_grad():
+            self.linear.weight.copy_(weight)
+        self.learned_length, self.scale = learned_length, scale
+        if learned_length:
+            weight_norm(self.linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x / x.norm(dim=1, keepdim=True)
+        weight = self.linear.weight
+        if not self.learned_length:
+            weight = weight / weight.norm(dim=1, keepdim=True)
+        return self.scale * x @ weight.T
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+def test_the_classifier_of_baseline_pp_is_torchs_weight_norm_on_directions(lengths: bool) -> None:
+    ours = problem()
+    algorithm = baseline_pp(ours, weight_norm=lengths)
+    x, y = images(5), torch.tensor([0, 6, 2, 2, 5])
+    meta = {name: value.requires_grad_() for name, value in algorithm.init().items()}
+    assert ("classifier.length" in meta) == lengths and "classifier.bias" not in meta
+    loss, extra = algorithm.loss(meta, Batch(x, y))
+    layer = CosineLayer(meta["classifier.weight"].detach(), 2.0, lengths)
+    own = [*layer.parameters()]  # of weight_norm: the lengths, then the directions
+    if lengths:
+        with torch.no_grad():
+            torch.testing.assert_close(own[0][:, 0], meta["classifier.length"], rtol=1e-6, atol=0)
+            own[0][:, 0] = meta["classifier.length"]  # which were drawn in float32
+    expected = F.cross_entropy(layer(ours.model.features(x)), y)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    assert torch.equal(extra["kept"]["head.weight"], meta["head.weight"])
+    learned = [name for name in meta if name.startswith(("body.", "classifier."))]
+    grads = torch.autograd.grad(loss, [meta[name] for name in learned])
+    body = [ours.model.get_parameter(name) for name in learned if name.startswith("body.")]
+    theirs = torch.autograd.grad(expected, [*body, *reversed(own)])
+    for ours_, theirs_ in zip(grads, theirs, strict=True):
+        torch.testing.assert_close(ours_, theirs_.view_as(ours_), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [4, None])
+@pytest.mark.parametrize("lengths", [True, False])
+def test_the_head_of_baseline_pp_is_that_of_torchs_sgd(lengths: bool, size: int | None) -> None:
+    ours = problem()
+    algorithm = baseline_pp(ours, eval_inner_steps=9, inner_batch=size, weight_norm=lengths)
+    x, queries, y = images(6), images(4, seed=2), torch.tensor([0, 0, 1, 1, 2, 2])
+    assert algorithm.adapt is not None
+    meta = algorithm.init()
+    scores = algorithm.adapt(meta, x, y, 3)(queries)
+    features = ours.model.features(x).detach()
+    head = CosineLayer(meta["head.weight"][:3], 2.0, lengths)
+    optimizer = torch.optim.SGD(head.parameters(), 0.01, **CLOSER_LOOK)
+    turns = minibatches(6, size, 9)
+    for step in range(9):
+        chosen = range(6) if turns is None else turns[step].tolist()
+        optimizer.zero_grad()
+        F.cross_entropy(head(features[list(chosen)]), y[list(chosen)]).backward()
+        optimizer.step()
+    right = head(ours.model.features(queries))
+    torch.testing.assert_close(scores, right, rtol=1e-9, atol=1e-12)
+
+
+def test_the_scale_is_2_and_beyond_200_classes_10() -> None:
+    losses = {}
+    for classes in (200, 201):
+        for scale in (None, 2.0, 10.0):
+            algorithm = baseline_pp(problem(classes=classes), scale=scale)
+            batch = Batch(images(3), torch.tensor([0, 1, 2]))
+            losses[classes, scale] = algorithm.loss(algorithm.init(), batch)[0].item()
+    assert losses[200, None] == losses[200, 2.0] != losses[200, 10.0]
+    assert losses[201, None] == losses[201, 10.0] != losses[201, 2.0]
+
+
+def test_features_that_are_all_zero_have_scores_and_gradients() -> None:
+    algorithm = baseline_pp(problem(), eval_inner_steps=2)
+    meta = {name: value.requires_grad_() for name, value in algorithm.init().items()}
+    dead = {k: v - 100.0 if k.endswith("3.norm.bias") else v for k, v in meta.items()}
+    loss, _ = algorithm.loss(dead, Batch(images(3), torch.tensor([0, 1, 2])))
+    grads = torch.autograd.grad(loss, list(meta.values()), materialize_grads=True)
+    assert all(bool(grad.isfinite().all()) for grad in grads)
+    assert algorithm.adapt is not None
+    scores = algorithm.adapt(dead, images(3), torch.tensor([0, 1, 2]), 3)(images(2))
+    assert bool(scores.isfinite().all())
+
+
+def test_minibatches_change_the_head_of_baseline() -> None:
+    x, y, heads = images(6), torch.tensor([0, 0, 1, 1, 2, 2]), []
+    for size in (None, 4, 6):
+        algorithm = baseline(problem(), eval_inner_steps=3, inner_batch=size)
+        assert algorithm.adapt is not None
+        heads.append(algorithm.adapt(algorithm.init(), x, y, 3)(x))
+    assert torch.equal(heads[0], heads[2]) and not torch.equal(heads[0], heads[1])
+
+
+def test_what_baseline_pp_cannot_do_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"task\.way=9: algo=baseline_pp has a first head for as"):
+        baseline_pp(problem(ways=(9, 9)))
+    with pytest.raises(ValueError, match="algo=baseline_pp learns from plain batches of labelled"):
+        baseline_pp(problem(classes=None))
+    with pytest.raises(ValueError, match=r"algo=baseline_pp needs the features .*features\(x\)"):
+        baseline_pp(problem(model=nn.Linear(4, 3)))
+    for setting in ({"scale": 0.0}, {"inner_batch": 0}):
+        with pytest.raises(ConfigError, match="must be"):
+            baseline_pp(problem(), **setting)
+
+
+def test_a_task_may_have_fewer_classes_than_in_training(metarun: Metarun) -> None:
+    metarun(*RUN, "algo=baseline_pp", "algo.eval_inner_steps=2")
+    assert "5-way 1-shot" in metarun("eval", "ckpt=run", "task.way=5", "hydra.run.dir=e").stdout
+    said = metarun("eval", "ckpt=run", "algo.weight_norm=false", "hydra.run.dir=f", code=2).stderr
+    assert "algo.weight_norm: it is of training alone" in said
