@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,14 +13,12 @@ from metarun.components.algo.adapting import (
     by_steps,
 )
 from metarun.components.algo.base import Algorithm, Problem, Steps
-from metarun.components.algo.embedding import embedding
 from metarun.components.algo.inner_loop import prepared
+from metarun.components.algo.pretraining import classifier
 from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
 from metarun.episodes.source import Batch
 from metarun.unroll import Meta, Params, unroll
-
-WEIGHT, BIAS = "classifier.weight", "classifier.bias"
 
 
 @settings
@@ -55,29 +52,17 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
         ValueError: there are no labelled images, the model has no features, or inner
             hyperparameters are to be learned, of which nothing is differentiated.
     """
-    if problem.ways is None or problem.classes is None:
-        raise ValueError(
-            "algo=baseline learns from plain batches of labelled images, which these data do not "
-            "have: choose data=glyphs or data=omniglot"
-        )
     inner, objective = problem.inner, problem.objective
-    start, embed = embedding(problem.model, "baseline")
+    start, embed, width, classify = classifier(problem, "baseline")
     like = next(iter(start.values()))
-    with torch.no_grad():
-        example = like.new_zeros(2, *problem.input_shape)
-        width = embed(start, example).shape[1]
-    linear = torch.nn.Linear(width, problem.classes)
-    classifier = {WEIGHT: linear.weight.detach().to(like), BIAS: linear.bias.detach().to(like)}
-    like_a_head = {"weight": linear.weight.detach(), "bias": linear.bias.detach()}
+    like_a_head = {"weight": like.new_zeros(1, width), "bias": like.new_zeros(1)}
     loop = prepared(inner, like_a_head, Steps(0, own.eval_inner_steps))
 
     def init() -> dict[str, Tensor]:
-        return start | classifier
+        return dict(start)
 
     def loss(meta: Meta, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        outputs = F.linear(embed(meta, batch.x), meta[WEIGHT], meta[BIAS])
-        value = objective.loss(outputs, batch.y)
-        return value, {"loss": value, "score": objective.score(outputs, batch.y)}
+        return classify(meta, embed(meta, batch.x), batch.y)
 
     def adapt(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
         assert support.way is not None
