@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metarun.components.algo.adapting import Encode
 from metarun.components.algo.base import Problem
-from metarun.components.algo.embedding import embedding
+from metarun.components.algo.embedding import embedding, width_of
 from metarun.unroll import Meta
 
 WEIGHT, BIAS = "classifier.weight", "classifier.bias"
@@ -49,9 +49,7 @@ def classifier(problem: Problem, algo: str) -> Classifier:
     objective = problem.objective
     start, embed = embedding(problem.model, algo)
     like = next(iter(start.values()))
-    with torch.no_grad():
-        example = like.new_zeros(2, *problem.input_shape)
-        width = embed(start, example).shape[1]
+    width = width_of(problem, embed, start)
     linear = torch.nn.Linear(width, problem.classes)
     own = {WEIGHT: linear.weight.detach().to(like), BIAS: linear.bias.detach().to(like)}
 
