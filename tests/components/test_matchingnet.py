@@ -149,13 +149,14 @@ def test_features_of_zero_and_classes_without_examples_have_finite_gradients() -
     assert all(bool(grad.isfinite().all()) and float(grad.abs().max()) < 1e3 for grad in grads)
 
 
-def test_far_probabilities_have_exact_logarithms() -> None:
+@pytest.mark.parametrize(("relu", "least"), [(False, -200.0), (True, -100.0)])
+def test_far_probabilities_have_exact_logarithms(relu: bool, least: float) -> None:
     """Where the floor of 1e-6 in the code of Chen et al. would stop the gradient."""
-    algorithm = matchingnet(problem(model=_Plain()), scale=100.0)
+    algorithm = matchingnet(problem(model=_Plain()), scale=100.0, relu=relu)
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
     assert algorithm.adapt is not None
     outputs = algorithm.adapt(algorithm.init(), x, torch.tensor([0, 1]), 2)(x)
-    torch.testing.assert_close(outputs, torch.tensor([[0.0, -200.0], [-200.0, 0.0]]).double())
+    torch.testing.assert_close(outputs, torch.tensor([[0.0, least], [least, 0.0]]).double())
 
 
 class _Plain(nn.Module):

@@ -83,9 +83,7 @@ def matchingnet(problem: Problem, own: MatchingnetConfig) -> Algorithm:
             queries = reading(meta, x, examples, reads) if own.full_context else x
             cosines = directions(queries) @ keys.T
             attention = (own.scale * (cosines.relu() if own.relu else cosines)).log_softmax(-1)
-            # Not −inf: a class without examples would have a gradient of NaN.
-            nothing = attention.new_full((), torch.finfo(attention.dtype).min / 2)
-            of_class = torch.where(members, attention[:, None], nothing)
+            of_class = torch.where(members, attention[:, None], -torch.inf)
             return of_class.logsumexp(-1)
 
         return predict
