@@ -42,7 +42,7 @@ OuterLoss = Callable[[Meta, Any], tuple[Tensor, dict[str, Any]]]
 
 
 class Support(NamedTuple):
-    """What is known of a task.
+    """What is known of a task; or, for an outer loss, its queries.
 
     Attributes:
         x: the encoded support examples.
@@ -71,6 +71,9 @@ class Adapted(NamedTuple):
 
 Adapt = Callable[[Meta, Support, int, Watch | None], Adapted]
 """`adapt(meta, support, inner steps, watch)`."""
+
+Outer = Callable[[Meta, Support, Support, Tensor], Tensor]
+"""`outer(meta, support, queries, outputs) -> outer loss`, where `outputs` are of the queries."""
 
 
 def by_steps(
@@ -133,6 +136,7 @@ def at_once(
     adapt: Callable[[Meta, Support], Predictor],
     *,
     encode: Encode = lambda meta, x: x,
+    outer: Outer | None = None,
 ) -> Algorithm:
     """The algorithm without inner steps: metric methods, heads in closed form.
 
@@ -144,6 +148,7 @@ def at_once(
         init: the initial meta-parameters, by name.
         adapt: `adapt(meta, support) -> predictor`, a pure function.
         encode: applied to the examples before `adapt`, and before its predictor.
+        outer: an outer loss of its own; None: the query loss. It is logged as `train/outer_loss`.
     """
 
     def adapt_at_once(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
@@ -152,7 +157,7 @@ def at_once(
         none = like.new_empty(0)
         return Adapted(predict, none, [] if watch is None else [watch(predict)])
 
-    made = _algorithm(problem, init, adapt_at_once, Steps(0, 0), encode)
+    made = _algorithm(problem, init, adapt_at_once, Steps(0, 0), encode, outer=outer)
     return made._replace(has_inner_loop=False, differentiates=False, any_way=True)
 
 
@@ -186,6 +191,7 @@ def _algorithm(
     steps: Steps,
     encode: Encode,
     weigh: Weigh | None = None,
+    outer: Outer | None = None,
 ) -> Algorithm:
     objective, ways = problem.objective, problem.ways
     way = (None, None) if ways is None else ways
@@ -219,7 +225,10 @@ def _algorithm(
         }
         if normalising.kept:
             extra["kept"] = normalising.updated(meta, averaged.with_those_of(also))
-        return query_loss, extra
+        if outer is None:
+            return query_loss, extra
+        own = outer(meta, support, support._replace(x=queries, y=episode.query_y), outputs)
+        return own, extra | {"metrics": {"outer_loss": own}}
 
     def weighted(
         meta: Meta, episode: Episode, support: Support, seen: Seen, step: Tensor | None

@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from metarun.components.algo.adapting import Encode
-from metarun.components.algo.base import apply_model, detached_parameters
+from metarun.components.algo.base import Problem, apply_model, detached_parameters
 from metarun.unroll import Meta
 
 
@@ -56,3 +57,16 @@ def embedding(model: nn.Module, algo: str) -> Embedding:
         return apply_model(features, {f"model.{name}": meta[name] for name in start}, x)
 
     return Embedding(start, embed)
+
+
+def width_of(problem: Problem, embed: Encode, start: Meta) -> int:
+    """How many features an example has.
+
+    Args:
+        problem: has the shape of an example.
+        embed: gives the features.
+        start: parameters.
+    """
+    like = next(iter(start.values()))
+    with torch.no_grad():
+        return int(embed(start, like.new_zeros(2, *problem.input_shape)).shape[1])

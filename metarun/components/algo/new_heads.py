@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.components.algo.adapting import Encode, Support
 from metarun.components.algo.base import Algorithm, Problem
 from metarun.components.algo.descent import Fast, descend
-from metarun.components.algo.embedding import embedding
+from metarun.components.algo.embedding import embedding, width_of
 from metarun.components.algo.maml import MamlConfig
 from metarun.unroll import Meta, Params, match_names
 
@@ -17,13 +16,6 @@ WEIGHT, BIAS = "head.weight", "head.bias"
 
 NewHead = Callable[[Meta, Support, Encode], tuple[Tensor, Tensor]]
 """`head(meta, support, features)` gives a weight (way, width) and a bias (way,)."""
-
-
-def width_of(problem: Problem, start: Params, embed: Encode) -> int:
-    """How many features an example has."""
-    with torch.no_grad():
-        example = next(iter(start.values())).new_zeros(2, *problem.input_shape)
-        return int(embed(start, example).shape[1])
 
 
 def with_new_head(
@@ -66,7 +58,7 @@ def with_new_head(
         )
     like = next(iter(weights.values()))
     shapes = {
-        WEIGHT: like.new_zeros(problem.ways[0], width_of(problem, weights, embed)),
+        WEIGHT: like.new_zeros(problem.ways[0], width_of(problem, embed, weights)),
         BIAS: like.new_zeros(problem.ways[0]),
     }
 

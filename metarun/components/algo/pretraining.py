@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metarun.components.algo.adapting import Encode, OuterLoss
 from metarun.components.algo.base import Problem
-from metarun.components.algo.embedding import embedding
+from metarun.components.algo.embedding import embedding, width_of
 from metarun.episodes.source import Batch
 from metarun.unroll import Meta, Params
 
@@ -28,13 +28,15 @@ class Pretraining(NamedTuple):
         embed: `embed(meta, x)`: (examples, …) -> (examples, features).
         width: how many features there are.
         logits: `logits(meta, x)`: (examples, …) -> (examples, training classes).
-        loss: the cross entropy of a `Batch`.
+        classify: `classify(meta, features, labels) -> (cross entropy, extra)`.
+        loss: the same of a `Batch`.
     """
 
     start: dict[str, Tensor]
     embed: Encode
     width: int
     logits: Encode
+    classify: Callable[[Meta, Tensor, Tensor], tuple[Tensor, dict[str, Any]]]
     loss: OuterLoss
 
 
@@ -74,17 +76,22 @@ def pretraining(
     objective = problem.objective
     features, embed = embedding(problem.model, algo)
     like = next(iter(features.values()))
-    with torch.no_grad():
-        width = embed(features, like.new_zeros(2, *problem.input_shape)).shape[1]
+    width = width_of(problem, embed, features)
     own = {name: value.to(like) for name, value in classifier(width, problem.classes).items()}
 
+    def outputs_of(meta: Meta, given: Tensor) -> Tensor:
+        return scores({name: meta[PREFIX + name] for name in own}, given)
+
     def logits(meta: Meta, x: Tensor) -> Tensor:
-        return scores({name: meta[PREFIX + name] for name in own}, embed(meta, x))
+        return outputs_of(meta, embed(meta, x))
+
+    def classify(meta: Meta, given: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        outputs = outputs_of(meta, given)
+        value = objective.loss(outputs, labels)
+        return value, {"loss": value, "score": objective.score(outputs, labels)}
 
     def loss(meta: Meta, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        outputs = logits(meta, batch.x)
-        value = objective.loss(outputs, batch.y)
-        return value, {"loss": value, "score": objective.score(outputs, batch.y)}
+        return classify(meta, embed(meta, batch.x), batch.y)
 
     start = features | {PREFIX + name: value for name, value in own.items()}
-    return Pretraining(start, embed, width, logits, loss)
+    return Pretraining(start, embed, width, logits, classify, loss)

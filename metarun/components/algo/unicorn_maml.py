@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from metarun.components.algo.adapting import Encode, Support
 from metarun.components.algo.base import Algorithm, Problem
-from metarun.components.algo.embedding import embedding
+from metarun.components.algo.embedding import embedding, width_of
 from metarun.components.algo.maml import MamlConfig
-from metarun.components.algo.new_heads import width_of, with_new_head
+from metarun.components.algo.new_heads import with_new_head
 from metarun.config.checks import positive
 from metarun.config.component import builds, settings
 from metarun.unroll import Meta
@@ -52,7 +52,7 @@ def unicorn_maml(problem: Problem, own: UnicornMamlConfig) -> Algorithm:
     """
     weights, embed = embedding(problem.model, "unicorn_maml")
     like = next(iter(weights.values()))
-    one = nn.Linear(width_of(problem, weights, embed), 1)
+    one = nn.Linear(width_of(problem, embed, weights), 1)
     initial = {WEIGHT: one.weight.detach().to(like), BIAS: one.bias.detach().to(like)}
 
     def head(meta: Meta, support: Support, features: Encode) -> tuple[Tensor, Tensor]:

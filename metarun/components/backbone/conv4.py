@@ -85,8 +85,13 @@ class Conv4(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the head gets: (examples, features)."""
-        maps: Tensor = self.body(x)
+        maps = self.maps(x)
         return maps.flatten(1) if self.flatten else maps.mean(dim=(-2, -1))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """What the features are made of: (examples, channels, height, width)."""
+        maps: Tensor = self.body(x)
+        return maps
 
 
 def _block(channels_in: int, channels_out: int, pool: str, norm: BatchNorm) -> nn.Sequential:
