@@ -219,7 +219,7 @@ def test_other_settings_of_conv4_draw_the_same_weights() -> None:
     "wrong", [{"widths": [3, 4]}, {"widths": [3, 4, 5, 0]}, {"order": "pool_norm_relu"}]
 )
 def test_conv4_refuses_settings_that_contradict(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="backbone.(widths|order)"):
+    with pytest.raises(ConfigError, match=r"backbone\.(widths|order)"):
         Conv4Config(**wrong)
 
 
