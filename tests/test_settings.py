@@ -105,6 +105,12 @@ OTHER: Changes = {
     "reduction": "per_shot",
     "conv4.pool": "max",
     "conv4.norm": "support",
+    "conv4.order": "pool_norm_relu",
+    "conv4.padding": "same",
+    "conv4.features": "flatten",
+    "conv4.init": "maml",
+    "widths": [3, 4, 5, 6],
+    "frozen": ["body.*"],
     "per_step": ["body.*"],
     "multi_step_loss": 3,
     "first_order_until": 1,
@@ -181,11 +187,6 @@ COMPANY: dict[str, Changes] = {
     "omniglot.split": {**IMAGES, "data": "omniglot"},
     "omniglot.split_seed": {**IMAGES, "data": "omniglot"},
     "omniglot.rotations": {**IMAGES, "data": "omniglot"},
-    "conv4.width": {"data": "glyphs", "backbone": "conv4"},
-    "conv4.pool": {"data": "glyphs", "backbone": "conv4"},
-    "conv4.norm": {"data": "glyphs", "backbone": "conv4"},
-    "conv4.norm_eps": {"data": "glyphs", "backbone": "conv4"},
-    "conv4.norm_gain": {"data": "glyphs", "backbone": "conv4"},
     "min_lr": {"outer_opt.schedule": "cosine"},
     "task.way": IMAGES,
     "task.train.way": {**IMAGES, "algo": "protonet"},
@@ -221,6 +222,16 @@ COMPANY: dict[str, Changes] = {
     "trainer.max_skipped": {"inner_opt.lr": 1e300, "trainer.nonfinite": "skip"},
 }
 
+OF_IMAGES: dict[str, Changes] = {name: {} for name in schemas("backbone") if name != "mlp"}
+"""The backbones for images, each as small as it can be."""
+COMPANY |= {
+    f"backbone.{name}.{own.name}": {"data": "glyphs", **small}
+    for name, small in OF_IMAGES.items()
+    for own in fields(schemas("backbone")[name])
+    if own.name != "name"
+}
+COMPANY["backbone.conv4.order"] = {"data": "glyphs", "backbone.pool": "max"}
+
 FALLING: Changes = {"inner_opt.schedule": "cosine"}
 COMPANY |= {
     f"inner_opt.{name}.{key}": FALLING
@@ -240,6 +251,7 @@ INERT = {
     "train.device": "where it is computed",
     "train.plugins": "modules to import; a component must be chosen to matter",
     "inner_opt.asgd.t0": "the average of ASGD, which starts there, is not what the loop ends with",
+    "weights": "a file that has to be there: tests/components/test_weights.py",
     "data.omniglot.root": "where the data lie",
     "data.omniglot.download": "how they come there",
     "engine.batching": COMPUTED,

@@ -32,6 +32,7 @@ from metarun.components.inner import inner_loop_of
 from metarun.components.inner_opt.partition import part_settings
 from metarun.components.outer_opt.base import IMPLEMENTATION, OF_EVERY_OUTER_OPTIMIZER
 from metarun.components.source_contract import CheckedSource, check_source
+from metarun.components.weights import freeze, load_weights
 from metarun.config.catalogue import (
     GROUPS,
     Component,
@@ -140,8 +141,13 @@ def training_tasks(algorithm: Algorithm, source: EpisodeSource) -> Ahead | Batch
     return Batches(source, algorithm.batch_size)
 
 
-def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
-    """The network, with initial weights drawn from the global random state on the CPU."""
+def build_model(config: TrainConfig, source: EpisodeSource, loads: bool = True) -> nn.Module:
+    """The network, with initial weights drawn from the global random state on the CPU.
+
+    Args:
+        loads: whether it gets the weights of `backbone.weights`. A checkpoint that is evaluated
+            holds all that has become of them.
+    """
 
     seed = torch.initial_seed() % 2**32  # constants may be drawn by others than torch, too
 
@@ -158,7 +164,11 @@ def build_model(config: TrainConfig, source: EpisodeSource) -> nn.Module:
         return model
 
     _check_parameters(build)
-    model = build().to(dtype_of(config))
+    model, own = build(), vars(config.backbone)  # a plugin's may lack the settings of ours
+    if loads and own.get("weights") is not None:
+        load_weights(model, own["weights"])
+    freeze(model, own.get("frozen", []))
+    model = model.to(dtype_of(config))
     # A plugin's algorithm may want a network of its own to give something else.
     if is_plugin("backbone", config.backbone.name) and not is_plugin("algo", config.algo.name):
         check_outputs(config.backbone.name, model, source)

@@ -16,7 +16,7 @@ from metarun.config.run import EvalAlgo, EvalData
 from metarun.errors import ConfigError
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
-PATHS = ("ckpt", "data.root", *FOLDERS)
+PATHS = ("ckpt", "data.root", "backbone.weights", *FOLDERS)
 
 
 def with_more(arguments: Sequence[str]) -> list[str]:
@@ -47,7 +47,7 @@ def with_paths(arguments: Sequence[str], multirun: bool) -> list[str]:
     `${…}` is replaced, quotes around a value are dropped, and with `-m` commas separate values.
 
     Args:
-        multirun: whether `ckpt` and `data.root` may have several values.
+        multirun: whether those that are no folders of runs may have several values.
 
     Raises:
         ConfigError: a path is empty, or `~name` names no user.

@@ -97,7 +97,7 @@ def build(
     train_source = training_source(config, source, device)
     _check_size(config, source)
     torch.manual_seed(seed_of_weights(config.seed if trained_with is None else trained_with))
-    model = build_model(config, source)
+    model = build_model(config, source, loads=trained_with is None)
     refuse_lost_state(model)
     refuse_kept_results(model, source.input_shape)
     network = Network(model.to(device))

@@ -62,8 +62,12 @@ class Normalising:
             self.kept = tuple(f"{PREFIX}{i}.{part}" for i in numbered for part in ("mean", "var"))
 
     def init(self) -> dict[str, Tensor]:
-        """The moving averages before training: mean 0 and variance 1."""
-        start = (f(layer.bias.detach()) for layer in self.layers for f in (_zeros, _ones))
+        """The moving averages before training: of pretrained weights, or mean 0 and variance 1."""
+        start: list[Tensor] = []
+        for layer in self.layers:
+            like, given = layer.bias.detach(), layer.averages
+            plain = [torch.zeros_like(like), torch.ones_like(like)]
+            start += plain if given is None else [given.mean.to(like), given.variance.to(like)]
         return dict(zip(self.kept, start, strict=False))
 
     def updated(self, meta: Meta, seen: Seen) -> dict[str, Tensor]:
@@ -134,11 +138,3 @@ def _with_each(fn: Callable[[Tensor], Any], support: Tensor, queries: Tensor) ->
     return torch.func.vmap(
         lambda query: fn(torch.cat([support, query[None]]))[-1], randomness="different"
     )(queries)
-
-
-def _zeros(x: Tensor) -> Tensor:
-    return torch.zeros_like(x)
-
-
-def _ones(x: Tensor) -> Tensor:
-    return torch.ones_like(x)

@@ -7,6 +7,7 @@ from math import prod
 
 from torch import Tensor, nn
 
+from metarun.components.backbone.base import BackboneConfig
 from metarun.config.checks import MOST_UNITS, between
 from metarun.config.component import builds, settings
 from metarun.errors import ConfigError
@@ -15,12 +16,13 @@ MOST_LAYERS = 1000  # far beyond what anybody means
 
 
 @settings
-class MlpConfig:
+class MlpConfig(BackboneConfig):
     """A multilayer perceptron."""
 
     hidden: list[int] = field(default_factory=lambda: [40, 40])  # units of each hidden layer
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.hidden) > MOST_LAYERS:
             raise ConfigError(f"backbone.hidden: must be {MOST_LAYERS} layers or fewer")
         for units in self.hidden:

@@ -80,9 +80,13 @@ def using(seen: Seen) -> Iterator[None]:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of images by the statistics of the batch at hand, no running ones.
+    """Batch normalisation by the statistics of the batch at hand, no running ones.
 
     Within `using(seen)` it takes the moments that are given there.
+
+    Attributes:
+        averages: the moments that moving averages begin with, where pretrained weights came with
+            some; None: mean 0 and variance 1.
 
     Written out in elementary operations, and not `torch.nn.BatchNorm2d`, because second
     derivatives of torch's fused operation are wrong when autograd surrounds `torch.func.vmap`
@@ -98,9 +102,10 @@ class BatchNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels)) if gain else None
         self.bias = nn.Parameter(torch.zeros(channels))
         self.eps = eps
+        self.averages: Moments | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(examples, channels, height, width) -> the same shape."""
+        """(examples, channels, …) -> the same shape."""
         if _here.given:
             moments = next(_here.given.get(id(self), iter(())), None)
             if moments is None:
@@ -111,11 +116,12 @@ class BatchNorm(nn.Module):
                 )
             mean, variance, _ = moments
         else:
-            variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+            variance, mean = torch.var_mean(x, dim=(0, *range(2, x.dim())), correction=0)
         if _here.collects is not None:
             _here.collects.add(self, Moments(mean, variance, x.numel() // x.shape[1]))
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             scale = self.weight * scale
         shift = self.bias - mean * scale
-        return x * scale[:, None, None] + shift[:, None, None]
+        places = (-1, *[1] * (x.dim() - 2))
+        return x * scale.view(places) + shift.view(places)
