@@ -104,7 +104,7 @@ OTHER: Changes = {
     "anil.adapt": ["head.bias"],
     "reduction": "per_shot",
     "conv4.pool": "max",
-    "conv4.norm": "support",
+    "norm": "support",
     "conv4.order": "pool_norm_relu",
     "conv4.padding": "same",
     "conv4.features": "flatten",
