@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarun.components.algo.inner_loop import RATE_PREFIX
+from metarun.components.algo.inner_loop import FACTOR_PREFIX, RATE_PREFIX
 from metarun.config.catalogue import schemas
 from metarun.config.compose import composed, register_schemas
 from metarun.episodes.source import Episodes
@@ -172,7 +172,8 @@ def test_first_order_is_another_gradient_of_the_same_loss(algo: str) -> None:
 
 def renumbered(name: str, value: Tensor, order: Tensor) -> Tensor:
     """A meta-parameter with its classes in another order, where it has something of each."""
-    of_head = name.rpartition("/")[2].removeprefix(RATE_PREFIX).startswith("head.")
+    of_head = name.startswith(("head.", f"{RATE_PREFIX}head."))
+    of_head |= name.startswith(FACTOR_PREFIX) and "/head." in name
     if not of_head or "curvature_in" in name:
         return value
     rows = value[order]

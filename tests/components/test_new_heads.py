@@ -174,6 +174,10 @@ def test_gain_and_shift_of_each_step_go_with_a_new_head() -> None:
     meta, task = stirred(ours), task_of(ours)
     name = "body.3.norm.weight"
     assert meta[name].shape == (2, 3)
+    plain = setup_of(*IMAGES, "algo=protonet", "task.shot=2")
+    first = {n: v[0] if ".norm." in n else v for n, v in meta.items()}
+    start = plain.algorithm.trace(first, task).query_loss[0]
+    torch.testing.assert_close(ours.algorithm.trace(meta, task).query_loss[0], start)
     (grad,) = torch.autograd.grad(ours.algorithm.loss(meta, task)[0], meta[name])
     along = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     ends = [

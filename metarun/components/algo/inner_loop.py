@@ -144,7 +144,10 @@ def _annealed(optimizer: InnerOptimizer | LossOptimizer) -> InnerOptimizer:
         )
 
     def update(grads: Params, state: Any, params: Params, hyper: Hyper) -> tuple[Params, Any]:
-        grads = of_either_order(grads, hyper)
+        second = hyper[_ORDER]
+        if isinstance(second, Tensor):
+            # The derivative of g times 0 or 1; the value is g, to the bit.
+            grads = {n: g.detach() + second.to(g) * (g - g.detach()) for n, g in grads.items()}
         return optimizer.update(grads, state, params, hyper)
 
     return InnerOptimizer(optimizer.init, update, {**optimizer.hyper, _ORDER: 1.0})
@@ -178,12 +181,3 @@ def _schedule(inner: InnerLoop, names: Hyper, steps: Steps) -> Callable[[Hyper, 
         return {**hyper, "lr": {name: falling(value, step) for name, value in rate.items()}}
 
     return at
-
-
-def of_either_order(grads: Params, hyper: Hyper) -> Params:
-    """Inner gradients that are constants in a meta-step of first order; the values are the same."""
-    second = hyper.get(_ORDER)
-    if not isinstance(second, Tensor):
-        return grads
-    # The derivative of g times 0 or 1; the value is g, to the bit.
-    return {n: g.detach() + second.to(g) * (g - g.detach()) for n, g in grads.items()}
