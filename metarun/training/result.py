@@ -99,6 +99,8 @@ def describe(setup: Setup, evaluation: Evaluation) -> dict[str, Any]:
         figures["inner_steps"] = None
     if not setup.algorithm.learns:
         figures["meta_learned"] = False
+    if setup.algorithm.transductive:
+        figures["transductive"] = True
     if trained != config.task:  # training tasks had another shape
         shape = {"way": trained.way, "shot": trained.shot, "query": trained.query}
         figures["trained_on"] = shape
@@ -132,6 +134,8 @@ def line(figures: dict[str, Any], split: str) -> str:
         other += ", nothing meta-learned"
     steps = figures["inner_steps"]
     inner = "" if steps is None else f"{steps} inner steps, "
+    if figures.get("transductive"):
+        inner += "adapted to the queries together (transductive), "
     return (
         f"{split} {name} {format_score(name, figures[name])} ± "
         f"{format_score(name, figures['ci95'])} (95 % CI; {figures['episodes']} tasks, {shape}, "

@@ -1,10 +1,14 @@
 """Methods that learn an ordinary classifier first: what they say, and their oracles."""
 
+import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from easyfsl.methods.utils import entropy
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -12,10 +16,12 @@ from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem
 from metarun.components.algo.baseline import baseline
 from metarun.components.algo.baseline_pp import baseline_pp
 from metarun.components.algo.minibatches import minibatches
+from metarun.components.algo.transductive_finetuning import mean_entropy, transductive_finetuning
 from metarun.components.backbone.conv4 import Conv4
-from metarun.episodes.source import Batch
+from metarun.components.backbone.mlp import MLP
+from metarun.episodes.source import Batch, Episodes
 from metarun.errors import ConfigError
-from metarun.unroll import sgd
+from metarun.unroll import adam, sgd
 from tests.conftest import Metarun
 
 RUN = (
@@ -166,3 +172,95 @@ def test_a_task_may_have_fewer_classes_than_in_training(metarun: Metarun) -> Non
     assert "5-way 1-shot" in metarun("eval", "ckpt=run", "task.way=5", "hydra.run.dir=e").stdout
     said = metarun("eval", "ckpt=run", "algo.weight_norm=false", "hydra.run.dir=f", code=2).stderr
     assert "algo.weight_norm: it is of training alone" in said
+
+
+# ---------------------------------------------------------------- transductive fine-tuning
+
+
+class FineTuned(nn.Module):
+    """Equations 6 and 7 of Dhillon et al. 2020."""
+
+    def __init__(self, backbone: nn.Module, classifier: nn.Linear, x: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.backbone, self.classifier = backbone, classifier
+        self.new = nn.Linear(classifier.out_features, int(y.max()) + 1).double()
+        with torch.no_grad():
+            for k in range(len(self.new.bias)):
+                mean = self.logits(x)[y == k].mean(0)
+                self.new.weight[k] = mean / mean.norm()
+            self.new.bias.zero_()
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.classifier(self.backbone.features(x)).clamp(min=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.logits(x)
+        return self.new(z / z.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3, 0.0])
+def test_transductive_finetuning_is_the_loop_written_out(weight: float) -> None:
+    """Adam on all weights, by turns for the two terms of equation 8."""
+    ours = problem(inner=InnerLoop(adam(0.01), (), "global", {}))
+    algorithm = transductive_finetuning(ours, eval_inner_steps=5, entropy=weight)
+    assert algorithm.transductive == (weight > 0)
+    x, queries, y = images(6), images(9, seed=2), torch.tensor([0, 0, 1, 1, 2, 2])
+    meta = algorithm.init()
+    trace = algorithm.trace(meta, Episodes(x, y, queries, torch.arange(9) % 3))
+    classifier = nn.Linear(4, 7).double()
+    classifier.load_state_dict({k: meta[f"classifier.{k}"] for k in ("weight", "bias")})
+    model = FineTuned(copy.deepcopy(ours.model), classifier, x, y)
+    body = [p for n, p in model.backbone.named_parameters() if not n.startswith("head.")]
+    learned = [*body, *classifier.parameters(), *model.new.parameters()]
+    optimizer, losses = torch.optim.Adam(learned, 0.01), []
+    for step in range(6):
+        losses.append(F.cross_entropy(model(queries), torch.arange(9) % 3).detach())
+        optimizer.zero_grad()
+        if weight and step % 2:
+            (weight * entropy(model(queries))).backward()
+        else:
+            F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    torch.testing.assert_close(trace.query_loss.detach(), torch.stack(losses), rtol=1e-8, atol=0)
+
+
+def test_a_prediction_depends_on_the_other_queries_by_the_entropy_alone() -> None:
+    """Without normalisation by a batch, that is: an MLP has none."""
+    model = MLP((4,), 3, hidden=(6,)).double()
+    given = problem(model=model, input_shape=(4,), inner=InnerLoop(sgd(0.5), (), "global", {}))
+    x, queries = torch.randn(2, 6, 4, dtype=torch.float64)
+    y = torch.arange(6) % 3
+    for weight in (0.0, 1.0):
+        algorithm = transductive_finetuning(given, eval_inner_steps=4, entropy=weight)
+        assert algorithm.adapt is not None
+        predict = algorithm.adapt(algorithm.init(), x, y, 3)
+        alone, among = predict(queries[:1]), predict(queries)[:1]
+        assert torch.allclose(alone, among) == (weight == 0)
+
+
+def test_entropy_and_its_gradient_are_finite_where_a_class_is_sure() -> None:
+    logits = torch.tensor([[0.0, 800.0], [0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    found = mean_entropy(logits)
+    assert float(found.detach()) == pytest.approx(0.5 * torch.tensor(2.0).log().item())
+    assert bool(torch.autograd.grad(found, logits)[0].isfinite().all())
+
+
+def test_results_say_that_a_method_is_transductive(metarun: Metarun, tmp_path: Path) -> None:
+    few = ("algo=transductive_finetuning", "algo.eval_inner_steps=3", "inner_opt.lr=0.01")
+    said = metarun(*RUN, *few).stdout
+    assert "3 inner steps, adapted to the queries together (transductive), batch norm" in said
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test"]["transductive"]
+    plain = metarun("eval", "ckpt=run", "algo.entropy=0", "task.way=5", "hydra.run.dir=e").stdout
+    assert "5-way" in plain and "adapted to the queries" not in plain
+    for norm in ("support", "support_plus_one", "running"):
+        refused = metarun(*RUN, *few, f"backbone.norm={norm}", "hydra.run.dir=no", code=2).stderr
+        assert f"backbone.norm={norm}" in refused and "choose" in refused
+
+
+def test_what_transductive_finetuning_cannot_do_is_refused() -> None:
+    with pytest.raises(ValueError, match="algo=transductive_finetuning learns from plain batches"):
+        transductive_finetuning(problem(classes=None))
+    with pytest.raises(ValueError, match="differentiates nothing"):
+        transductive_finetuning(problem(inner=InnerLoop(sgd(0.1), ("lr",), "global", {})))
+    with pytest.raises(ConfigError, match=r"algo\.entropy=-1: must be 0 or more"):
+        transductive_finetuning(problem(), entropy=-1)

@@ -48,11 +48,15 @@ class Support(NamedTuple):
         x: the encoded support examples.
         y: their labels (examples,), or targets (examples, outputs).
         way: how many classes there are; None in a regression.
+        queries: the encoded queries, without their labels, for a method that says
+            `transductive=True`; else None. It adapts to them all together, so what it predicts
+            for one depends on the others, and its results say so. Its predictor gets them again.
     """
 
     x: Any
     y: Tensor
     way: int | None
+    queries: Any = None
 
 
 class Adapted(NamedTuple):
@@ -89,6 +93,7 @@ def by_steps(
     kept: tuple[str, ...] = (),
     batch_size: int | None = None,
     differentiates: bool = True,
+    transductive: bool = False,
 ) -> Algorithm:
     """The algorithm that takes inner steps on the support set.
 
@@ -101,7 +106,7 @@ def by_steps(
         adapted: names of the parameters that the inner steps change; None: not stated.
         loss: an outer loss of its own; None: the query loss.
         weigh: how much the query loss after each inner step counts; None: the last one alone.
-        kept, batch_size, differentiates: see `Algorithm`.
+        kept, batch_size, differentiates, transductive: see `Algorithm`.
 
     Raises:
         ValueError: inner hyperparameters are to be learned, and nothing is differentiated; or
@@ -113,7 +118,7 @@ def by_steps(
             "the algorithm differentiates nothing through its inner steps, and has no groups: "
             "leave inner_opt.learn and inner_opt.groups empty, and inner_opt.precondition out"
         )
-    made = _algorithm(problem, init, adapt, steps, encode, weigh)
+    made = _algorithm(problem, init, adapt, steps, encode, weigh, transductive)
     if loss is not None:
         if made.kept:
             raise ValueError(
@@ -192,6 +197,7 @@ def _algorithm(
     encode: Encode,
     weigh: Weigh | None = None,
     outer: Outer | None = None,
+    transductive: bool = False,
 ) -> Algorithm:
     objective, ways = problem.objective, problem.ways
     way = (None, None) if ways is None else ways
@@ -207,6 +213,11 @@ def _algorithm(
         with watched as averaged:
             encoded, seen = normalising.support(encode, meta, episode.support_x, False)
         support = Support(encoded, episode.support_y, way[0])
+        if transductive:
+            known = normalising.queries(
+                encode, meta, episode.query_x, episode.support_x, seen, False
+            )
+            support = support._replace(queries=known)
         if weigh is not None:
             return weighted(meta, episode, support, seen, step)
         adapted = adapt(meta, support, steps.training, None)
@@ -267,7 +278,8 @@ def _algorithm(
                 targets = episode.query_y
                 return objective.loss(outputs, targets), objective.score(outputs, targets)
 
-            support = Support(encoded, episode.support_y, way[1])
+            known = queries if transductive else None
+            support = Support(encoded, episode.support_y, way[1], known)
             adapted = adapt(meta, support, steps.evaluation, watch)
         losses, scores = zip(*adapted.watched, strict=True)
         return Trace(torch.stack(losses), torch.stack(scores))
@@ -275,15 +287,25 @@ def _algorithm(
     def predictor(meta: Meta, x: Tensor, y: Tensor, ways: int | None) -> Predictor:
         with evaluating(problem.model):
             encoded, seen = normalising.support(encode, meta, x, True)
-            predict = adapt(meta, Support(encoded, y, ways), steps.evaluation, None).predict
+            support = Support(encoded, y, ways)
+            adapted = None if transductive else adapt(meta, support, steps.evaluation, None)
 
         def of_examples(given: Tensor) -> Tensor:
             with evaluating(problem.model):
                 queries = normalising.queries(encode, meta, given, x, seen, True)
-                return normalising.outputs(predict, meta, queries, encoded, True)
+                now = adapted
+                if now is None:  # each batch of examples is a set of queries to adapt to
+                    known = support._replace(queries=queries)
+                    now = adapt(meta, known, steps.evaluation, None)
+                return normalising.outputs(now.predict, meta, queries, encoded, True)
 
         return of_examples
 
+    if transductive and problem.norm != "transductive":
+        raise ValueError(
+            f"backbone.norm={problem.norm}: the algorithm adapts to the queries together, and so "
+            "they are normalised together; choose backbone.norm=transductive"
+        )
     if weigh is not None and normalising.kept:
         raise ValueError(
             "backbone.norm=running with a loss over all inner steps: which step's moments would "
@@ -295,5 +317,6 @@ def _algorithm(
         trace,
         kept=normalising.kept,
         follows_step=weigh is not None,
+        transductive=transductive,
         adapt=predictor,
     )

@@ -144,6 +144,7 @@ class Algorithm(NamedTuple):
         any_way: whether tasks may have another number of classes than the model has outputs.
         learns: whether it meta-learns. A control does not: its run takes no meta-steps, and the
             meta-parameters stay as `init` gives them, which may be none at all.
+        transductive: whether it adapts to the queries, too, which then have to be there together.
         follows_step: whether `loss` takes a third argument: how many meta-steps are done, a float64
             tensor (). It is an input of recordings; a count in Python would stand still in them.
         outer_radius: how far uphill the outer step takes its gradient (SAM); 0: where it stands.
@@ -162,6 +163,7 @@ class Algorithm(NamedTuple):
     has_inner_loop: bool = True
     any_way: bool = False
     learns: bool = True
+    transductive: bool = False
     follows_step: bool = False
     outer_radius: float = 0.0
     adapt: Callable[[Meta, Tensor, Tensor, int | None], Callable[[Tensor], Tensor]] | None = None
