@@ -202,7 +202,10 @@ def test_another_seed_is_another_run(algo: str) -> None:
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_a_short_training_beats_its_own_start(algo: str) -> None:
-    more = ("algo.eval_inner_steps=40",) if algo == "baseline" else ()  # of a head that is new
+    more = {
+        "baseline": ("algo.eval_inner_steps=40",),  # of a head that is new
+        "feat": ("algo.temperature=1",),  # the default is for many features
+    }.get(algo, ())
     setup = setup_of(
         algo,
         "backbone.width=8",
