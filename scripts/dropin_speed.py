@@ -14,10 +14,10 @@ from collections.abc import Callable
 from unittest import mock
 
 import torch
-from bench import peers
-from bench.problem import build, config_of
 
 import metarun.higher
+from bench import peers
+from bench.problem import build, config_of
 
 PIXELS = ("data=pixels", "data.channels=1", "data.side=28", "data.classes=4400")
 SINUSOID = ("data=sinusoid", "backbone=mlp")

@@ -164,6 +164,7 @@ def test_a_workload_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[s
 
 def test_operations_and_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
+
     from bench import limits, pixels, workloads
 
     monkeypatch.setattr(pixels, "register", compose.register_schemas)  # no option for other tests

@@ -101,6 +101,7 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
             (vars(algo).get("inner_batch") or 0) >= support,
             f"a task has no more than {support} support examples",
         ),
+        "algo.contrast_temperature": (not vars(algo).get("balance"), "algo.balance is 0"),
         "inner_opt.schedule": (
             scheduled
             and isinstance(algo, DescentConfig)

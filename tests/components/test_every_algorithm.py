@@ -232,8 +232,12 @@ def test_another_seed_is_another_run(algo: str) -> None:
 
 @pytest.mark.parametrize("algo", LEARNERS)
 def test_a_short_training_beats_its_own_start(algo: str) -> None:
-    new_head = algo in ("baseline", "baseline_pp")
-    more = ("algo.eval_inner_steps=40",) if new_head else ()
+    new_head = ("algo.eval_inner_steps=40",)
+    more = {
+        "baseline": new_head,
+        "baseline_pp": new_head,
+        "feat": ("algo.temperature=1",),  # the default is for many features
+    }.get(algo, ())
     setup = setup_of(
         algo,
         "backbone.width=8",

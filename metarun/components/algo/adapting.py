@@ -118,7 +118,7 @@ def by_steps(
             "the algorithm differentiates nothing through its inner steps, and has no groups: "
             "leave inner_opt.learn and inner_opt.groups empty, and inner_opt.precondition out"
         )
-    made = _algorithm(problem, init, adapt, steps, encode, weigh, transductive)
+    made = _algorithm(problem, init, adapt, steps, encode, weigh=weigh, transductive=transductive)
     if loss is not None:
         if made.kept:
             raise ValueError(
@@ -195,6 +195,7 @@ def _algorithm(
     adapt: Adapt,
     steps: Steps,
     encode: Encode,
+    *,
     weigh: Weigh | None = None,
     outer: Outer | None = None,
     transductive: bool = False,
