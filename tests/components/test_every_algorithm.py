@@ -140,8 +140,8 @@ def test_tasks_by_vmap_in_a_loop_and_recorded_are_the_same(
     assert all(torch.equal(*pair) for pair in zip(found[2], found[3], strict=True))
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
-def test_it_is_recorded_in_a_new_process_with_threads(
+@pytest.mark.parametrize("algo", ["maml", "protonet", "reptile", "baseline"])
+def test_one_of_each_kind_is_recorded_in_a_new_process_with_threads(
     algo: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     """What a thread meets for the first time must not look like a counter of the network's."""
