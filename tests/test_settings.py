@@ -108,9 +108,16 @@ OTHER: Changes = {
     "conv4.order": "pool_norm_relu",
     "conv4.padding": "same",
     "conv4.features": "flatten",
-    "conv4.init": "maml",
+    "init": "maml",
+    "stem": "imagenet",
+    "drop_size": 2,
+    "torchvision.model": "mnasnet0_5",
+    "timm.model": "test_efficientnet",
+    "l2l.model": "OmniglotFC",
     "widths": [3, 4, 5, 6],
     "frozen": ["body.*"],
+    "torchvision.frozen": ["body.conv1.*"],
+    "wrn28_10.frozen": ["body.conv1.*"],
     "per_step": ["body.*"],
     "multi_step_loss": 3,
     "first_order_until": 1,
@@ -130,6 +137,7 @@ OTHER: Changes = {
     "metaoptnet.variant": "code",
     "dkt.kernel": "rbf",
     "mlp.hidden": [3],
+    "hidden": [3],
     "omniglot.split": "vinyals",
     "reptile.inner_batch": 1,
     "baseline.inner_batch": 1,
@@ -257,7 +265,14 @@ COMPANY: dict[str, Changes] = {
     "trainer.max_skipped": {"inner_opt.lr": 1e300, "trainer.nonfinite": "skip"},
 }
 
-OF_IMAGES: dict[str, Changes] = {name: {} for name in schemas("backbone") if name != "mlp"}
+OF_IMAGES: dict[str, Changes] = {
+    **{name: {} for name in schemas("backbone") if name != "mlp"},
+    "r2d2": {"backbone.widths": [2, 2, 3, 3], "backbone.dropout": 0.0},
+    "resnet12": {"backbone.widths": [2, 2, 3, 3]},
+    "timm": {"backbone.model": "test_resnet"},
+    "torchvision": {"backbone.model": "shufflenet_v2_x0_5", "algo": "protonet"},
+    "wrn28_10": {"backbone.widen": 1, "algo": "protonet"},
+}
 """The backbones for images, each as small as it can be."""
 COMPANY |= {
     f"backbone.{name}.{own.name}": {"data": "glyphs", **small}
@@ -266,6 +281,7 @@ COMPANY |= {
     if own.name != "name"
 }
 COMPANY["backbone.conv4.order"] = {"data": "glyphs", "backbone.pool": "max"}
+COMPANY["backbone.resnet12.drop_size"] |= {"backbone.drop": 0.5}
 
 FALLING: Changes = {"inner_opt.schedule": "cosine"}
 COMPANY |= {
@@ -286,6 +302,7 @@ INERT = {
     "train.device": "where it is computed",
     "train.plugins": "modules to import; a component must be chosen to matter",
     "inner_opt.asgd.t0": "the average of ASGD, which starts there, is not what the loop ends with",
+    "resnet12.features": "the last maps of 28 pixels are 1×1: tests/components/test_residual.py",
     "weights": "a file that has to be there: tests/components/test_weights.py",
     "data.omniglot.root": "where the data lie",
     "data.omniglot.download": "how they come there",

@@ -164,11 +164,10 @@ def build_model(config: TrainConfig, source: EpisodeSource, loads: bool = True) 
         return model
 
     _check_parameters(build)
-    model, own = build(), vars(config.backbone)  # a plugin's may lack the settings of ours
-    if loads and own.get("weights") is not None:
+    model, own = build().to(dtype_of(config)), vars(config.backbone)
+    if loads and own.get("weights") is not None:  # a plugin's may lack the settings of ours
         load_weights(model, own["weights"])
     freeze(model, own.get("frozen", []))
-    model = model.to(dtype_of(config))
     # A plugin's algorithm may want a network of its own to give something else.
     if is_plugin("backbone", config.backbone.name) and not is_plugin("algo", config.algo.name):
         check_outputs(config.backbone.name, model, source)

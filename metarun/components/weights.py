@@ -5,13 +5,14 @@ Either everything that is not a head fits, or nothing is taken.
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from metarun.components.algo.normalising import PREFIX
 from metarun.components.backbone.norm import BatchNorm, Moments
-from metarun.components.weights_file import read_weights
+from metarun.components.weights_file import Content, read_weights
 from metarun.errors import ConfigError
 from metarun.unroll import match_names
 
@@ -26,6 +27,22 @@ AROUND = ("module.", "model.", "encoder.", "backbone.", "features.", "feature.",
 
 AVERAGES = (MEAN := "running_mean", VARIANCE := "running_var")
 UNUSED = "num_batches_tracked"
+
+
+class _Fit(NamedTuple):
+    """What of a file belongs where.
+
+    Attributes:
+        found: tensors by their names here.
+        averages: running mean and variance by layer.
+        left_out: names in the file of what is not taken.
+        problems: what does not fit; with any, nothing is taken.
+    """
+
+    found: dict[str, Tensor]
+    averages: dict[str, dict[str, Tensor]]
+    left_out: list[str]
+    problems: list[str]
 
 
 def freeze(model: nn.Module, patterns: list[str]) -> None:
@@ -65,8 +82,48 @@ def load_weights(model: nn.Module, path: str) -> None:
             those of this network.
     """
     content = read_weights(path)
+    fit = _fitted(model, content)
+    if fit.problems:
+        raise ConfigError(
+            f"backbone.weights={path}: nothing was loaded, since these are not the weights of "
+            f"this network; {'; '.join(fit.problems)}. Choose the backbone and the settings that "
+            "they were trained with"
+        )
+    targets, layers = _targets(model), _layers(model)
+    with torch.no_grad():
+        for name, value in fit.found.items():
+            targets[name].copy_(value)
+    for name, each in fit.averages.items():
+        layers[name].averages = Moments(each[MEAN], each[VARIANCE], 0)
+    drawn = _without_those_of(targets, fit.found)
+    log.info(
+        "backbone.weights=%s (sha256 %s…): %d tensors%s%s",
+        path,
+        content.digest[:12],
+        len(fit.found),
+        f"; not taken: {_some(fit.left_out)}" if fit.left_out else "",
+        f"; as drawn: {_some(drawn)}" if drawn else "",
+    )
+
+
+def _targets(model: nn.Module) -> dict[str, Tensor]:
     targets: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, BatchNorm)}
+    return targets
+
+
+def _layers(model: nn.Module) -> dict[str, BatchNorm]:
+    return {name: part for name, part in model.named_modules() if isinstance(part, BatchNorm)}
+
+
+def _without_those_of(targets: dict[str, Tensor], names: Iterable[str]) -> list[str]:
+    """The names of all other tensors; one may have several names."""
+    taken = {id(targets[name]) for name in names if name in targets}
+    return [name for name, value in targets.items() if id(value) not in taken]
+
+
+def _fitted(model: nn.Module, content: Content) -> _Fit:
+    """Where each tensor of a file belongs."""
+    targets, layers = _targets(model), _layers(model)
     own_head = getattr(model, "head_in_files", None)
     found: dict[str, Tensor] = {}
     averages: dict[str, dict[str, Tensor]] = {}
@@ -76,12 +133,12 @@ def load_weights(model: nn.Module, path: str) -> None:
     for name, value in content.tensors.items():
         place = _place(name, targets, layers, own_head)
         if place is None:
-            if name.rpartition(".")[2] == UNUSED:
-                continue
-            foreign = content.ours or _is_head(name, own_head)
-            (left_out if foreign else unknown).append(name)
-        elif (part := place.rpartition(".")[2]) in AVERAGES and place not in targets:
-            averages.setdefault(place.rpartition(".")[0], {})[part] = value
+            if name.rpartition(".")[2] != UNUSED:
+                foreign = content.ours or _is_head(name, own_head)
+                (left_out if foreign else unknown).append(name)
+        elif place not in targets:
+            owner, _, part = place.rpartition(".")
+            averages.setdefault(owner, {})[part] = value
         elif place in found:
             unknown.append(f"{name} (a second {place})")
         elif targets[place].shape == value.shape:
@@ -93,38 +150,19 @@ def load_weights(model: nn.Module, path: str) -> None:
             misfits[place] = f"{name} is {there} there and {here} here"
     if content.ours:
         averages |= _moving_averages(content.tensors, layers)
+        left_out = [name for name in left_out if not name.startswith(PREFIX)]
     averages = {name: each for name, each in averages.items() if len(each) == len(AVERAGES)}
     for name, each in averages.items():
         if any(value.shape != layers[name].bias.shape for value in each.values()):
             misfits[name] = f"the running statistics of {name}"
-    placed = found.keys() | misfits.keys()
-    missing = [n for n in targets if n not in placed and not n.startswith(HEAD)]
+    missing = _without_those_of(targets, [*found, *misfits])
     lists = {
         "of another shape": list(misfits.values()),
-        "not in the file": missing,
+        "not in the file": [name for name in missing if not name.startswith(HEAD)],
         "not in the network": unknown,
     }
     problems = [f"{what}: {_some(names)}" for what, names in lists.items() if names]
-    if problems:
-        raise ConfigError(
-            f"backbone.weights={path}: nothing was loaded, since these are not the weights of "
-            f"this network; {'; '.join(problems)}. Choose the backbone and the settings that they "
-            "were trained with"
-        )
-    with torch.no_grad():
-        for name, value in found.items():
-            targets[name].copy_(value)
-    for name, each in averages.items():
-        layers[name].averages = Moments(each[MEAN], each[VARIANCE], 0)
-    drawn = [name for name in targets if name not in found]
-    log.info(
-        "backbone.weights=%s (sha256 %s…): %d tensors%s%s",
-        path,
-        content.digest[:12],
-        len(found),
-        f"; not taken: {_some(left_out)}" if left_out else "",
-        f"; as drawn: {_some(drawn)}" if drawn else "",
-    )
+    return _Fit(found, averages, left_out, problems)
 
 
 def _place(
@@ -159,9 +197,9 @@ def _moving_averages(
 ) -> dict[str, dict[str, Tensor]]:
     """What a run with `backbone.norm=running` has kept, by the layer's name."""
     return {
-        layer: {MEAN: tensors[f"norm.{i}.mean"], VARIANCE: tensors[f"norm.{i}.var"]}
+        layer: {MEAN: tensors[f"{PREFIX}{i}.mean"], VARIANCE: tensors[f"{PREFIX}{i}.var"]}
         for i, layer in enumerate(layers)
-        if f"norm.{i}.mean" in tensors and f"norm.{i}.var" in tensors
+        if f"{PREFIX}{i}.mean" in tensors and f"{PREFIX}{i}.var" in tensors
     }
 
 

@@ -62,7 +62,7 @@ def _changed(part: Any) -> set[str]:
 def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
     """Setting -> why it changes nothing, for those that change nothing now."""
     engine, algo, inner, outer = config.engine, config.algo, config.inner_opt, config.outer_opt
-    data, trainer = config.data, config.trainer
+    data, trainer, network = config.data, config.trainer, vars(config.backbone)
     may_choose_blocks = engine.gradient == "auto" and _is_long(algo)
     modes = {
         "engine.last": ("truncated",),
@@ -119,6 +119,8 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
             kind != "classification" and outputs == 1,
             f"tasks of {kind} have no classes to sum over",
         ),
+        "backbone.width": (network.get("widths") is not None, "backbone.widths is given"),
+        "backbone.drop_size": (not network.get("drop", 1), "backbone.drop is 0"),
         "data.split_seed": (
             getattr(data, "split", "random") != "random",
             "it is for data.split=random",

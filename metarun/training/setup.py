@@ -114,12 +114,9 @@ def build(
     check_fits(config, algorithm, source, train_source)
     if changes.evaluation:
         algorithm = with_kept_buffers(model, algorithm)
-    if not algorithm.init():
-        batch_norm = "none"
-    elif "norm" in vars(config.backbone):
+    batch_norm = "none" if not algorithm.init() else getattr(model, "batch_norm", None)
+    if batch_norm is None and "norm" in vars(config.backbone):
         batch_norm = MEANING[norm_of(config)]
-    else:
-        batch_norm = str(getattr(model, "batch_norm", "not stated by the backbone"))
     programs = _Programs(config, computed, algorithm, plan, model, device, [record_step])
     return Setup(
         config,
@@ -136,7 +133,7 @@ def build(
         programs.make(trace_program, "evaluations", "evaluate"),
         programs.recheck,
         identity_of(source),
-        batch_norm,
+        str(batch_norm or "not stated by the backbone"),
         _parameters(algorithm, network),
     )
 

@@ -209,3 +209,13 @@ def test_images_that_are_too_small_are_refused(make: Callable[..., Any]) -> None
 def test_widths_are_four(make: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="must have 4 numbers, one a block"):
         make((1, 28, 28), 5, widths=[3, 4])
+
+
+def test_features_of_resnet12_are_the_mean_or_all_of_the_last_maps() -> None:
+    models = []
+    for features in ("mean", "flatten"):
+        torch.manual_seed(0)
+        models.append(resnet12((3, 32, 48), 5, widths=[2, 2, 3, 4], features=features).double())
+    mean, flat = (model.features(images(3, 3, 32, 48)) for model in models)
+    assert flat.shape == (3, 4 * 2 * 3) and models[1](images(3, 3, 32, 48)).shape == (3, 5)
+    torch.testing.assert_close(flat.unflatten(1, (4, 6)).mean(2), mean)

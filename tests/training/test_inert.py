@@ -38,6 +38,8 @@ INERT = {  # setting -> a command with it that does without it, and one that doe
         "inner_opt=adam", "inner_opt=adam inner_opt.weight_decay=1",
     ),
     "outer_opt.min_lr=0.0001": ("", "outer_opt.schedule=cosine"),
+    "backbone.width=3": ("backbone.widths=[3,4,5,6]", ""),
+    "backbone.drop_size=3": ("backbone=resnet12", "backbone=resnet12 backbone.drop=0.1"),
     "data.split_seed=3": ("data=omniglot data.split=vinyals", "data=omniglot"),
     "trainer.max_skipped=3": ("", "trainer.nonfinite=skip"),
     "trainer.wandb_project=mine": ("", "trainer.wandb=offline"),
