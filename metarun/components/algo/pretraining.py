@@ -1,6 +1,7 @@
 """Pre-training: an ordinary classifier of all training classes, learned from plain batches."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from metarun.components.algo.adapting import Encode, OuterLoss
 from metarun.components.algo.base import Problem
 from metarun.components.algo.embedding import embedding
+from metarun.components.algo.normalising import Normalising
+from metarun.components.backbone.norm import Seen, collecting
 from metarun.episodes.source import Batch
 from metarun.unroll import Meta, Params
 
@@ -28,7 +31,8 @@ class Pretraining(NamedTuple):
         embed: `embed(meta, x)`: (examples, …) -> (examples, features).
         width: how many features there are.
         logits: `logits(meta, x)`: (examples, …) -> (examples, training classes).
-        loss: the cross entropy of a `Batch`.
+        loss: the cross entropy of a `Batch`; it gives the next moving averages of normalisation,
+            where those are kept, in extra["kept"].
     """
 
     start: dict[str, Tensor]
@@ -71,7 +75,7 @@ def pretraining(
             f"algo={algo} learns from plain batches of labelled images, which these data do not "
             "have: choose data=glyphs or data=omniglot"
         )
-    objective = problem.objective
+    objective, normalising = problem.objective, Normalising(problem.norm, problem.model)
     features, embed = embedding(problem.model, algo)
     like = next(iter(features.values()))
     with torch.no_grad():
@@ -82,9 +86,12 @@ def pretraining(
         return scores({name: meta[PREFIX + name] for name in own}, embed(meta, x))
 
     def loss(meta: Meta, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        outputs = logits(meta, batch.x)
+        with collecting() if normalising.kept else nullcontext(Seen()) as seen:
+            outputs = logits(meta, batch.x)
         value = objective.loss(outputs, batch.y)
-        return value, {"loss": value, "score": objective.score(outputs, batch.y)}
+        extra = {"loss": value, "score": objective.score(outputs, batch.y)}
+        kept = normalising.updated(meta, seen) if normalising.kept else {}
+        return value, extra | {"kept": kept}
 
     start = features | {PREFIX + name: value for name, value in own.items()}
     return Pretraining(start, embed, width, logits, loss)
