@@ -12,7 +12,8 @@ from easyfsl.methods.utils import entropy
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem
+from metarun.components.algo.adapting import Adapted, Support, Watch, by_steps
+from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem, Steps
 from metarun.components.algo.baseline import baseline
 from metarun.components.algo.baseline_pp import baseline_pp
 from metarun.components.algo.minibatches import minibatches
@@ -264,3 +265,57 @@ def test_what_transductive_finetuning_cannot_do_is_refused() -> None:
         transductive_finetuning(problem(inner=InnerLoop(sgd(0.1), ("lr",), "global", {})))
     with pytest.raises(ConfigError, match=r"algo\.entropy=-1: must be 0 or more"):
         transductive_finetuning(problem(), entropy=-1)
+
+
+# ---------------------------------------------------------------- what the methods share
+
+
+def test_moving_averages_are_those_of_torchs_batch_norm_and_are_evaluated_by() -> None:
+    ours = problem(norm="running")
+    for algorithm in (baseline(ours, eval_inner_steps=2), baseline_pp(ours, eval_inner_steps=2)):
+        meta, x = algorithm.init(), images(5)
+        assert {name for name in algorithm.kept if name.startswith("norm.")} == {
+            f"norm.{i}.{part}" for i in range(4) for part in ("mean", "var")
+        }
+        kept = algorithm.loss(meta, Batch(x, torch.arange(5)))[1]["kept"]
+        layer = nn.BatchNorm2d(4).double()
+        layer(ours.model.get_submodule("body.0.conv")(x))
+        torch.testing.assert_close(kept["norm.0.mean"], layer.running_mean)
+        torch.testing.assert_close(kept["norm.0.var"], layer.running_var)
+        assert algorithm.adapt is not None
+        predict = algorithm.adapt(meta | kept, images(3), torch.arange(3), 3)
+        torch.testing.assert_close(predict(x[:1]), predict(x)[:1])
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_a_method_that_says_so_gets_the_queries_wherever_it_adapts(transductive: bool) -> None:
+    """By loss, trace and adapt; one that does not say so never sees them."""
+    seen: list[Any] = []
+
+    def adapt(meta: Any, support: Support, steps: int, watch: Watch | None) -> Adapted:
+        seen.append(support.queries)
+
+        def predict(given: Tensor) -> Tensor:
+            return meta["a"] * given.flatten(1)[:, :3]
+
+        watched = [] if watch is None else [watch(predict)]
+        return Adapted(predict, meta["a"].new_empty(0), watched)
+
+    meta = {"a": torch.ones((), dtype=torch.float64)}
+    made = by_steps(
+        problem(),
+        lambda: dict(meta),
+        adapt,
+        Steps(0, 0),
+        encode=lambda meta, x: 2 * x,
+        transductive=transductive,
+    )
+    x, queries, y = images(3), images(4, seed=2), torch.arange(3)
+    task = Episodes(x, y, queries, torch.arange(4) % 3)
+    made.loss(meta, task)
+    made.trace(meta, task)
+    assert made.adapt is not None
+    made.adapt(meta, x, y, 3)(queries)
+    assert len(seen) == 3
+    for given in seen:
+        assert given is None if not transductive else torch.equal(given, 2 * queries)

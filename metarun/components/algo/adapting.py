@@ -94,6 +94,7 @@ def by_steps(
     batch_size: int | None = None,
     differentiates: bool = True,
     transductive: bool = False,
+    averages: bool = False,
 ) -> Algorithm:
     """The algorithm that takes inner steps on the support set.
 
@@ -107,6 +108,7 @@ def by_steps(
         loss: an outer loss of its own; None: the query loss.
         weigh: how much the query loss after each inner step counts; None: the last one alone.
         kept, batch_size, differentiates, transductive: see `Algorithm`.
+        averages: whether `loss` gives the next moving averages of `backbone.norm=running`.
 
     Raises:
         ValueError: inner hyperparameters are to be learned, and nothing is differentiated; or
@@ -120,10 +122,11 @@ def by_steps(
         )
     made = _algorithm(problem, init, adapt, steps, encode, weigh=weigh, transductive=transductive)
     if loss is not None:
-        if made.kept:
+        if made.kept and not averages:
             raise ValueError(
-                "backbone.norm=running needs an algorithm that learns by a query loss, which "
-                "this one does not: choose transductive, support or support_plus_one"
+                "backbone.norm=running needs an algorithm that learns by a query loss, or from "
+                "plain batches, as this one does not: choose transductive, support or "
+                "support_plus_one"
             )
         made = made._replace(loss=loss)
     return made._replace(

@@ -47,8 +47,7 @@ def with_new_heads(
 
     def loss(meta: Meta, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         value, extra = pretrained.loss(meta, batch)
-        if fixed:
-            extra["kept"] = {name: meta[name].detach() for name in fixed}
+        extra["kept"] = extra["kept"] | {name: meta[name].detach() for name in fixed}
         return value, extra
 
     def adapt(meta: Meta, support: Support, taken: int, watch: Watch | None) -> Adapted:
@@ -88,5 +87,6 @@ def with_new_heads(
         kept=tuple(fixed),
         batch_size=batch_size,
         differentiates=False,
+        averages=True,
     )
     return made._replace(any_way=True)

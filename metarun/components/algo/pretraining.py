@@ -1,6 +1,7 @@
 """Pre-training: an ordinary classifier of all training classes, learned from plain batches."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from metarun.components.algo.adapting import Encode, OuterLoss
 from metarun.components.algo.base import Problem
 from metarun.components.algo.embedding import embedding, width_of
+from metarun.components.algo.normalising import Normalising
+from metarun.components.backbone.norm import Seen, collecting
 from metarun.episodes.source import Batch
 from metarun.unroll import Meta, Params
 
@@ -29,7 +32,9 @@ class Pretraining(NamedTuple):
         width: how many features there are.
         logits: `logits(meta, x)`: (examples, …) -> (examples, training classes).
         classify: `classify(meta, features, labels) -> (cross entropy, extra)`.
-        loss: the same of a `Batch`.
+        look: `look(meta, batch) -> (features, kept)`, with the next moving averages of
+            normalisation, where those are kept.
+        loss: the cross entropy of a `Batch`, with extra["kept"].
     """
 
     start: dict[str, Tensor]
@@ -37,6 +42,7 @@ class Pretraining(NamedTuple):
     width: int
     logits: Encode
     classify: Callable[[Meta, Tensor, Tensor], tuple[Tensor, dict[str, Any]]]
+    look: Callable[[Meta, Batch], tuple[Tensor, dict[str, Tensor]]]
     loss: OuterLoss
 
 
@@ -73,7 +79,7 @@ def pretraining(
             f"algo={algo} learns from plain batches of labelled images, which these data do not "
             "have: choose data=glyphs or data=omniglot"
         )
-    objective = problem.objective
+    objective, normalising = problem.objective, Normalising(problem.norm, problem.model)
     features, embed = embedding(problem.model, algo)
     like = next(iter(features.values()))
     width = width_of(problem, embed, features)
@@ -90,8 +96,15 @@ def pretraining(
         value = objective.loss(outputs, labels)
         return value, {"loss": value, "score": objective.score(outputs, labels)}
 
+    def look(meta: Meta, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        with collecting() if normalising.kept else nullcontext(Seen()) as seen:
+            given = embed(meta, batch.x)
+        return given, normalising.updated(meta, seen) if normalising.kept else {}
+
     def loss(meta: Meta, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        return classify(meta, embed(meta, batch.x), batch.y)
+        given, kept = look(meta, batch)
+        value, extra = classify(meta, given, batch.y)
+        return value, extra | {"kept": kept}
 
     start = features | {PREFIX + name: value for name, value in own.items()}
-    return Pretraining(start, embed, width, logits, classify, loss)
+    return Pretraining(start, embed, width, logits, classify, look, loss)

@@ -8,9 +8,7 @@ from torch import Tensor
 from metarun.components.algo.adapting import Predictor, Support, at_once
 from metarun.components.algo.base import Algorithm, Problem
 from metarun.components.algo.comparing import class_means, directions, squared_distances
-from metarun.components.algo.normalising import Normalising
 from metarun.components.algo.pretraining import pretraining
-from metarun.components.backbone.norm import collecting
 from metarun.config.checks import MOST_STEPS, between, positive
 from metarun.config.component import builds, settings
 from metarun.episodes.source import Batch
@@ -62,22 +60,18 @@ def simpleshot(problem: Problem, own: SimpleshotConfig) -> Algorithm:
     pretrained = pretraining(problem, "simpleshot")
     start, embed, width = pretrained.start, pretrained.embed, pretrained.width
     like = next(iter(start.values()))
-    normalising = Normalising(problem.norm, problem.model)
 
     def init() -> dict[str, Tensor]:
         return start | {SUM: like.new_zeros(width), WEIGHT: like.new_zeros(())}
 
     def loss(meta: Meta, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        with collecting() as seen:
-            features = embed(meta, batch.x)
+        features, averages = pretrained.look(meta, batch)
         value, extra = pretrained.classify(meta, features, batch.y)
         stays, mean = 1 - own.momentum, features.detach().mean(0)
-        kept = {
+        kept = averages | {
             SUM: stays * meta[SUM].detach() + own.momentum * mean,
             WEIGHT: stays * meta[WEIGHT].detach() + own.momentum,
         }
-        if normalising.kept:
-            kept |= normalising.updated(meta, seen)
         return value, extra | {"kept": kept}
 
     def adapt(meta: Meta, support: Support) -> Predictor:

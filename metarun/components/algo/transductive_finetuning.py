@@ -110,6 +110,7 @@ def transductive_finetuning(problem: Problem, own: TransductiveFinetuningConfig)
         batch_size=own.batch_size,
         differentiates=False,
         transductive=own.entropy > 0,
+        averages=True,
     )
     return made._replace(any_way=True)
 
