@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem
 from metarun.components.algo.simpleshot import simpleshot
 from metarun.components.backbone.conv4 import Conv4
+from metarun.episodes.source import Batch
 from metarun.errors import ConfigError
 from metarun.training.setup import Setup
 from metarun.unroll import sgd
@@ -87,7 +88,6 @@ def test_the_centre_is_a_moving_mean_without_a_bias_to_zero(momentum: float) -> 
     for i in range(4):
         batch = setup.train_tasks.sample(i, 1)
         kept = setup.algorithm.loss(meta, type(batch)(*(x[0] for x in batch)))[1]["kept"]
-        assert not any(value.requires_grad for value in kept.values())
         means.append(features_of(meta, batch[0][0]).mean(0))
         meta = meta | kept
     weights = torch.tensor([momentum * (1 - momentum) ** (3 - i) for i in range(4)]).double()
@@ -135,17 +135,31 @@ def test_one_run_is_evaluated_with_each_transform(metarun: Metarun, tmp_path: Pa
     assert "algo.momentum: it is of training alone" in again
 
 
-def test_what_it_cannot_do_is_refused(metarun: Metarun) -> None:
+def problem() -> Problem:
     inner = InnerLoop(sgd(0.1), (), "global", {})
     model = Conv4((1, 28, 28), 3, width=2)
-    given = Problem(model, OBJECTIVES["classification"], inner, 3, None, (3, 3), (1, 28, 28))
+    return Problem(
+        model, OBJECTIVES["classification"], inner, 3, None, (3, 3), (1, 28, 28), classes=5
+    )
+
+
+def test_what_is_kept_has_no_graph() -> None:
+    algorithm = simpleshot(problem())
+    meta = {name: value.requires_grad_() for name, value in algorithm.init().items()}
+    batch = Batch(torch.rand(4, 1, 28, 28), torch.arange(4))
+    kept = algorithm.loss(meta, batch)[1]["kept"]
+    assert set(kept) == set(algorithm.kept)
+    assert not any(value.requires_grad for value in kept.values())
+
+
+def test_what_it_cannot_do_is_refused(metarun: Metarun) -> None:
     with pytest.raises(ValueError, match="algo=simpleshot learns from plain batches of labelled"):
-        simpleshot(given)
+        simpleshot(problem()._replace(classes=None))
     with pytest.raises(ValueError, match="algo=simpleshot needs the features"):
-        simpleshot(given._replace(model=nn.Linear(2, 2), classes=5))
+        simpleshot(problem()._replace(model=nn.Linear(2, 2)))
     for momentum in (0.0, 1.5):
         with pytest.raises(ConfigError, match=r"algo\.momentum="):
-            simpleshot(given._replace(classes=5), momentum=momentum)
+            simpleshot(problem(), momentum=momentum)
     small = ("train", "algo=simpleshot", "backbone.width=2", "trainer.steps=1")
     said = metarun(*small, "inner_opt.lr=0.2", code=2).stderr
     assert "inner_opt.lr=0.2: algo=simpleshot has no inner loop" in said
