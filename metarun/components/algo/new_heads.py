@@ -14,8 +14,8 @@ from metarun.unroll import Meta, Params, match_names
 
 WEIGHT, BIAS = "head.weight", "head.bias"
 
-NewHead = Callable[[Meta, Support, Encode], tuple[Tensor, Tensor]]
-"""`head(meta, support, features)` gives a weight (way, width) and a bias (way,)."""
+NewHead = Callable[[Meta, Support, Encode, int], tuple[Tensor, Tensor]]
+"""`head(meta, support, features, width)` gives a weight (way, width) and a bias (way,)."""
 
 
 def with_new_head(
@@ -23,7 +23,6 @@ def with_new_head(
     own: MamlConfig,
     algo: str,
     head: NewHead,
-    initial: dict[str, Tensor],
     scale: float = 1.0,
 ) -> Algorithm:
     """The algorithm that adapts features, and a linear head that starts as `head` says.
@@ -33,7 +32,6 @@ def with_new_head(
         own: the settings.
         algo: the algorithm's name, for messages.
         head: makes the head of a task.
-        initial: what it learns of its own for that.
         scale: factor of the scores of queries.
 
     Raises:
@@ -57,14 +55,15 @@ def with_new_head(
             "adapted; add 'head.*'"
         )
     like = next(iter(weights.values()))
+    width = width_of(problem, embed, weights)
     shapes = {
-        WEIGHT: like.new_zeros(problem.ways[0], width_of(problem, embed, weights)),
+        WEIGHT: like.new_zeros(problem.ways[0], width),
         BIAS: like.new_zeros(problem.ways[0]),
     }
 
     def start(meta: Meta, support: Support) -> Params:
         first = {name: meta[name][0] for name in per_step}
-        weight, bias = head(meta, support, lambda now, x: embed({**now, **first}, x))
+        weight, bias = head(meta, support, lambda now, x: embed({**now, **first}, x), width)
         begun = {**meta, WEIGHT: weight, BIAS: bias}
         return {name: begun[name] for name in adapted}
 
@@ -72,7 +71,7 @@ def with_new_head(
         return F.linear(embed(params, x), params[WEIGHT], params[BIAS])
 
     fast = Fast(
-        {**weights, **initial},
+        weights,
         like={name: {**weights, **shapes}[name] for name in adapted},
         start=start,
         decode=decode,

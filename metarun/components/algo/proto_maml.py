@@ -38,9 +38,9 @@ def proto_maml(problem: Problem, own: ProtoMamlConfig) -> Algorithm:
         ValueError: see `with_new_head`.
     """
 
-    def head(meta: Meta, support: Support, features: Encode) -> tuple[Tensor, Tensor]:
+    def head(meta: Meta, support: Support, features: Encode, width: int) -> tuple[Tensor, Tensor]:
         members = one_hot(support)
         prototypes = members.T @ features(meta, support.x) / members.sum(0)[:, None]
         return 2 * prototypes, -prototypes.square().sum(1)
 
-    return with_new_head(problem, own, "proto_maml", head, {})
+    return with_new_head(problem, own, "proto_maml", head)

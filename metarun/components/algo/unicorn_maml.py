@@ -2,18 +2,15 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarun.components.algo.adapting import Encode, Support
 from metarun.components.algo.base import Algorithm, Problem
-from metarun.components.algo.embedding import embedding, width_of
 from metarun.components.algo.maml import MamlConfig
 from metarun.components.algo.new_heads import with_new_head
 from metarun.config.checks import positive
 from metarun.config.component import builds, settings
 from metarun.unroll import Meta
-
-WEIGHT, BIAS = "shared_head.weight", "shared_head.bias"
 
 
 @settings
@@ -32,17 +29,16 @@ class UnicornMamlConfig(MamlConfig):
 
 @builds(UnicornMamlConfig)
 def unicorn_maml(problem: Problem, own: UnicornMamlConfig) -> Algorithm:
-    """Learn features and one vector w from which the head of every class starts.
+    """Learn features, from a head whose classes all start with one vector w.
 
     MAML's initial head has an order of classes, and the order of a task's classes changes what is
-    learned by points. Here w_k = w and b_k = b for all classes k, so it
-    does not matter, and tasks may have any number of classes. The gradient of w is the sum of
-    those of all w_k.
+    learned by points. Here w_k = w and b_k = b for all classes k, so it does not matter, and tasks
+    may have any number of classes.
 
-    What all classes have in common drops out of a softmax, in inner steps as in predictions. So w
-    and b change no probability and have no gradient beyond rounding, here as in the reference
-    code: the method is MAML with a head that starts at zero. (An inner optimizer whose steps grow
-    with the parameters, adafactor, is an exception.) The first inner step moves the head alone.
+    What all classes have in common drops out of a softmax, in inner steps as in predictions: w and
+    b change no probability, and their gradient is zero, in the reference code too, which keeps them
+    at the random values that it begins with. So they are zero here, and not learned. The first
+    inner step then moves the head alone.
 
     The reference code is of first order, with 5 (1-shot) or 20 (5-shot) steps of 0.1 from a
     pretrained network.
@@ -50,13 +46,10 @@ def unicorn_maml(problem: Problem, own: UnicornMamlConfig) -> Algorithm:
     Raises:
         ValueError: see `with_new_head`.
     """
-    weights, embed = embedding(problem.model, "unicorn_maml")
-    like = next(iter(weights.values()))
-    one = nn.Linear(width_of(problem, embed, weights), 1)
-    initial = {WEIGHT: one.weight.detach().to(like), BIAS: one.bias.detach().to(like)}
 
-    def head(meta: Meta, support: Support, features: Encode) -> tuple[Tensor, Tensor]:
+    def head(meta: Meta, support: Support, features: Encode, width: int) -> tuple[Tensor, Tensor]:
         assert support.way is not None
-        return meta[WEIGHT].expand(support.way, -1), meta[BIAS].expand(support.way)
+        like = next(iter(meta.values()))
+        return like.new_zeros(support.way, width), like.new_zeros(support.way)
 
-    return with_new_head(problem, own, "unicorn_maml", head, initial, 1 / own.temperature)
+    return with_new_head(problem, own, "unicorn_maml", head, 1 / own.temperature)
