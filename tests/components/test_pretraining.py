@@ -20,10 +20,12 @@ from metarun.components.algo.minibatches import minibatches
 from metarun.components.algo.transductive_finetuning import mean_entropy, transductive_finetuning
 from metarun.components.backbone.conv4 import Conv4
 from metarun.components.backbone.mlp import MLP
+from metarun.config.catalogue import schemas
 from metarun.episodes.source import Batch, Episodes
 from metarun.errors import ConfigError
 from metarun.unroll import adam, sgd
 from tests.conftest import Metarun
+from tests.setups import IMAGES, setup_of
 
 RUN = (
     "train", "data=glyphs", "backbone.width=3", "trainer.steps=2", "trainer.meta_batch=2",
@@ -319,3 +321,15 @@ def test_a_method_that_says_so_gets_the_queries_wherever_it_adapts(transductive:
     assert len(seen) == 3
     for given in seen:
         assert given is None if not transductive else torch.equal(given, 2 * queries)
+
+
+@pytest.mark.parametrize("algo", schemas("algo"))
+def test_a_frozen_network_is_no_mystery(algo: str) -> None:
+    """Nothing of the body is learned: heads and own values may be, or a sentence says why not."""
+    settings = (*IMAGES, f"algo={algo}", "backbone.frozen=['body.*']")
+    try:
+        setup = setup_of(*settings)
+    except ConfigError as error:
+        assert "froze" in str(error) or "is learned" in str(error), error
+    else:
+        assert not any(name.startswith("body.") for name in setup.algorithm.init())

@@ -47,7 +47,7 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
             hyperparameters are to be learned, of which nothing is differentiated.
     """
     pretrained = pretraining(problem, "baseline")
-    like = next(iter(pretrained.start.values()))
+    like = next(problem.model.parameters())
 
     def head(meta: Meta, way: int) -> dict[str, Tensor]:
         return {"weight": like.new_zeros(way, pretrained.width), "bias": like.new_zeros(way)}

@@ -82,7 +82,7 @@ def baseline_pp(problem: Problem, own: BaselinePpConfig) -> Algorithm:
             f"task.way={problem.ways[1]}: algo=baseline_pp has a first head for as many classes as "
             f"it is trained on, {problem.classes}; lower it"
         )
-    like = next(iter(pretrained.start.values()))
+    like = next(problem.model.parameters())
     first = nn.Linear(pretrained.width, problem.classes, bias=False).weight.detach().to(like)
 
     def head(meta: Meta, way: int) -> dict[str, Tensor]:

@@ -67,6 +67,6 @@ def width_of(problem: Problem, embed: Encode, start: Meta) -> int:
         embed: gives the features.
         start: parameters.
     """
-    like = next(iter(start.values()))
+    like = next(problem.model.parameters())
     with torch.no_grad():
         return int(embed(start, like.new_zeros(2, *problem.input_shape)).shape[1])

@@ -76,7 +76,7 @@ def feat(problem: Problem, own: FeatConfig) -> Algorithm:
     """
     refuse_regression(problem, "feat")
     start, embed = embedding(problem.model, "feat")
-    width, like = width_of(problem, embed, start), next(iter(start.values()))
+    width, like = width_of(problem, embed, start), next(problem.model.parameters())
     transformer = SetToSet(width, own.dropout, own.attention_dropout).to(like)
     begins = {n: p.detach().clone() for n, p in transformer.named_parameters()}
 

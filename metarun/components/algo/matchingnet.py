@@ -72,7 +72,7 @@ def matchingnet(problem: Problem, own: MatchingnetConfig) -> Algorithm:
     start, embed = embedding(problem.model, "matchingnet")
     if own.full_context:
         width = width_of(problem, embed, start)
-        start = start | _initial(width, like=next(iter(start.values())))
+        start = start | _initial(width, like=next(problem.model.parameters()))
 
     def adapt(meta: Meta, support: Support) -> Predictor:
         examples = in_order(meta, support.x) if own.full_context else support.x

@@ -47,7 +47,7 @@ def meta_baseline(problem: Problem, own: MetaBaselineConfig) -> Algorithm:
     """
     refuse_regression(problem, "meta_baseline")
     start, embed = embedding(problem.model, "meta_baseline")
-    like = next(iter(start.values()))
+    like = next(problem.model.parameters())
 
     def init() -> dict[str, Tensor]:
         return start | {TEMPERATURE: like.new_tensor(own.temperature)}

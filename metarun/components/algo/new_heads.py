@@ -54,7 +54,7 @@ def with_new_head(
             f"algo.adapt={own.adapt}: algo={algo} begins each task with a new head, which must be "
             "adapted; add 'head.*'"
         )
-    like = next(iter(weights.values()))
+    like = next(problem.model.parameters())
     width = width_of(problem, embed, weights)
     shapes = {
         WEIGHT: like.new_zeros(problem.ways[0], width),

@@ -81,7 +81,7 @@ def pretraining(
         )
     objective, normalising = problem.objective, Normalising(problem.norm, problem.model)
     features, embed = embedding(problem.model, algo)
-    like = next(iter(features.values()))
+    like = next(problem.model.parameters())  # frozen ones are none of `features`
     width = width_of(problem, embed, features)
     own = {name: value.to(like) for name, value in classifier(width, problem.classes).items()}
 

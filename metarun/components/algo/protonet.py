@@ -55,7 +55,7 @@ def protonet(problem: Problem, own: ProtonetConfig) -> Algorithm:
     if problem.ways is None:
         raise ValueError("algo=protonet tells classes apart: choose data that have classes")
     start, embed = embedding(problem.model, "protonet")
-    like = next(iter(start.values()))
+    like = next(problem.model.parameters())
 
     def init() -> dict[str, Tensor]:
         return start | ({} if own.scale is None else {SCALE: like.new_tensor(own.scale)})

@@ -50,7 +50,7 @@ def r2d2(problem: Problem, own: R2d2Config) -> Algorithm:
     if problem.ways is None and own.scale != R2d2Config.scale:
         raise ValueError(f"algo.scale={own.scale}: it is for scores of classes; leave it out")
     start, embed = embedding(problem.model, "r2d2")
-    like = next(iter(start.values()))
+    like = next(problem.model.parameters())
     classifies = problem.ways is not None
 
     def init() -> dict[str, Tensor]:

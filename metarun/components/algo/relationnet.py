@@ -67,7 +67,7 @@ def relationnet(problem: Problem, own: RelationnetConfig) -> Algorithm:
     refuse_regression(problem, "relationnet")
     model = problem.model
     start, _ = embedding(model, "relationnet")
-    maps, like = Maps(model), next(iter(start.values()))
+    maps, like = Maps(model), next(problem.model.parameters())
 
     def encode(meta: Meta, x: Tensor) -> Tensor:
         return apply_model(maps, {f"model.{name}": meta[name] for name in start}, x)

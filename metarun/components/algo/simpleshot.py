@@ -59,7 +59,7 @@ def simpleshot(problem: Problem, own: SimpleshotConfig) -> Algorithm:
     """
     pretrained = pretraining(problem, "simpleshot")
     start, embed, width = pretrained.start, pretrained.embed, pretrained.width
-    like = next(iter(start.values()))
+    like = next(problem.model.parameters())
 
     def init() -> dict[str, Tensor]:
         return start | {SUM: like.new_zeros(width), WEIGHT: like.new_zeros(())}

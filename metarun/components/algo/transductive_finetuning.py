@@ -59,7 +59,7 @@ def transductive_finetuning(problem: Problem, own: TransductiveFinetuningConfig)
     inner, objective = problem.inner, problem.objective
     pretrained = pretraining(problem, "transductive_finetuning")
     assert problem.ways is not None and problem.classes is not None
-    like = next(iter(pretrained.start.values()))
+    like = next(problem.model.parameters())
     shapes = {WEIGHT: (problem.ways[1], problem.classes), BIAS: (problem.ways[1],)}
     of_a_task = pretrained.start | {name: like.new_zeros(s) for name, s in shapes.items()}
     steps = Steps(0, own.eval_inner_steps)

@@ -49,7 +49,7 @@ def unicorn_maml(problem: Problem, own: UnicornMamlConfig) -> Algorithm:
 
     def head(meta: Meta, support: Support, features: Encode, width: int) -> tuple[Tensor, Tensor]:
         assert support.way is not None
-        like = next(iter(meta.values()))
+        like = next(problem.model.parameters())
         return like.new_zeros(support.way, width), like.new_zeros(support.way)
 
     return with_new_head(problem, own, "unicorn_maml", head, 1 / own.temperature)
