@@ -202,3 +202,14 @@ def test_trace_follows_the_score_over_inner_steps() -> None:
 def test_accuracy_counts_hits() -> None:
     scores = torch.tensor([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0], [1.0, 9.0]])
     assert accuracy(scores, torch.tensor([0, 1, 1, 1])) == 0.75
+
+
+def test_scores_that_are_no_numbers_have_no_accuracy() -> None:
+    labels = torch.tensor([0, 1])
+    scores = torch.tensor([[2.0, 1.0], [0.0, torch.inf]])
+    assert float(accuracy(scores, labels)) == 1
+    scores[0, 1] = torch.nan  # the highest, as argmax has it
+    assert accuracy(scores, labels).isnan()
+    tasks = torch.stack([scores, scores.nan_to_num()])
+    by_task = torch.func.vmap(lambda s: accuracy(s, labels))(tasks)
+    assert by_task.isnan().tolist() == [True, False]

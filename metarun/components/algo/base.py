@@ -52,8 +52,12 @@ class Objective(NamedTuple):
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
-    """Fraction of examples whose highest score is that of their label; float64 scalar."""
-    return (scores.argmax(dim=-1) == labels).double().mean()
+    """Fraction of examples whose highest score is that of their label; float64 scalar.
+
+    It is NaN where a score is, of which `argmax` would make a class.
+    """
+    right = (scores.argmax(dim=-1) == labels).double()
+    return right.masked_fill(scores.isnan().any(dim=-1), torch.nan).mean()
 
 
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:

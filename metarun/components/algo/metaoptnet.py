@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metarun.components.algo.adapting import Predictor, Support, at_once, one_hot
-from metarun.components.algo.base import OWN_PREFIX, Algorithm, Episode, Problem, Trace
+from metarun.components.algo.base import OWN_PREFIX, Algorithm, Episode, Problem
 from metarun.components.algo.embedding import embedding
 from metarun.components.algo.svm import crammer_singer
 from metarun.config.checks import MOST_STEPS, between, positive
@@ -133,12 +133,7 @@ def metaoptnet(problem: Problem, own: MetaoptnetConfig) -> Algorithm:
         problem, init, partial(adapt, own.eval_iterations, lambda error: None), encode=embed
     )
 
-    def trace(meta: Meta, episode: Episode) -> Trace:
-        found = made.trace(meta, episode)
-        unsolved = found.query_loss.isnan()  # argmax would make a score of it
-        return found._replace(query_score=found.query_score.masked_fill(unsolved, torch.nan))
-
-    return made._replace(loss=loss, trace=trace)
+    return made._replace(loss=loss)
 
 
 def smoothed_loss(smoothing: float, scores: Tensor, labels: Tensor) -> Tensor:
