@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from metarun.components.algo.descent import DescentConfig
+from metarun.components.algo.meta_sgd import MetaSgdConfig
 from metarun.config.catalogue import is_plugin
 from metarun.config.run import TaskConfig, TrainConfig
 from metarun.errors import ConfigError
@@ -109,7 +110,7 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
             "the only inner step takes inner_opt.lr",
         ),
         "inner_opt.lr": (
-            algo.name == "meta_sgd",
+            isinstance(algo, MetaSgdConfig),
             "algo=meta_sgd learns the rate of each element",
         ),
         "inner_opt.min_lr": (not scheduled, "inner_opt.schedule is not given"),

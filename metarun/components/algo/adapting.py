@@ -76,8 +76,8 @@ class Adapted(NamedTuple):
 Adapt = Callable[[Meta, Support, int, Watch | None], Adapted]
 """`adapt(meta, support, inner steps, watch)`."""
 
-Outer = Callable[[Meta, Support, Support, Tensor], Tensor]
-"""`outer(meta, support, queries, outputs) -> outer loss`, where `outputs` are of the queries."""
+Outer = Callable[[Meta, Support, Support, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""`outer(meta, support, queries, outputs) -> (outer loss, metrics)`; `outputs` of the queries."""
 
 
 def by_steps(
@@ -156,7 +156,7 @@ def at_once(
         init: the initial meta-parameters, by name.
         adapt: `adapt(meta, support) -> predictor`, a pure function.
         encode: applied to the examples before `adapt`, and before its predictor.
-        outer: an outer loss of its own; None: the query loss. It is logged as `train/outer_loss`.
+        outer: an outer loss of its own, and metrics to be logged; None: the query loss.
     """
 
     def adapt_at_once(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
@@ -242,8 +242,9 @@ def _algorithm(
             extra["kept"] = normalising.updated(meta, averaged.with_those_of(also))
         if outer is None:
             return query_loss, extra
-        own = outer(meta, support, support._replace(x=queries, y=episode.query_y), outputs)
-        return own, extra | {"metrics": {"outer_loss": own}}
+        asked = support._replace(x=queries, y=episode.query_y)
+        own, metrics = outer(meta, support, asked, outputs)
+        return own, extra | {"metrics": metrics}
 
     def weighted(
         meta: Meta, episode: Episode, support: Support, seen: Seen, step: Tensor | None

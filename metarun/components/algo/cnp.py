@@ -3,14 +3,14 @@
 import math
 from dataclasses import field
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from metarun.components.algo.adapting import Predictor, Support, at_once
-from metarun.components.algo.base import Algorithm, Episode, Problem
-from metarun.components.algo.embedding import embedding
+from metarun.components.algo.base import Algorithm, Problem
+from metarun.components.algo.embedding import embedding, width_of
 from metarun.config.checks import MOST_UNITS, between
 from metarun.config.component import builds, settings
 from metarun.errors import ConfigError
@@ -91,8 +91,7 @@ def cnp(problem: Problem, own: CnpConfig) -> Algorithm:
         )
     start, embed = embedding(problem.model, "cnp")
     like = next(problem.model.parameters())
-    with torch.no_grad():
-        width = embed(start, like.new_zeros(2, *problem.input_shape)).shape[1]
+    width = width_of(problem, embed, start)
     network = _Process(width, problem.outputs, own).to(like)
     weights = {f"{PREFIX}{n}": p.detach().clone() for n, p in network.named_parameters()}
 
@@ -108,31 +107,23 @@ def cnp(problem: Problem, own: CnpConfig) -> Algorithm:
     def adapt(meta: Meta, support: Support) -> Predictor:
         return lambda x: predict(meta, support, x).chunk(2, dim=1)[0]
 
-    def loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Any]]:
-        encoded: list[tuple[Support, Tensor]] = []
-
-        def noting(meta: Meta, support: Support) -> Predictor:
-            def outputs(x: Tensor) -> Tensor:
-                encoded.append((support, x))
-                return predict(meta, support, x).chunk(2, dim=1)[0]
-
-            return outputs
-
-        _, extra = at_once(problem, init, noting, encode=embed).loss(meta, episode)
-        support, queries = encoded[-1]
-        y = torch.cat([episode.query_y, support.y])
-        mean, deviation = predict(meta, support, torch.cat([queries, support.x])).chunk(2, dim=1)
+    def outer(
+        meta: Meta, support: Support, queries: Support, outputs: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        y = torch.cat([queries.y, support.y])
+        both = torch.cat([queries.x, support.x])
+        mean, deviation = predict(meta, support, both).chunk(2, dim=1)
         errors = (y - mean) / deviation
         likelihoods = -0.5 * errors.square() - deviation.log() - 0.5 * math.log(2 * math.pi)
-        count = len(queries)
+        count = len(queries.x)
         metrics = {
             "log_likelihood": likelihoods[:count].mean(),
             "within_90": (errors[:count].abs() <= HALF_OF_90).to(y).mean(),
         }
         scored = likelihoods if own.score_support else likelihoods[:count]
-        return -scored.mean(), extra | {"metrics": metrics}
+        return -scored.mean(), metrics
 
-    return at_once(problem, init, adapt, encode=embed)._replace(loss=loss)
+    return at_once(problem, init, adapt, encode=embed, outer=outer)
 
 
 class _Process(nn.Module):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,10 @@ from metarun.components.algo.adapting import Predictor, Support, at_once, one_ho
 from metarun.components.algo.base import (
     OWN_PREFIX,
     Algorithm,
-    Episode,
     Problem,
     apply_model,
 )
-from metarun.components.algo.embedding import embedding
+from metarun.components.algo.embedding import embedding, width_of
 from metarun.components.algo.gaussian_process import Prediction, marginal_likelihood, predicted
 from metarun.components.backbone.norm import BatchNorm
 from metarun.config.checks import at_least, between, positive
@@ -104,8 +103,7 @@ def dkt(problem: Problem, own: DktConfig) -> Algorithm:
         )
     start, embed = embedding(problem.model, "dkt")
     like = next(problem.model.parameters())
-    with torch.no_grad():
-        width = embed(start, like.new_zeros(2, *problem.input_shape)).shape[1]
+    width = width_of(problem, embed, start)
     if kind == "bncossim":
         network = _Normalised(problem.model, width).to(like)
         problem = problem._replace(model=network)  # whose layers of normalisation are seen to
@@ -145,20 +143,11 @@ def dkt(problem: Problem, own: DktConfig) -> Algorithm:
     def adapt(meta: Meta, support: Support) -> Predictor:
         return lambda x: predict(meta, support, x).mean
 
-    def loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Any]]:
-        encoded: list[tuple[Support, Tensor]] = []
-
-        def noting(meta: Meta, support: Support) -> Predictor:
-            def outputs(x: Tensor) -> Tensor:
-                encoded.append((support, x))
-                return predict(meta, support, x).mean
-
-            return outputs
-
-        _, extra = at_once(problem, init, noting, encode=embed).loss(meta, episode)
-        support, queries = encoded[-1]
-        both = torch.cat([support.x, queries])
-        y = torch.cat([support.y, episode.query_y])
+    def outer(
+        meta: Meta, support: Support, queries: Support, outputs: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        both = torch.cat([support.x, queries.x])
+        y = torch.cat([support.y, queries.y])
         likelihood = marginal_likelihood(
             kernel(meta, both, both),
             targets_of(y, support.way, both),
@@ -167,10 +156,10 @@ def dkt(problem: Problem, own: DktConfig) -> Algorithm:
         )
         metrics = {"marginal_nll": -likelihood}
         if not classifies:
-            metrics["predictive_nll"] = _nll(predict(meta, support, queries), episode.query_y)
-        return -likelihood, extra | {"metrics": metrics}
+            metrics["predictive_nll"] = _nll(predict(meta, support, queries.x), queries.y)
+        return -likelihood, metrics
 
-    return at_once(problem, init, adapt, encode=embed)._replace(loss=loss)
+    return at_once(problem, init, adapt, encode=embed, outer=outer)
 
 
 def _refuse_idle(own: DktConfig, kind: str) -> None:

@@ -92,12 +92,15 @@ def feat(problem: Problem, own: FeatConfig) -> Algorithm:
         means = together(meta, means, torch.zeros_like(means[:, 0]))
         return lambda x: -squared_distances(x, means) / own.temperature
 
-    def outer(meta: Meta, support: Support, queries: Support, outputs: Tensor) -> Tensor:
+    def outer(
+        meta: Meta, support: Support, queries: Support, outputs: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         x, labels = torch.cat([support.x, queries.x]), torch.cat([support.y, queries.y])
         centres = class_means(Support(together(meta, x, labels), labels, support.way))
         contrast = -squared_distances(x, centres) / own.contrast_temperature
         query_loss = problem.objective.loss(outputs, queries.y)
-        return query_loss + own.balance * problem.objective.loss(contrast, labels)
+        value = query_loss + own.balance * problem.objective.loss(contrast, labels)
+        return value, {"outer_loss": value}
 
     return at_once(
         problem._replace(model=nn.ModuleDict({"backbone": problem.model, "own": transformer})),

@@ -103,8 +103,11 @@ def relationnet(problem: Problem, own: RelationnetConfig) -> Algorithm:
 
         return predict
 
-    def squared_error(meta: Meta, support: Support, queries: Support, outputs: Tensor) -> Tensor:
-        return (outputs.sigmoid() - one_hot(queries)).square().mean()
+    def squared_error(
+        meta: Meta, support: Support, queries: Support, outputs: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        value = (outputs.sigmoid() - one_hot(queries)).square().mean()
+        return value, {"outer_loss": value}
 
     return at_once(
         problem._replace(model=nn.ModuleDict({"backbone": model, "relation": relation})),
