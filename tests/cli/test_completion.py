@@ -165,7 +165,7 @@ def test_values_are_those_that_are_allowed() -> None:
     }  # fmt: skip
     assert words("metarun eval split=") == {"split=train", "split=val", "split=test"}
     assert words("metarun train trainer.steps=") == {"trainer.steps=2000"}
-    assert words("metarun train -m algo=anil,ma") == {"algo=anil,maml"}
+    assert words("metarun train -m algo=anil,mam") == {"algo=anil,maml", "algo=anil,maml_pp"}
     assert "algo=anil,anil" not in words("metarun train -m algo=anil,")
     assert words("metarun train --cfg ") == {"job", "hydra", "all"}
     assert "--multirun" in words("metarun train --mu")

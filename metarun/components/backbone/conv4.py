@@ -19,7 +19,7 @@ BLOCKS = 4
 
 @settings
 class Conv4Config(NormalisedConfig):
-    """Four convolution blocks."""
+    """Four convolution blocks (Vinyals et al. 2016; Finn et al. 2017)."""
 
     width: int = 64  # channels of each block
     widths: list[int] | None = None  # those of the first block to the fourth; null: width each

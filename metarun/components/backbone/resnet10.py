@@ -7,7 +7,7 @@ from metarun.config.component import builds, settings
 
 @settings
 class Resnet10Config(Resnet18Config):
-    """ResNet-10."""
+    """ResNet-10 (Chen et al. 2019): four residual blocks."""
 
 
 @builds(Resnet10Config)

@@ -22,7 +22,7 @@ DROPS_BLOCKS = 2  # the last blocks, which drop squares and not single units
 
 @settings
 class Resnet12Config(NormalisedConfig):
-    """ResNet-12."""
+    """ResNet-12 (Oreshkin et al. 2018; Lee et al. 2019): four residual blocks of three."""
 
     widths: list[int] = field(default_factory=lambda: [64, 160, 320, 640])  # channels of each block
     features: Literal["mean", "flatten"] = "mean"  # of the last maps; MetaOptNet: flatten

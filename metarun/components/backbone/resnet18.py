@@ -16,7 +16,7 @@ STAGES = 4
 
 @settings
 class Resnet18Config(NormalisedConfig):
-    """ResNet-18."""
+    """ResNet-18 (He et al. 2016): eight residual blocks."""
 
     width: int = 64  # channels of the first of four stages; each next one has twice as many
     stem: Literal["small", "imagenet"] = "small"  # small: 3×3; imagenet: 7×7 of stride 2, pooling

@@ -16,7 +16,7 @@ BLOCKS = 4  # of each of three stages: 28 = 6·4 + 4 layers
 
 @settings
 class Wrn2810Config(NormalisedConfig):
-    """WRN-28-10."""
+    """WRN-28-10 (Zagoruyko and Komodakis 2016): a wide residual network."""
 
     widen: int = 10  # factor of the channels 16, 32 and 64 of the three stages
     dropout: float = 0.0  # rate between the two convolutions of a block
