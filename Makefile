@@ -60,7 +60,7 @@ bench: setup  ## metarun against its peers; device=cuda for a GPU: an hour or tw
 experiments: setup  ## the figures of the README: real trainings, minutes on two cores
 	bash scripts/reproduce.sh
 
-zoo: setup  ## one table of all methods on Omniglot, equal budget: 6 minutes of training a run, two days
+zoo: setup  ## one table of all methods on Omniglot, trained for 6 minutes each: a day or two on one core
 	$(BIN)/python scripts/zoo.py
 
 chaos: setup  ## the fault campaign of docs/reliability.md: about an hour on two cores
