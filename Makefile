@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types tests test-slurm test-install dist fuzz figures benchmark-memory bench experiments chaos long-run mutate op-zoo clean
+.PHONY: help setup demo test lint types tests test-slurm test-install dist fuzz figures benchmark-memory bench experiments zoo chaos long-run mutate op-zoo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ bench: setup  ## metarun against its peers; device=cuda for a GPU: an hour or tw
 
 experiments: setup  ## the figures of the README: real trainings, minutes on two cores
 	bash scripts/reproduce.sh
+
+zoo: setup  ## one table of all methods on Omniglot, trained for 6 minutes each: a day or two on one core
+	$(BIN)/python scripts/zoo.py
 
 chaos: setup  ## the fault campaign of docs/reliability.md: about an hour on two cores
 	$(BIN)/python scripts/chaos.py

@@ -61,7 +61,9 @@ def finished_result(directory: str | Path, config: dict[str, Any]) -> dict[str, 
     result = read_json(directory / "result.json")
     if not result.keys() >= {"test", "best", "steps"}:
         return None  # test it again
-    return result if result["steps"] == flat(config).get(STEPS) else None  # else: train on
+    learns = not isinstance(result["test"], dict) or result["test"].get("meta_learned", True)
+    steps = flat(config).get(STEPS) if learns else 0  # a control takes none
+    return result if result["steps"] == steps else None  # else: train on
 
 
 @contextlib.contextmanager

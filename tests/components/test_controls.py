@@ -128,6 +128,8 @@ def test_a_control_starts_at_the_weights_of_its_seed(metarun: Metarun, tmp_path:
     metarun("eval", "ckpt=run", "hydra.run.dir=again", "algo.eval_inner_steps=3")
     tests = [json.loads((tmp_path / f / "result.json").read_text()) for f in ("run", "again")]
     assert tests[0]["test"]["mse_per_task"] == tests[1]["test"]["mse_per_task"]
+    recalled = metarun(*sine, *few, "seed=2", "hydra.run.dir=run", "outer_opt.schedule=cosine")
+    assert "nothing to do" in recalled.stderr
     (tmp_path / "run" / "result.json").unlink()
     again = metarun(*sine, *few, "seed=2", "hydra.run.dir=run", "outer_opt.schedule=cosine")
     assert "resuming after meta-step 0" in again.stderr and "val mse" not in again.stderr
