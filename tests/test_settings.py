@@ -138,6 +138,7 @@ OTHER: Changes = {
     "dkt.kernel": "rbf",
     "mlp.hidden": [3],
     "hidden": [3],
+    "relationnet.hidden": 3,
     "omniglot.split": "vinyals",
     "reptile.inner_batch": 1,
     "baseline.inner_batch": 1,
