@@ -141,6 +141,7 @@ OTHER: Changes = {
     "cnp.heads": 4,
     "mlp.hidden": [3],
     "hidden": [3],
+    "relationnet.hidden": 3,
     "omniglot.split": "vinyals",
     "reptile.inner_batch": 1,
     "baseline.inner_batch": 1,

@@ -57,7 +57,7 @@ def check_mapped(
         meta = stirred(setup)
         for name in setup.algorithm.kept:
             meta[name] = setup.algorithm.init()[name]
-        for _ in range(3 if compile_ == "replay" else 1):  # recorded by then
+        for _ in range(2 if compile_ == "replay" else 1):  # recorded, then compared
             grads, row = setup.gradient(meta, setup.train_tasks.sample(0, 2))
             with torch.no_grad():
                 trace = setup.trace(meta, setup.source.sample("val", 0, 2))
