@@ -5,8 +5,8 @@ cd "$(dirname "$0")/.."
 bin=${VENV:-.venv}/bin
 out=${1:-outputs/reproduce}
 
-"$bin/python" scripts/pixel_baseline.py --data glyphs --query 5
-"$bin/python" scripts/pixel_baseline.py --data omniglot --query 5
+"$bin/metarun" train algo=nearest_neighbour data=glyphs task.query=5 hydra.run.dir="$out/pixels_glyphs"
+"$bin/metarun" train algo=nearest_neighbour data=omniglot task.query=5 hydra.run.dir="$out/pixels"
 "$bin/metarun" train experiment=demo hydra.run.dir="$out/glyphs_demo"
 "$bin/metarun" train experiment=omniglot_5w1s_quick hydra.run.dir="$out/omniglot_5w1s_quick"
 "$bin/metarun" eval ckpt="$out/omniglot_5w1s_quick"

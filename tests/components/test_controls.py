@@ -90,7 +90,7 @@ def test_training_from_scratch_is_that_of_torchs_optimizer(kind: str) -> None:
 
 
 def test_a_control_has_no_meta_steps_and_says_so(metarun: Metarun, tmp_path: Path) -> None:
-    """Its figure is that of `scripts/pixel_baseline.py`, and its checkpoint has no parameters."""
+    """Its figure is that of the nearest pixels, and its checkpoint has no parameters."""
     done = metarun(*GLYPHS, "algo=nearest_neighbour", "hydra.run.dir=run")
     assert "algo=nearest_neighbour meta-learns nothing: there are no meta-steps" in done.stderr
     assert "and backbone, trainer.steps, trainer.meta_batch and outer_opt have" in done.stderr
