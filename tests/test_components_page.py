@@ -67,11 +67,13 @@ def test_each_is_added_by_its_file_and_a_generated_yaml(
     written = run(checkout, environment, "scripts/write_conf.py").splitlines()
     assert sorted(written) == sorted(f"conf/{g}/{n}.yaml" for g, n in map(parts, FILES))
     listed = run(checkout, environment, "-m", "metarun", "train", "--help")
-    for group, name in map(parts, FILES):
-        assert f"{group}={name}" in listed
-        arguments = (*COMPANY[group], f"{group}={name}", *SMALL, f"hydra.run.dir=runs/{name}")
+    chosen = {group: f"{group}={name}" for group, name in map(parts, FILES)}
+    assert all(choice in listed for choice in chosen.values())
+    of_images = (*COMPANY["algo"], chosen.pop("algo"))
+    for number, together in enumerate((of_images, (*chosen.values(), "inner_opt.learn=[lr]"))):
+        arguments = (*together, *SMALL, f"hydra.run.dir=runs/{number}")
         said = run(checkout, environment, "-m", "metarun", "train", *arguments)
-        assert f"next: metarun eval ckpt=runs/{name}" in said
+        assert f"next: metarun eval ckpt=runs/{number}" in said
 
 
 @pytest.mark.parametrize("path", FILES)

@@ -127,7 +127,7 @@ class Running(nn.Module):
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Setup]:
     def make(model: Callable[[], nn.Module], *overrides: str, **options: Any) -> Setup:
-        monkeypatch.setattr("metarun.training.setup.build_model", lambda config, source: model())
+        monkeypatch.setattr("metarun.training.setup.build_model", lambda *_, **__: model())
         return build(composed("train", [*TINY, "backbone=mlp", *overrides]), CPU, **options)
 
     return make

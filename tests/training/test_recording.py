@@ -85,7 +85,7 @@ def test_auto_compiles_the_training_of_long_runs(monkeypatch: pytest.MonkeyPatch
     found = backends(monkeypatch, long, "engine.gradient=checkpoint")
     assert found[0] == "inductor" and len(found) == 2, "its step, and nothing else"
     conv = nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Conv1d(1, 1, 1), nn.Flatten())
-    monkeypatch.setattr("metarun.training.setup.build_model", lambda config, source: conv)
+    monkeypatch.setattr("metarun.training.setup.build_model", lambda *_, **__: conv)
     assert "inductor" in backends(monkeypatch, "trainer.steps=500")
     assert set(backends(monkeypatch, "trainer.steps=499")) == {"replay"}
     monkeypatch.setenv("PATH", "")
@@ -143,7 +143,8 @@ def test_a_full_disk_ends_a_run_that_is_to_be_compiled(
 
 def test_programs_are_kept_in_the_cache(environment: dict[str, str], tmp_path: Path) -> None:
     """In a new process: torch chooses a place of its own when its compiler is first imported."""
-    command = [sys.executable, "-m", "metarun", "train", *TINY, "trainer.steps=1"]
+    command = [sys.executable, "-m", "metarun", "train", *TINY, "backbone.hidden=[]"]
+    command += ["algo=scratch", "algo.eval_inner_steps=1"]  # compiles nothing but evaluations
     command += ["trainer.eval_episodes=2", "trainer.test_episodes=2", "engine.compile=inductor"]
     ours = environment | {"METARUN_CACHE": str(tmp_path / "cache")}
     subprocess.run([*command, f"hydra.run.dir={tmp_path / 'run'}"], env=ours, check=True)
@@ -184,7 +185,7 @@ class Noisy(nn.Module):
 def test_a_network_with_dropout_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("metarun.training.setup.build_model", lambda config, source: Noisy())
+    monkeypatch.setattr("metarun.training.setup.build_model", lambda *_, **__: Noisy())
     with caplog.at_level(logging.INFO, "metarun"):
         ours = trained(setup_of())
     assert "meta-steps are not recorded: it draws random numbers" in caplog.text
