@@ -399,6 +399,8 @@ def started(settings: Sequence[str], directory: Path) -> Iterator["subprocess.Po
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            # Else Ctrl-C would reach it twice, and the second time ends it without a checkpoint.
+            start_new_session=True,
         )
         _running.add(process)
         try:
