@@ -81,7 +81,8 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
         if engine.gradient not in wanted
     }
     scheduled = getattr(inner, "schedule", None) is not None
-    support = config.task.shot * (config.task.way if kind == "classification" else 1)
+    shapes = (config.task, config.task.in_training())
+    support = max(t.shot * (t.way if kind == "classification" else 1) for t in shapes)
     rules = {
         "engine.solver_lr": (
             engine.gradient == "implicit" and engine.solver == "cg",

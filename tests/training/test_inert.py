@@ -90,3 +90,11 @@ def test_a_run_tells_of_them(metarun: Metarun) -> None:
     assert "without effect" not in metarun("train", *SHORT, "trainer.steps=1").stderr
     refused = metarun("train", *SHORT, "task.way=3", "hydra.run.dir=run", code=2)
     assert "task.way=3: the tasks of data=sinusoid are regression" in refused.stderr
+
+
+def test_minibatches_are_of_training_tasks_too() -> None:
+    settings = ["algo=reptile", "task.shot=1", "algo.inner_batch=10", "data=glyphs"]
+    told = without_effect(composed("train", settings), "classification", 5)
+    assert any("algo.inner_batch=10" in words for words in told)
+    config = composed("train", [*settings, "task.train.shot=10"])
+    assert not any("inner_batch" in words for words in without_effect(config, "classification", 5))
