@@ -255,9 +255,15 @@ def test_a_source_that_fails_later_is_told_as_such(monkeypatch: pytest.MonkeyPat
 def test_an_algorithm_is_one_and_begins_with_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"algo=maml builds .*of type tuple: it must build"):
         setup_with(monkeypatch, "algo", "maml", algorithm(tuple))
-    for meta in ({}, {"a": torch.tensor(1)}, {"a": 1.0}, [torch.ones(1)]):
+    wrong = r"init\(\) gives .* floating-point tensors by name"
+    for meta, message in (
+        ({}, "has nothing to learn"),
+        ({"a": torch.tensor(1)}, wrong),
+        ({"a": 1.0}, wrong),
+        ([torch.ones(1)], wrong),
+    ):
         builder = algorithm(lambda a, meta=meta: a._replace(init=lambda: meta))
-        with pytest.raises(ConfigError, match=r"init\(\) gives .* floating-point tensors by name"):
+        with pytest.raises(ConfigError, match=message):
             setup_with(monkeypatch, "algo", "maml", builder)
 
 

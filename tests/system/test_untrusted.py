@@ -86,7 +86,7 @@ WRONG = {
     "step": [-1, NAN, 1.0, "1", True, None, 2**62 + 1],
     "skipped": [-1, 2, "0"],
     "planned_for": [0, -1, None, "3"],
-    "meta": [[], {}, {"w": 1}, {"w": [torch.ones(1)]}, None],
+    "meta": [[], {"w": 1}, {"w": [torch.ones(1)]}, None],
     "outer_optimizer": [
         None,
         {},
@@ -139,6 +139,7 @@ def test_what_does_not_fit_the_run_is_refused_before_the_next_step(
     assert state[0].keys() == {"step", "exp_avg", "exp_avg_sq"}
     refuses(lambda c: c.update(step=10**9), "beyond the 2000 of this run")
     refuses(lambda c: c["meta"].update({"head.bias": torch.ones(2)}), "does not fit this network")
+    refuses(lambda c: c["meta"].clear(), "does not fit this network")
     refuses(lambda c: c["meta"].update({"head.bias": torch.ones(1).double()}), "float64")
     refuses(lambda c: c["outer_optimizer"]["state"][0].pop("exp_avg"), "has not the entries")
     refuses(

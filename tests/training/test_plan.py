@@ -206,7 +206,7 @@ def test_a_network_with_dropout_has_all_threads_for_each_task(
 
     models: list[Noisy] = []
 
-    def made(*args: Any) -> Noisy:
+    def made(*args: Any, **options: Any) -> Noisy:
         torch.manual_seed(0)
         models.append(Noisy())
         return models[-1]
