@@ -128,8 +128,12 @@ def test_its_meta_gradient_is_that_of_finite_differences(algo: str, network: str
         assert ours == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize(
+    ("algo", "network"),
+    [(algo, "conv4") for algo in ALGORITHMS]
+    # Without maps and normalisation, where that makes a difference to the algorithm.
+    + [(algo, "mlp") for algo in ("maml", "maml_pp", "cavia", "relationnet", "dkt", "scratch")],
+)
 def test_tasks_by_vmap_in_a_loop_and_recorded_are_the_same(
     algo: str, network: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,7 +20,7 @@ from metarun.training.plan import Batching
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh
 from metarun.unroll import map_tasks, mean_gradient
-from tests.components.test_every_backbone import SIZES
+from tests.components.test_every_backbone import LONG, SIZES
 from tests.conftest import swap_builder
 
 register_schemas()
@@ -86,7 +86,8 @@ def test_every_seed_has_initial_weights_of_its_own(name: str, monkeypatch: Any) 
         config = composed("train", [*plain, *own, f"seed={seed}"])
         return list(fresh(build(config, CPU)).meta.values())
 
-    first, again, others = weights(0), weights(0), [weights(seed) for seed in (1, 2, 2**40)]
+    seeds = (1,) if name in LONG else (1, 2, 2**40)
+    first, again, others = weights(0), weights(0), [weights(seed) for seed in seeds]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     matrices = [i for i, value in enumerate(first) if value.dim() > 1]
     assert matrices
