@@ -104,7 +104,7 @@ def read(module: str) -> dict[str, Any]:
         n for n in tree.body if isinstance(n, ast.ClassDef) and _is_settings(n)
     ]
     used: set[str] = set()
-    for node in wanted:  # which grows
+    for node in wanted:  # the loop adds to it
         used |= (own := _used(node))
         wanted += {origin[name] for name in own & origin.keys()}.difference(wanted)
     namespace: dict[str, Any] = {"__name__": module, "__file__": str(path)}
@@ -127,7 +127,7 @@ def source_of(schema: type) -> str:
         return inspect.getsource(schema)
     path = _path(schema.__module__)
     node = next(n for n in _tree(path).body if getattr(n, "name", None) == schema.__name__)
-    lines = path.read_text(encoding="utf-8").splitlines()  # whole ones: a comment may be the end
+    lines = path.read_text(encoding="utf-8").splitlines()  # with their comments, which a node leaves out
     return "\n".join(lines[node.lineno - 1 : node.end_lineno])
 
 

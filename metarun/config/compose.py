@@ -327,7 +327,7 @@ def _known_keys(command: str, overrides: list[str]) -> list[str]:
             GlobalHydra.instance().clear()
             with initialize_config_module(config_module="metarun.conf", version_base="1.3"):
                 return _dotted(compose(config_name=command, overrides=attempt))
-        except Exception as error:  # Hydra leaves some mistakes to whatever they provoke in there
+        except Exception as error:  # Hydra lets some mistakes fail anywhere inside it
             if not was_composing(error):
                 raise
             # Another override is wrong as well: suggest from the defaults.

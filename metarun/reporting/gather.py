@@ -21,8 +21,8 @@ from metarun.rundir.metrics import read_metrics
 from metarun.system.untrusted import json_object, yaml_mapping
 
 RUN_FILES = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
-SAMPLED = "episodes:"  # before the identity of data that is taken from episodes
-OWN_FOLDERS = ("checkpoints", "tb", "wandb")  # of a run: no other run is in there
+SAMPLED = "episodes:"  # begins an identity that was computed from episodes
+OWN_FOLDERS = ("checkpoints", "tb", "wandb")  # of a run; no run lies in them
 
 
 @dataclass(frozen=True)

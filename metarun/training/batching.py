@@ -51,7 +51,7 @@ class TriedByVmap:
 
     def _looped(self, error: Exception, *given: Any) -> Any:
         run = self.in_a_loop()
-        outcome = run(*given)  # if it fails, too, it is not for vmap's sake
+        outcome = run(*given)  # if this fails too, vmap is not the cause
         reason = plain_reason(error.__cause__ if isinstance(error, ConfigError) else error)
         if self.insisted:
             raise ConfigError(

@@ -84,7 +84,7 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     config, options, ranks = setup.config, setup.config.outer_opt, setup.ranks
     size = config.trainer.meta_batch
     start, own = ranks.share(size)
-    if not ranks.first:  # masks of dropout of its own, which resuming can repeat
+    if not ranks.first:  # each rank draws dropout masks of its own, the same after a resume
         torch.manual_seed(stream_key("rank", config.seed, ranks.rank, state.step))
     tasks = setup.train_tasks.sample(state.step * size + start, own)
     may_skip, network = config.trainer.nonfinite == "skip", setup.network
@@ -105,7 +105,7 @@ def meta_step(setup: Setup, state: TrainState) -> None:
         tell_unlearned(grads)
     grads = {name: laid_out_as(leaf, grads[name]) for name, leaf in learned.items()}
     for name, leaf in learned.items():
-        leaf.grad = grads[name]  # itself: clipping by value changes it, and then its norm counts
+        leaf.grad = grads[name]  # no copy: the norm is taken of what clipping leaves
     leaves = list(learned.values())
     if options.clip_value is not None:
         clip_grad_value_(leaves, options.clip_value)

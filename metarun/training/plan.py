@@ -16,7 +16,7 @@ from metarun.unroll import Batching, InnerOptimizer
 from metarun.unroll._torch import ConvNd
 from metarun.unroll.names import selects
 
-SAVE_MEMORY = ("checkpoint", "mixed")  # values of engine.gradient; inductor and vmap undo it
+SAVE_MEMORY = ("checkpoint", "mixed")  # in engine.gradient; under inductor or vmap they do not
 SHORT_RUN = 10  # meta-steps: below, recording a network of convolutions takes longer than it saves
 SHORT_RUN_OF_STEPS = 200  # inner steps, of a loop that is recorded step by step: likewise
 LONG_RUN = 5000  # meta-steps of milliseconds, which are worth ten seconds of compiling
@@ -99,7 +99,7 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
         inner_step = _how(each, model, large, SHORT_RUN_OF_STEPS) if choice == "auto" else choice
         choice = evaluate = "none"
     elif choice == "auto" and saves_memory(config.engine):
-        choice = evaluate = "none"  # a recording is made of all that is computed, at once
+        choice = evaluate = "none"  # while a recording is made, all results are in memory
     elif choice == "auto":
         choice = _how(steps, model, large, SHORT_RUN)
     several = large and batching == "loop" and choice != "none"

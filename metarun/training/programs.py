@@ -66,8 +66,8 @@ def gradient_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Gr
     program = mean_gradient(with_inputs, plan.batching, plan.chunk, record, summarise, plan.threads)
 
     def gradient(meta: Meta, tasks: Any, step: int = 0) -> tuple[dict[str, Tensor], Metrics]:
-        # Inputs of each task, and not of what derivatives are taken by; a recording would repeat
-        # the step that it was made at.
+        # What is kept, and the step, are inputs: a recording would repeat the values it was made
+        # with. They come with the tasks, since no derivative is taken by them.
         first = pytree.tree_leaves(tasks)[0]
         kept = {n: meta[n].detach().expand(len(first), *meta[n].shape) for n in algorithm.kept}
         learned = {name: value for name, value in meta.items() if name not in kept}

@@ -69,7 +69,7 @@ class Tracker:
     ) -> None:
         self._bar.close()
         self._redirect.close()
-        with contextlib.suppress(OSError):  # what could not be flushed was complained of then
+        with contextlib.suppress(OSError):  # a failed flush has been reported already
             self._file.close()
         for logger in self._loggers:
             logger.close(completed=kind is None)

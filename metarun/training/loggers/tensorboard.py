@@ -49,7 +49,7 @@ class TensorBoard:
         self._events.flush()
         for path in self._earlier:
             if path.stat().st_size:
-                os.truncate(path, 0)  # a TensorBoard that is reading it would stumble if it went
+                os.truncate(path, 0)  # deleting it would upset a TensorBoard that reads it
             else:
                 path.unlink()
 
@@ -100,7 +100,7 @@ class EventFile:
             self._file.flush()
 
     def close(self) -> None:
-        """Close the file. What an earlier flush could not write has been complained of then."""
+        """Close the file. A failed flush has been reported already."""
         with contextlib.suppress(OSError):
             self._file.close()
 
