@@ -127,7 +127,7 @@ def source_of(schema: type) -> str:
         return inspect.getsource(schema)
     path = _path(schema.__module__)
     node = next(n for n in _tree(path).body if getattr(n, "name", None) == schema.__name__)
-    lines = path.read_text(encoding="utf-8").splitlines()  # with their comments, which a node leaves out
+    lines = path.read_text(encoding="utf-8").splitlines()  # with comments; a node has none
     return "\n".join(lines[node.lineno - 1 : node.end_lineno])
 
 
