@@ -159,7 +159,7 @@ def boards(runs: Iterable[Run]) -> tuple[list[Board], list[str]]:
     seeds: dict[str, dict[int, Run]] = defaultdict(dict)
     completed = _told_apart([run for run in runs if run.test is not None])
     for run in completed:
-        group = seeds[_key([group_settings(run), _score(run)])]
+        group = seeds[_key([compared_settings(run), _score(run)])]
         if (first := group.get(run.seed)) is not None:
             notes.append(
                 f"{run.directory} repeats {first.directory} (same settings, same seed"
@@ -198,7 +198,7 @@ def _content(run: Run) -> str | None:
     return run.test.content if run.test is not None else None
 
 
-def group_settings(run: Run) -> dict[str, Any]:
+def compared_settings(run: Run) -> dict[str, Any]:
     """What makes runs the same but for chance: all settings that matter without the seed."""
     left_out = {"seed", *NEUTRAL_KEYS, *LOGGED}
     return {k: v for k, v in run.settings.items() if k not in left_out}
@@ -209,7 +209,7 @@ def task_settings(run: Run) -> dict[str, Any]:
 
     Where the data lie is no part of it, nor what shape the training tasks had.
     """
-    shape = {k: v for k, v in group_settings(run).items() if k.startswith(SAME_TASK)}
+    shape = {k: v for k, v in compared_settings(run).items() if k.startswith(SAME_TASK)}
     return {k: v for k, v in shape.items() if not k.startswith("task.train.")}
 
 
@@ -274,7 +274,7 @@ def as_text(value: Any) -> str:
 
 
 def _board(title: str, members: list[list[Run]]) -> Board:
-    configs = [group_settings(runs[0]) for runs in members]
+    configs = [compared_settings(runs[0]) for runs in members]
     columns = differing(configs)
     names = short_names(columns)
     labels, all_shown = [], []
