@@ -210,11 +210,12 @@ def _parameters(algorithm: Algorithm, network: Network) -> dict[str, int | None]
         )
     sizes = {name: p.numel() for name, p in meta.items() if name not in algorithm.kept}
     hyper = sum(size for name, size in sizes.items() if name.startswith(HYPERPARAMETERS))
-    adapted = algorithm.adapted
+    # What is made anew in each task, a context or a head, is no parameter of the run.
+    adapted = [name for name in algorithm.adapted or () if name in sizes]
     return {
         "learned": sum(sizes.values()) - hyper if algorithm.learns else 0,
         "hyperparameters": hyper if algorithm.learns else 0,
-        "adapted": None if adapted is None else sum(sizes.get(name, 0) for name in adapted),
+        "adapted": sum(sizes[name] for name in adapted) if adapted else None,
         "frozen": sum(p.numel() for p in network.frozen.values()),
     }
 

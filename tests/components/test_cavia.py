@@ -145,3 +145,10 @@ def test_a_network_without_such_a_layer_is_refused() -> None:
     problem = Problem(model, OBJECTIVES["classification"], InnerLoop(sgd(), (), "global", {}), 3)
     with pytest.raises(ValueError, match="of the backbone these are: none"):
         cavia(problem)
+
+
+def test_what_a_task_makes_is_no_adapted_parameter() -> None:
+    setup = setup_of("data=glyphs", "backbone=mlp", "backbone.hidden=[3]", "algo=cavia")
+    assert setup.parameters["adapted"] is None and setup.parameters["learned"]
+    setup = setup_of("data=glyphs", "backbone=mlp", "backbone.hidden=[3]", "algo=anil")
+    assert setup.parameters["adapted"] == 3 * 5 + 5

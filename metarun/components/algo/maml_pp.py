@@ -1,5 +1,6 @@
 """MAML++ (Antoniou, Edwards and Storkey 2019): MAML with five changes that steady it."""
 
+import logging
 from dataclasses import field, replace
 from typing import Any, ClassVar
 
@@ -7,6 +8,8 @@ from metarun.components.algo.base import Algorithm, Problem, detached_parameters
 from metarun.components.algo.maml import MamlConfig, maml
 from metarun.config.component import builds, settings
 from metarun.unroll import matches
+
+log = logging.getLogger(__name__)
 
 NORMALISATION = "*.norm.*"
 
@@ -52,5 +55,6 @@ def maml_pp(problem: Problem, own: MamlPpConfig) -> Algorithm:
     """
     names = detached_parameters(problem.model)
     if own.per_step == [NORMALISATION] and not any(matches(n, NORMALISATION) for n in names):
+        log.info("algo=maml_pp: the backbone has no normalisation, so no γ and β a step")
         own = replace(own, per_step=[])
     return maml(problem, own)
