@@ -108,14 +108,14 @@ def _difference(
             try:
                 whole = partial(apply_model, model)
                 expected = [y for x in examples for y in _in_both_modes(model, whole, params, x)]
-            except Exception as error:
+            except Exception as error:  # of any type: it is a plugin's network
                 if not spread:
                     return f"forward fails: {_brief(error)}"
                 continue  # the network cannot be where this would be
             try:
                 found = [y for x in examples for y in _in_both_modes(model, cut, params, x)]
                 equal = [_equal(*pair) for pair in zip(expected, found, strict=True)]
-            except Exception as error:
+            except Exception as error:  # likewise
                 return _brief(error)
         if not all(equal):
             mode = "evaluation" if all(equal[::2]) else "training"

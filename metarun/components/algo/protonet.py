@@ -2,11 +2,16 @@
 
 from typing import ClassVar, Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.components.algo.adapting import Predictor, Support, at_once, one_hot
+from metarun.components.algo.adapting import Predictor, Support, at_once
 from metarun.components.algo.base import OWN_PREFIX, Algorithm, Problem
+from metarun.components.algo.comparing import (
+    class_means,
+    directions,
+    refuse_regression,
+    squared_distances,
+)
 from metarun.components.algo.embedding import embedding
 from metarun.config.checks import positive
 from metarun.config.component import builds, settings
@@ -52,8 +57,7 @@ def protonet(problem: Problem, own: ProtonetConfig) -> Algorithm:
     Raises:
         ValueError: a regression, or a model without features.
     """
-    if problem.ways is None:
-        raise ValueError("algo=protonet tells classes apart: choose data that have classes")
+    refuse_regression(problem, "protonet")
     start, embed = embedding(problem.model, "protonet")
     like = next(problem.model.parameters())
 
@@ -61,13 +65,12 @@ def protonet(problem: Problem, own: ProtonetConfig) -> Algorithm:
         return start | ({} if own.scale is None else {SCALE: like.new_tensor(own.scale)})
 
     def adapt(meta: Meta, support: Support) -> Predictor:
-        members = one_hot(support)
-        prototypes = members.T @ support.x / members.sum(0)[:, None]
+        prototypes = class_means(support)
 
         def scores(x: Tensor) -> Tensor:
             if own.distance == "cosine":
-                return F.normalize(x, dim=1) @ F.normalize(prototypes, dim=1).T
-            distances: Tensor = (x[:, None] - prototypes).square().sum(-1)
+                return directions(x) @ directions(prototypes).T
+            distances = squared_distances(x, prototypes)
             return -distances / x.shape[1] if own.normalise else -distances
 
         return scores if own.scale is None else lambda x: meta[SCALE] * scores(x)

@@ -5,8 +5,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.components.algo.adapting import Adapted, Predictor, Support, Watch, by_steps, one_hot
+from metarun.components.algo.adapting import Adapted, Predictor, Support, Watch, by_steps
 from metarun.components.algo.base import Algorithm, Problem, Steps
+from metarun.components.algo.comparing import class_means
 from metarun.components.algo.inner_loop import prepared
 from metarun.components.algo.pretraining import pretraining
 from metarun.config.checks import MOST_STEPS, at_least, between
@@ -85,8 +86,7 @@ def transductive_finetuning(problem: Problem, own: TransductiveFinetuningConfig)
     def adapt(meta: Meta, support: Support, taken: int, watch: Watch | None) -> Adapted:
         start = {name: meta[name] for name in pretrained.start}
         found = positive_logits(start, support.x)
-        members = one_hot(support)
-        means = members.T @ found / members.sum(0)[:, None]
+        means = class_means(support._replace(x=found))
         start |= {WEIGHT: F.normalize(means, dim=1), BIAS: means.new_zeros(len(means))}
         end = unroll(
             loss,
