@@ -15,7 +15,7 @@ from metarun.unroll.hyper import (
     Granularity,
     Groups,
     LearnedHyper,
-    group_settings,
+    group_hyper,
     learn_hyper,
 )
 from metarun.unroll.look_ahead import LookAhead, look_ahead
@@ -135,7 +135,7 @@ __all__ = [
     "cosine",
     "exponential",
     "from_torch",
-    "group_settings",
+    "group_hyper",
     "learn_hyper",
     "linear",
     "look_ahead",

@@ -77,9 +77,7 @@ def unroll(
 ) -> Unrolled:
     """Take `steps` optimizer steps on `loss_fn`, differentiably.
 
-    The result is a function of `params`, `state` and the tensors in `hyper` and `context`, and can
-    be differentiated by `torch.autograd` or `torch.func`, in or outside `torch.func.vmap`. Nothing
-    is changed in place. Under `torch.no_grad()` no graph is kept: memory does not grow with steps.
+    Nothing is changed in place. Under `torch.no_grad()` no graph is kept: memory does not grow.
 
     Gradient modes:
 
@@ -88,7 +86,7 @@ def unroll(
       derivatives still flow through the initial params and the hyperparameters.
     - "checkpoint" or `Checkpoint(block)`: exact; recomputes instead of remembering.
     - "mixed": exact; remembers the fast weights only; differentiates the inner gradient in forward
-      mode (MixFlow-MG, Kemaev et al. 2025). Without one, warns and falls back to "checkpoint".
+      mode (MixFlow-MG, Kemaev et al. 2025). Where that fails, warns and uses "checkpoint".
     - `Truncated(last)`: exact through the last steps, first-order weights before them.
     - "implicit" or `Implicit(…)`: by the implicit function theorem, of a proximal inner loss.
     - "evolution" or `Evolution(…)`: an estimate by evolution strategies.
@@ -101,18 +99,20 @@ def unroll(
         steps: number of inner steps, 0 or more.
         context: a pytree with whatever else the loss depends on: meta-parameters, data. Modes
             other than "reverse", "first_order" and truncated ones see the tensors given here
-            only: they refuse a loss that closes over others that need gradients or are mapped
-            (as they find at the first and at the last step).
+            only, and refuse a loss that closes over others that need gradients or are mapped.
         hyper: hyperparameters, or a function of the step that gives them; else the optimizer's own.
         state: the optimizer state to go on from; a fresh one if absent.
-        gradient: see above.
+        gradient: one of the modes above.
         observe: called on the fast weights at the start and after each step.
 
+    Returns:
+        Where it ended, to be differentiated with respect to `params`, `state` and the tensors in
+        `hyper` and `context` by `torch.autograd` or `torch.func`, within `torch.func.vmap` or not.
+
     Raises:
-        ValueError: an argument of another kind, an unknown mode, names in `hyper` that are not the
-            optimizer's, a loss that is no scalar, does not depend on the parameters or closes over
-            tensors whose gradient would be lost; hyperparameters that need a gradient under
-            "implicit"; `observe` where a mode does not visit each step.
+        ValueError: an argument of another kind, an unknown mode or name in `hyper`, a loss that is
+            no scalar, does not depend on the parameters or closes over what loses its gradient;
+            hyperparameters to differentiate in "implicit"; `observe` where a mode skips steps.
 
     Example:
         >>> import torch

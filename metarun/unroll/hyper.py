@@ -1,4 +1,4 @@
-"""Settings by parameter group, and inner hyperparameters that are themselves learned."""
+"""Hyperparameters by parameter group, and inner hyperparameters that are themselves learned."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
@@ -13,43 +13,43 @@ Granularity = Literal["global", "parameter", "step", "parameter_step"]
 """What has a learned value of its own; see `learn_hyper`."""
 
 Groups = Mapping[str, Mapping[str, float]]
-"""Name pattern -> settings, such as {"head.*": {"lr": 0.1}}. The first match counts."""
+"""Name pattern -> hyperparameters, such as {"head.*": {"lr": 0.1}}. The first match counts."""
 
 
-def group_settings(
+def group_hyper(
     defaults: Mapping[str, HyperValue], groups: Groups, names: Sequence[str]
 ) -> dict[str, HyperValue]:
-    """Hyperparameters with the settings of each group in place of the defaults.
+    """Hyperparameters with the values of each group in place of the defaults.
 
     Args:
         defaults: an optimizer's hyperparameters, each one value for all parameters.
-        groups: name pattern -> settings. The first pattern that matches a parameter and has the
-            setting counts.
+        groups: name pattern -> hyperparameters. The first pattern that matches a parameter and
+            has the hyperparameter counts.
         names: the parameters' names.
 
     Returns:
         The hyperparameters. One that a group sets has a value by parameter name.
 
     Raises:
-        ValueError: a pattern matches no parameter, or a setting is no hyperparameter or has a
-            value by parameter name already.
+        ValueError: a pattern matches no parameter, or a group sets what is no hyperparameter or
+            has a value by parameter name already.
 
     Example:
-        >>> from metarun.unroll import group_settings, sgd
+        >>> from metarun.unroll import group_hyper, sgd
         >>> names = ["body.weight", "head.weight"]
-        >>> hyper = group_settings(sgd(lr=0.01).hyper, {"head.*": {"lr": 0.1}}, names)
+        >>> hyper = group_hyper(sgd(lr=0.01).hyper, {"head.*": {"lr": 0.1}}, names)
         >>> hyper["lr"], hyper["momentum"]
         ({'body.weight': 0.01, 'head.weight': 0.1}, 0.0)
     """
     match_names(names, list(groups))
-    unknown = {setting for settings in groups.values() for setting in settings} - set(defaults)
+    unknown = {key for group in groups.values() for key in group} - set(defaults)
     if unknown:
         raise ValueError(
             f"{', '.join(sorted(unknown))}: not a setting of this inner optimizer, which has "
             f"{', '.join(defaults)}"
         )
     grouped: dict[str, HyperValue] = dict(defaults)
-    for hyper in {setting for settings in groups.values() for setting in settings}:
+    for hyper in {key for group in groups.values() for key in group}:
         default = defaults[hyper]
         if isinstance(default, Mapping):
             raise ValueError(f"{hyper} is set for each parameter already")
@@ -86,7 +86,7 @@ def learn_hyper(
     """Make the hyperparameters named in `learn` meta-parameters.
 
     Args:
-        hyper: the values to start from (after `group_settings`). Where a hyperparameter has
+        hyper: the values to start from (after `group_hyper`). Where a hyperparameter has
             values by parameter name for some parameters only, it is learned for these.
         learn: names in `hyper`.
         granularity: "global" learns one value (one for each group that sets it), "parameter"
@@ -184,8 +184,8 @@ def _labels(hyper: str, groups: Groups, names: Sequence[str]) -> dict[str, str |
         name: next(
             (
                 pattern
-                for pattern, settings in groups.items()
-                if selects(pattern, name, names) and hyper in settings
+                for pattern, group in groups.items()
+                if selects(pattern, name, names) and hyper in group
             ),
             None,
         )

@@ -12,7 +12,7 @@ from metarun.episodes.source import Episodes
 from metarun.unroll import (
     InnerOptimizer,
     adam,
-    group_settings,
+    group_hyper,
     learn_hyper,
     map_tasks,
     match_names,
@@ -164,7 +164,7 @@ def test_groups_change_the_settings_of_the_parameters_they_match() -> None:
     _, meta = network()
     groups = {"head.*": {"lr": 0.5}, "*.bias": {"lr": 0.1, "weight_decay": 0.0}}
     optimizer = sgd(lr=0.01, weight_decay=0.02)
-    hyper = group_settings(optimizer.hyper, groups, list(meta))
+    hyper = group_hyper(optimizer.hyper, groups, list(meta))
     assert hyper["lr"] == {
         "body.0.weight": 0.01,
         "body.0.bias": 0.1,
@@ -181,7 +181,7 @@ def test_groups_change_the_settings_of_the_parameters_they_match() -> None:
 def test_a_learned_global_lr_is_one_value_for_each_group() -> None:
     _, meta = network()
     groups = {"head.*": {"lr": 0.5}}
-    hyper = group_settings(sgd(lr=0.01).hyper, groups, list(meta))
+    hyper = group_hyper(sgd(lr=0.01).hyper, groups, list(meta))
     learned = learn_hyper(hyper, ["lr"], "global", meta, 1, groups)
     values = {k: v.item() for k, v in learned.initial.items()}
     assert values == {"lr": 0.01, "lr/head.*": 0.5}
@@ -195,14 +195,14 @@ def test_one_learned_value_cannot_stand_for_values_that_differ(granularity: str)
     by_step = "parameter_step" if granularity == "step" else "parameter"
     groups = {"b": {"lr": 0.5}}
     vectors = {"a": torch.tensor([0.1, 0.2, 0.3]), "b": torch.tensor([0.1, 0.2, 0.4])}
-    for lr in (group_settings(sgd(0.1).hyper, groups, list(PAIR))["lr"], vectors):
+    for lr in (group_hyper(sgd(0.1).hyper, groups, list(PAIR))["lr"], vectors):
         with pytest.raises(ValueError, match=f"one 'lr' .* groups .* granularity '{by_step}'"):
             learn_hyper({"lr": lr}, ["lr"], granularity, PAIR, 2)
     shapes = {"a": torch.tensor(0.1), "b": torch.tensor([0.1])}
     with pytest.raises(ValueError, match="values that differ"):
         learn_hyper({"lr": shapes}, ["lr"], granularity, PAIR, 2)
     other = {"a": {"lr": 0.5}, "b": {"lr": 0.5}}  # equal values, of groups of their own
-    hyper = group_settings(sgd(0.1).hyper, other, list(PAIR))
+    hyper = group_hyper(sgd(0.1).hyper, other, list(PAIR))
     assert learn_hyper(hyper, ["lr"], granularity, PAIR, 2).initial["lr"].unique() == 0.5
     equal = {"a": vectors["a"], "b": vectors["a"].clone()}
     assert set(learn_hyper({"lr": equal}, ["lr"], granularity, PAIR, 2).initial) == {"lr"}
@@ -243,7 +243,7 @@ def test_parameters_without_a_value_have_none_to_learn(granularity: str) -> None
 )
 def test_wrong_groups_are_refused(groups: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        group_settings(sgd().hyper, groups, list(network()[1]))
+        group_hyper(sgd().hyper, groups, list(network()[1]))
 
 
 def test_patterns_choose_parameters_in_their_order() -> None:

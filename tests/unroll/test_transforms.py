@@ -17,7 +17,7 @@ from metarun.unroll import (
     adam,
     clip_norm,
     clip_value,
-    group_settings,
+    group_hyper,
     mixed,
     newton,
     partition,
@@ -106,7 +106,7 @@ def test_the_norm_is_that_of_the_part_and_limits_can_be_grouped() -> None:
     step = torch.cat([(moved[k] - start()[k]).flatten() for k in ("w", "b")])
     torch.testing.assert_close(step.norm(), torch.tensor(0.1, dtype=F64), rtol=1e-4, atol=0)
     optimizer = clip_value(sgd(1.0), 100.0)
-    hyper = group_settings(optimizer.hyper, {"w": {"clip_value": 1e-3}}, list(start()))
+    hyper = group_hyper(optimizer.hyper, {"w": {"clip_value": 1e-3}}, list(start()))
     moved = after(optimizer, start(), 1, **hyper)
     assert (moved["w"] - start()["w"]).abs().max() <= 1e-3 + 1e-15
     assert (moved["b"] - start()["b"]).abs().max() > 1e-2

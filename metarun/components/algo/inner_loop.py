@@ -17,7 +17,7 @@ from metarun.unroll import (
     Meta,
     Params,
     cosine,
-    group_settings,
+    group_hyper,
     learn_hyper,
     linear,
     precondition,
@@ -80,7 +80,7 @@ def prepared(inner: InnerLoop, start: Params, steps: Steps, anneals: bool = Fals
         factors = chosen.factors(start)
         optimizer = precondition(optimizer, chosen, start)
     optimizer.init(start)  # refuses parameters that it cannot serve, before a run begins
-    hyper = group_settings(optimizer.hyper, inner.groups, list(start))
+    hyper = group_hyper(optimizer.hyper, inner.groups, list(start))
     learned = learn_hyper(
         hyper, inner.learn, inner.granularity, start, steps.training, inner.groups
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.unroll.optim.base import (
     InnerOptimizer,
-    Settings,
+    ParamHyper,
     decayed_gradient,
     per_parameter,
     safe_sqrt,
@@ -68,7 +68,7 @@ def adadelta(
         return AdadeltaState(torch.zeros_like(p), torch.zeros_like(p))
 
     def rule(
-        g: Tensor, state: AdadeltaState, p: Tensor, h: Settings
+        g: Tensor, state: AdadeltaState, p: Tensor, h: ParamHyper
     ) -> tuple[Tensor, AdadeltaState]:
         rho_, eps_ = h["rho"], h["eps"]
         g = decayed_gradient(signed(g, maximize), p, h["weight_decay"])

@@ -9,7 +9,7 @@ from torch import Tensor
 from metarun.unroll.optim.base import (
     HyperValue,
     InnerOptimizer,
-    Settings,
+    ParamHyper,
     as_double,
     decayed_param,
     per_parameter,
@@ -87,7 +87,7 @@ def adafactor(
         return AdafactorState((torch.zeros_like(p),), step_count(p))
 
     def rule(
-        g: Tensor, state: AdafactorState, p: Tensor, h: Settings
+        g: Tensor, state: AdafactorState, p: Tensor, h: ParamHyper
     ) -> tuple[Tensor, AdafactorState]:
         step = state.step + 1
         eps = h["eps1"] if "eps1" in h else torch.finfo(p.dtype).eps

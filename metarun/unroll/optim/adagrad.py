@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.unroll.optim.base import (
     InnerOptimizer,
-    Settings,
+    ParamHyper,
     decayed_gradient,
     per_parameter,
     safe_sqrt,
@@ -69,7 +69,9 @@ def adagrad(
     def init(p: Tensor) -> AdagradState:
         return AdagradState(torch.zeros_like(p), step_count(p))
 
-    def rule(g: Tensor, state: AdagradState, p: Tensor, h: Settings) -> tuple[Tensor, AdagradState]:
+    def rule(
+        g: Tensor, state: AdagradState, p: Tensor, h: ParamHyper
+    ) -> tuple[Tensor, AdagradState]:
         g = decayed_gradient(signed(g, maximize), p, h["weight_decay"])
         # Read here, not in `init`, so that it is a hyperparameter like the others.
         start = torch.where(state.step == 0, h["initial_accumulator_value"], state.sum)

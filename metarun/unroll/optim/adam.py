@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.unroll.optim.base import (
     InnerOptimizer,
-    Settings,
+    ParamHyper,
     decayed_gradient,
     decayed_param,
     per_parameter,
@@ -86,7 +86,7 @@ def adam(
         largest = (torch.zeros_like(p),) if amsgrad else ()
         return AdamState(torch.zeros_like(p), torch.zeros_like(p), largest, step_count(p))
 
-    def rule(g: Tensor, state: AdamState, p: Tensor, h: Settings) -> tuple[Tensor, AdamState]:
+    def rule(g: Tensor, state: AdamState, p: Tensor, h: ParamHyper) -> tuple[Tensor, AdamState]:
         step, b1, b2, decay = state.step + 1, h["beta1"], h["beta2"], h["weight_decay"]
         g = signed(g, maximize)
         if decoupled_weight_decay:

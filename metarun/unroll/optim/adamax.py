@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.unroll.optim.base import (
     InnerOptimizer,
-    Settings,
+    ParamHyper,
     decayed_gradient,
     per_parameter,
     power,
@@ -70,7 +70,7 @@ def adamax(
     def init(p: Tensor) -> AdamaxState:
         return AdamaxState(torch.zeros_like(p), torch.zeros_like(p), step_count(p))
 
-    def rule(g: Tensor, state: AdamaxState, p: Tensor, h: Settings) -> tuple[Tensor, AdamaxState]:
+    def rule(g: Tensor, state: AdamaxState, p: Tensor, h: ParamHyper) -> tuple[Tensor, AdamaxState]:
         step, b1 = state.step + 1, h["beta1"]
         g = decayed_gradient(signed(g, maximize), p, h["weight_decay"])
         first = b1 * state.first + (1 - b1) * g

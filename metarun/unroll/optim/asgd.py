@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.unroll.optim.base import (
     InnerOptimizer,
-    Settings,
+    ParamHyper,
     as_double,
     decayed_gradient,
     per_parameter,
@@ -78,7 +78,7 @@ def asgd(
         zero = step_count(p)
         return ASGDState(torch.zeros_like(p), zero, torch.ones_like(zero), zero.clone())
 
-    def rule(g: Tensor, state: ASGDState, p: Tensor, h: Settings) -> tuple[Tensor, ASGDState]:
+    def rule(g: Tensor, state: ASGDState, p: Tensor, h: ParamHyper) -> tuple[Tensor, ASGDState]:
         step, lr_, lambd_ = state.step + 1, as_double(h["lr"], p), as_double(h["lambd"], p)
         g = decayed_gradient(signed(g, maximize), p, h["weight_decay"])
         kept = state.eta.dtype

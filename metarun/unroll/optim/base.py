@@ -20,7 +20,7 @@ must broadcast against the parameters that it serves; a Python float is a consta
 
 State = Any  # a pytree of tensors that only the optimizer itself looks into
 
-Settings = Mapping[str, float | Tensor]
+ParamHyper = Mapping[str, float | Tensor]
 """The hyperparameters of one parameter, by name."""
 
 S = TypeVar("S")
@@ -196,7 +196,7 @@ def safe_norm(x: Tensor) -> Tensor:
 
 def per_parameter(
     init: Callable[[Tensor], S],
-    rule: Callable[[Tensor, S, Tensor, Settings], tuple[Tensor, S]],
+    rule: Callable[[Tensor, S, Tensor, ParamHyper], tuple[Tensor, S]],
     hyper: Mapping[str, HyperValue],
     real_only: str | None = None,
 ) -> InnerOptimizer:
@@ -206,8 +206,8 @@ def per_parameter(
 
     Args:
         init: `init(param) -> state` of one parameter.
-        rule: `rule(grad, state, param, settings) -> (param, state)`, of real numbers.
-        hyper: the default hyperparameters, those that `settings` has.
+        rule: `rule(grad, state, param, hyper) -> (param, state)`, of real numbers.
+        hyper: the default hyperparameters, those that a rule is given.
         real_only: the optimizer's name if it refuses complex parameters.
 
     Returns:
@@ -223,8 +223,8 @@ def per_parameter(
         >>> import torch
         >>> from metarun.unroll import unroll
         >>> from metarun.unroll.optim import per_parameter
-        >>> def rule(grad, count, param, settings):
-        ...     return param - settings["lr"] * grad, count + 1
+        >>> def rule(grad, count, param, hyper):
+        ...     return param - hyper["lr"] * grad, count + 1
         >>> counting = per_parameter(lambda param: torch.zeros(()), rule, {"lr": 0.1})
         >>> end = unroll(lambda p, step: p["w"].sum(), {"w": torch.ones(2)}, counting, 3)
         >>> end.params["w"], end.state["w"]
@@ -241,22 +241,22 @@ def per_parameter(
     ) -> tuple[Params, dict[str, S]]:
         moved, states = {}, {}
         for name, p in params.items():
-            settings = {key: hyper_for(given, key, name) for key in hyper}
+            own = {key: hyper_for(given, key, name) for key in hyper}
             if p.is_complex():
                 if real_only is not None:
                     refuse_complex(params, real_only)
                 of_parts = _on_parts(rule, p)
-                moved[name], states[name] = of_parts(grads[name], state[name], p, settings)
+                moved[name], states[name] = of_parts(grads[name], state[name], p, own)
             else:
-                moved[name], states[name] = rule(grads[name], state[name], p, settings)
+                moved[name], states[name] = rule(grads[name], state[name], p, own)
         return moved, states
 
     return InnerOptimizer(init_all, update, dict(hyper))
 
 
 def _on_parts(
-    rule: Callable[[Tensor, S, Tensor, Settings], tuple[Tensor, S]], p: Tensor
-) -> Callable[[Tensor, S, Tensor, Settings], tuple[Tensor, S]]:
+    rule: Callable[[Tensor, S, Tensor, ParamHyper], tuple[Tensor, S]], p: Tensor
+) -> Callable[[Tensor, S, Tensor, ParamHyper], tuple[Tensor, S]]:
     """The rule for a complex parameter: that of its real and imaginary parts, (…, 2).
 
     States keep the parameter's shape and type.
@@ -269,13 +269,13 @@ def _on_parts(
         of_parts = isinstance(x, Tensor) and x.shape == (*p.shape, 2)
         return torch.view_as_complex(x.contiguous()) if of_parts else x
 
-    def on_parts(g: Tensor, state: S, p: Tensor, settings: Settings) -> tuple[Tensor, S]:
-        for name, value in settings.items():
+    def on_parts(g: Tensor, state: S, p: Tensor, hyper: ParamHyper) -> tuple[Tensor, S]:
+        for name, value in hyper.items():
             if isinstance(value, Tensor) and value.is_complex():
                 raise ValueError(f"the hyperparameter {name} is complex: give a real number")
         real = {
             name: v[..., None] if isinstance(v, Tensor) and v.dim() else v
-            for name, v in settings.items()
+            for name, v in hyper.items()
         }
         moved, new = rule(parts(g), pytree.tree_map(as_parts, state), parts(p), real)
         return as_complex(moved), pytree.tree_map(as_complex, new)

@@ -69,7 +69,7 @@ class Continued(NamedTuple):
 
 
 def translate(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> InnerOptimizer:
-    """The differentiable optimizer with the settings of one param group.
+    """The differentiable optimizer with the options of one param group.
 
     Args:
         kind: a class of `torch.optim`.

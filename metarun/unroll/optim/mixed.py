@@ -76,12 +76,12 @@ def mixed(
         moved: Params = {}
         states = []
         for index, own in enumerate(split(params)):
-            optimizer, settings = optimizers[index], hyper_of_part(hyper, index)
+            optimizer, part = optimizers[index], hyper_of_part(hyper, index)
             if isinstance(optimizer, LossOptimizer):
-                new, new_state = optimizer.update(derivatives, state[index], own, settings)
+                new, new_state = optimizer.update(derivatives, state[index], own, part)
             else:
                 grads = {name: gradient[name] for name in own}
-                new, new_state = optimizer.update(grads, state[index], own, settings)
+                new, new_state = optimizer.update(grads, state[index], own, part)
             moved.update(new)
             states.append(new_state)
         return {name: moved[name] for name in params}, tuple(states)

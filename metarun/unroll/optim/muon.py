@@ -8,8 +8,8 @@ from torch import Tensor
 
 from metarun.unroll.optim.base import (
     InnerOptimizer,
+    ParamHyper,
     Params,
-    Settings,
     decayed_param,
     per_parameter,
     safe_norm,
@@ -102,7 +102,7 @@ def muon(
     if not 0 <= ns_steps < 100:
         raise ValueError(f"ns_steps must be from 0 to 99, not {ns_steps}")
 
-    def rule(g: Tensor, state: MuonState, p: Tensor, h: Settings) -> tuple[Tensor, MuonState]:
+    def rule(g: Tensor, state: MuonState, p: Tensor, h: ParamHyper) -> tuple[Tensor, MuonState]:
         mu = h["momentum"]
         buffer = mu * state.momentum + (1 - mu) * g
         update = g + mu * (buffer - g) if nesterov else buffer
@@ -139,7 +139,7 @@ def muon(
     return of_matrices._replace(init=init)
 
 
-def _orthogonalised(x: Tensor, h: Settings, steps: int) -> Tensor:
+def _orthogonalised(x: Tensor, h: ParamHyper, steps: int) -> Tensor:
     """Newton-Schulz iteration towards the nearest orthogonal matrix, on the wide side."""
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.unroll.optim.base import (
     InnerOptimizer,
-    Settings,
+    ParamHyper,
     decayed_gradient,
     decayed_param,
     per_parameter,
@@ -84,7 +84,7 @@ def nadam(
         one = torch.ones_like(step_count(p))
         return NAdamState(torch.zeros_like(p), torch.zeros_like(p), one, step_count(p))
 
-    def rule(g: Tensor, state: NAdamState, p: Tensor, h: Settings) -> tuple[Tensor, NAdamState]:
+    def rule(g: Tensor, state: NAdamState, p: Tensor, h: ParamHyper) -> tuple[Tensor, NAdamState]:
         step, b1, b2, lr = state.step + 1, h["beta1"], h["beta2"], h["lr"]
         g = signed(g, maximize)
         if decoupled_weight_decay:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.unroll.optim.base import (
     InnerOptimizer,
-    Settings,
+    ParamHyper,
     as_double,
     decayed_gradient,
     decayed_param,
@@ -80,7 +80,7 @@ def radam(
     def init(p: Tensor) -> RAdamState:
         return RAdamState(torch.zeros_like(p), torch.zeros_like(p), step_count(p))
 
-    def rule(g: Tensor, state: RAdamState, p: Tensor, h: Settings) -> tuple[Tensor, RAdamState]:
+    def rule(g: Tensor, state: RAdamState, p: Tensor, h: ParamHyper) -> tuple[Tensor, RAdamState]:
         step, b1, b2, lr = state.step + 1, h["beta1"], h["beta2"], h["lr"]
         g = signed(g, maximize)
         if decoupled_weight_decay:

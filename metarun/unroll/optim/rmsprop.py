@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.unroll.optim.base import (
     InnerOptimizer,
-    Settings,
+    ParamHyper,
     decayed_gradient,
     is_off,
     per_parameter,
@@ -77,7 +77,9 @@ def rmsprop(
         first = (torch.zeros_like(p),) if centered else ()
         return RMSpropState(torch.zeros_like(p), torch.zeros_like(p), first)
 
-    def rule(g: Tensor, state: RMSpropState, p: Tensor, h: Settings) -> tuple[Tensor, RMSpropState]:
+    def rule(
+        g: Tensor, state: RMSpropState, p: Tensor, h: ParamHyper
+    ) -> tuple[Tensor, RMSpropState]:
         alpha_, mu = h["alpha"], h["momentum"]
         g = decayed_gradient(signed(g, maximize), p, h["weight_decay"])
         second = alpha_ * state.second + (1 - alpha_) * g * g

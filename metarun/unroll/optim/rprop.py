@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.unroll.optim.base import (
     InnerOptimizer,
-    Settings,
+    ParamHyper,
     per_parameter,
     signed,
     step_count,
@@ -76,7 +76,7 @@ def rprop(
     def init(p: Tensor) -> RpropState:
         return RpropState(torch.zeros_like(p), torch.zeros_like(p), step_count(p))
 
-    def rule(g: Tensor, state: RpropState, p: Tensor, h: Settings) -> tuple[Tensor, RpropState]:
+    def rule(g: Tensor, state: RpropState, p: Tensor, h: ParamHyper) -> tuple[Tensor, RpropState]:
         g = signed(g, maximize)
         agreement = g * state.previous
         grown = torch.where(agreement > 0, h["eta_plus"], torch.ones_like(p))

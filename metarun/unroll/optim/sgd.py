@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.unroll.optim.base import (
     InnerOptimizer,
-    Settings,
+    ParamHyper,
     decayed_gradient,
     is_off,
     per_parameter,
@@ -81,7 +81,7 @@ def sgd(
     def init(p: Tensor) -> SGDState:
         return SGDState(torch.zeros_like(p), step_count(p))
 
-    def rule(g: Tensor, state: SGDState, p: Tensor, h: Settings) -> tuple[Tensor, SGDState]:
+    def rule(g: Tensor, state: SGDState, p: Tensor, h: ParamHyper) -> tuple[Tensor, SGDState]:
         g = decayed_gradient(signed(g, maximize), p, h["weight_decay"])
         buffer, mu, damp = state.momentum, h["momentum"], h["dampening"]
         if not is_off(mu):
