@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from metarun.errors import ConfigError
 from metarun.system.archive import DTYPES
 from metarun.unroll._torch import pytree
-from metarun.unroll.recompute import unwrapped
+from metarun.unroll.gradients.recompute import unwrapped
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 

@@ -7,7 +7,7 @@ from typing import Any
 from metarun.errors import ConfigError, MetarunError, is_out_of_memory
 from metarun.unroll import RecordingError
 from metarun.unroll.advice import plain_reason
-from metarun.unroll.recompute import RandomState, tensor_leaves
+from metarun.unroll.gradients.recompute import RandomState, tensor_leaves
 
 log = logging.getLogger(__name__)
 

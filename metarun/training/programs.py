@@ -33,7 +33,7 @@ from metarun.unroll import (
     task_mapping,
 )
 from metarun.unroll._torch import pytree
-from metarun.unroll.python_state import changed, python_state
+from metarun.unroll.effects.python_state import changed, python_state
 
 Gradient = Callable[..., tuple[dict[str, Tensor], Metrics]]
 """`(meta, tasks, meta-steps done = 0) -> (mean gradients and next kept values, metrics)`."""

@@ -1,9 +1,9 @@
 """The differentiable unroll engine. Needs torch only, and can be used without the runner."""
 
-from metarun.unroll.blocks import BlockLoss
-from metarun.unroll.capture import RecordingError
-from metarun.unroll.engine import Unrolled, unroll
-from metarun.unroll.gradients import (
+from metarun.unroll.corrected.right_derivatives import RightDerivatives
+from metarun.unroll.engine import unroll
+from metarun.unroll.gradients.blocks import BlockLoss
+from metarun.unroll.gradients.modes import (
     Checkpoint,
     Evolution,
     GradientMode,
@@ -55,7 +55,9 @@ from metarun.unroll.optim import (
     sgd,
     translate,
 )
-from metarun.unroll.recorded import (
+from metarun.unroll.path import Unrolled
+from metarun.unroll.recording.capture import RecordingError
+from metarun.unroll.recording.recorded import (
     Backend,
     ChangedFunction,
     CompilationError,
@@ -65,8 +67,7 @@ from metarun.unroll.recorded import (
     recorded,
     unrecorded,
 )
-from metarun.unroll.recorded_loss import RecordedLoss
-from metarun.unroll.right_derivatives import RightDerivatives
+from metarun.unroll.recording.recorded_loss import RecordedLoss
 from metarun.unroll.schedules import (
     Schedule,
     constant,

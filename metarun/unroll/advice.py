@@ -3,6 +3,10 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 _LOOP = "use a loop over tasks (batching='loop'; engine.batching=loop of a command)"
 _FIRST_ORDER = (
@@ -199,3 +203,19 @@ def _without_derivative(name: str) -> str:
         f"torch has no second derivative of {operation}, which this gradient mode needs: "
         + _FIRST_ORDER.replace("another operation", f"another operation{instead}")
     )
+
+
+def describe(value: Any) -> str:
+    """What something is, as a part of a sentence: "a module (Linear)"."""
+    if isinstance(value, torch.optim.Optimizer):
+        return f"a torch optimizer ({type(value).__name__})"
+    if isinstance(value, nn.Module):
+        return f"a module ({type(value).__name__})"
+    if isinstance(value, type):
+        return f"a class ({value.__name__})"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
+    if isinstance(value, str | int | float) or value is None:
+        return repr(value)
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

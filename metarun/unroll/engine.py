@@ -2,18 +2,23 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metarun.unroll.advice import explained
-from metarun.unroll.blocks import BlockLoss, blockwise_gradient
-from metarun.unroll.closure import check_closure
-from metarun.unroll.derivatives import derivatives_of
-from metarun.unroll.evolution import by_evolution, draw_seed
-from metarun.unroll.forward_mode import detached
-from metarun.unroll.gradients import (
+from metarun.unroll.effects.surroundings import Place, tracking
+from metarun.unroll.gradients.closure import check_closure
+from metarun.unroll.gradients.evolution import by_evolution, draw_seed
+from metarun.unroll.gradients.forward_mode import detached
+from metarun.unroll.gradients.implicit import attach_implicit
+from metarun.unroll.gradients.inner import (
+    ContextLoss,
+    dependent,
+)
+from metarun.unroll.gradients.mixed_check import checked_mixed
+from metarun.unroll.gradients.modes import (
     Checkpoint,
     Evolution,
     GradientMode,
@@ -22,45 +27,32 @@ from metarun.unroll.gradients import (
     Truncated,
     parse_gradient,
 )
-from metarun.unroll.implicit import attach_implicit
-from metarun.unroll.inner import ContextLoss, Remember, dependent, inner_gradient, one_number
+from metarun.unroll.gradients.recompute import (
+    Pullback,
+    by_reverse,
+    distinct,
+    recomputed,
+    tensor_leaves,
+)
 from metarun.unroll.inputs import (
     check_gradients_possible,
     check_hyper,
-    check_optimizer,
     check_real,
-    check_signature,
     checked_params,
     checked_state,
     checked_steps,
 )
-from metarun.unroll.mixed_check import checked_mixed
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
-from metarun.unroll.proof import check_differentiable, check_unwritten, versions_of
-from metarun.unroll.recompute import Pullback, by_reverse, distinct, recomputed, tensor_leaves
-from metarun.unroll.recorded_loss import RecordedLoss
-from metarun.unroll.right_derivatives import right_to_order, within_another
-from metarun.unroll.surroundings import Place, tracked, tracking
-
-LossFn = Callable[..., Tensor] | BlockLoss | RecordedLoss
-
-
-class Unrolled(NamedTuple):
-    """Where an unroll ended.
-
-    Attributes:
-        params: the fast weights after the last step.
-        state: the optimizer's state after the last step.
-        losses: (steps,) the inner loss before each step; constants in "first_order" and
-            "implicit", and before the last steps of `Truncated`.
-        observed: what `observe` returned, for the start and after each step (steps + 1 items,
-            or none without `observe`).
-    """
-
-    params: Params
-    state: State
-    losses: Tensor
-    observed: list[Any]
+from metarun.unroll.optim.check import check_optimizer
+from metarun.unroll.path import (
+    LossFn,
+    Path,
+    Unrolled,
+    derivative_order,
+    evaluated,
+    losses_by_step,
+    unwrapped,
+)
 
 
 def unroll(
@@ -77,7 +69,8 @@ def unroll(
 ) -> Unrolled:
     """Take `steps` optimizer steps on `loss_fn`, differentiably.
 
-    Nothing is changed in place. Under `torch.no_grad()` no graph is kept: memory does not grow.
+    Nothing is changed in place. Under `torch.no_grad()` no graph is kept, and memory does not grow
+    with the number of steps.
 
     Gradient modes:
 
@@ -128,12 +121,12 @@ def unroll(
     steps, params = checked_steps(steps), checked_params(params)
     if not params:
         raise ValueError("there are no parameters to adapt: params is empty")
-    order = _order(mode, optimizer)
-    loss_at = _losses(loss_fn, context is not None, order)
+    order = derivative_order(mode, optimizer)
+    loss_at = losses_by_step(loss_fn, context is not None, order)
     state = checked_state(state, optimizer.init(params))
     constant_hyper = optimizer.hyper if hyper is None else hyper
     hyper_at = constant_hyper if callable(constant_hyper) else lambda _: constant_hyper
-    path = _Path(loss_at, optimizer, context, hyper_at, observe, _own(loss_fn), order)
+    path = Path(loss_at, optimizer, context, hyper_at, observe, unwrapped(loss_fn), order)
     if steps == 0 or (not isinstance(mode, Implicit) and not torch.is_grad_enabled()):
         mode = "reverse"  # there is nothing to remember, and nothing to recompute
     if isinstance(mode, Implicit | Evolution):
@@ -144,7 +137,7 @@ def unroll(
             check_hyper(at_step := hyper_at(step), optimizer)
             given = (params, state, context, at_step)
             with explained():
-                seen = check_closure(partial(_evaluated, path, step), given, path.loss_fn)
+                seen = check_closure(partial(evaluated, path, step), given, path.loss_fn)
             places += seen.places
             if mode == "mixed" and isinstance(optimizer, InnerOptimizer):
                 with tracking(places):
@@ -153,7 +146,7 @@ def unroll(
         return _unrolled(path, params, state, steps, mode)
 
 
-def _unrolled(path: "_Path", params: Params, state: State, steps: int, mode: Parsed) -> Unrolled:
+def _unrolled(path: Path, params: Params, state: State, steps: int, mode: Parsed) -> Unrolled:
     if isinstance(mode, Truncated):
         return _truncated(path, params, state, steps, mode.last)
     if isinstance(mode, Implicit):
@@ -169,124 +162,7 @@ def _unrolled(path: "_Path", params: Params, state: State, steps: int, mode: Par
     return path.walk(params, state, range(steps), mode)
 
 
-class _Path(NamedTuple):
-    """What stays the same from step to step."""
-
-    loss_at: Callable[[int], ContextLoss]
-    optimizer: InnerOptimizer | LossOptimizer
-    context: Any
-    hyper_at: Callable[[int], Hyper]
-    observe: Callable[[Params], Any] | None
-    loss_fn: Any  # what the user wrote of the loss
-    order: int  # of the inner loss's derivatives that are taken
-
-    def walk(self, params: Params, state: State, steps: range, remember: Remember) -> Unrolled:
-        """The steps with these numbers."""
-        losses: list[Tensor] = []
-        observed = [] if self.observe is None else [self.observe(params)]
-        for step in steps:
-            before = params, state
-            versions = [] if losses else versions_of(params)
-            params, state, loss = self.take(params, state, step, remember)
-            check_unwritten(before[0], versions)
-            if remember == "reverse" and not losses and torch.is_grad_enabled():
-                inputs = (*before, self.context, self.hyper_at(step))
-                check_differentiable(params, inputs, self.loss_fn, params)
-            losses.append(loss)
-            if self.observe is not None:
-                observed.append(self.observe(params))
-        if not losses:  # of the parameters' device and type, like losses would be
-            return Unrolled(params, state, next(iter(params.values())).new_empty(0), observed)
-        return Unrolled(params, state, torch.stack(losses), observed)
-
-    def take(
-        self, params: Params, state: State, step: int, remember: Remember
-    ) -> tuple[Params, State, Tensor]:
-        """One step: the new parameters and state, and the loss before it."""
-        loss = self.loss_at(step)
-        hyper = self.hyper_at(step)
-        check_hyper(hyper, self.optimizer)
-        if isinstance(self.optimizer, LossOptimizer):
-            return self._take_loss_driven(loss, params, state, hyper, remember)
-        with explained():
-            if remember == "mixed" and isinstance(loss, BlockLoss):
-                grads, value = blockwise_gradient(loss, params, self.context)
-            elif remember == "checkpoint" and isinstance(loss, RecordedLoss) and not tracked():
-                grads, value = loss.gradient(params, self.context)
-            else:
-                grads, value = inner_gradient(loss, params, self.context, remember)
-        moved, state = self.optimizer.update(grads, state, params, hyper)
-        for name, p in params.items():
-            if moved[name].shape != p.shape:
-                raise ValueError(
-                    f"the step would turn {name} from shape {tuple(p.shape)} into "
-                    f"{tuple(moved[name].shape)}: hyperparameters must broadcast to parameters"
-                )
-        return moved, state, value
-
-    def _take_loss_driven(
-        self, loss: ContextLoss, params: Params, state: State, hyper: Hyper, remember: Remember
-    ) -> tuple[Params, State, Tensor]:
-        assert isinstance(self.optimizer, LossOptimizer)
-        if remember == "mixed":
-            raise ValueError(
-                "gradient='mixed' needs an inner optimizer that is driven by the gradient "
-                "alone: choose gradient='checkpoint'"
-            )
-        with explained():
-            derivatives = derivatives_of(
-                right_to_order(self.order, lambda p: dependent(loss)(p, self.context)),
-                params,
-                constant=remember == "first_order",
-            )
-            params, state = self.optimizer.update(derivatives, state, params, hyper)
-        return params, state, derivatives.loss
-
-
-def _order(mode: Parsed, optimizer: InnerOptimizer | LossOptimizer) -> int:
-    """How often the inner loss is differentiated, the outer derivative included."""
-    if isinstance(optimizer, LossOptimizer):
-        return 3  # constant Hessians too: vmap, which makes them, has wrong ones of distances
-    if mode == "first_order" or not (torch.is_grad_enabled() or isinstance(mode, Implicit)):
-        return 1
-    # Within the loss of another unroll, that one's derivative is to come as well.
-    return 2 + within_another()
-
-
-def _losses(loss_fn: LossFn, has_context: bool, order: int) -> Callable[[int], ContextLoss]:
-    """The loss of each step as a function of params and context that must give a scalar."""
-    if isinstance(loss_fn, BlockLoss | RecordedLoss):
-        return lambda _: loss_fn
-    right_fn = right_to_order(order, loss_fn)
-
-    def loss_at(step: int) -> ContextLoss:
-        def loss(params: Params, context: Any) -> Tensor:
-            try:
-                return one_number(right_fn, params, step, *((context,) if has_context else ()))
-            except TypeError:
-                check_signature(loss_fn, has_context)  # the better reason, where there is one
-                raise
-
-        return loss
-
-    return loss_at
-
-
-def _evaluated(path: _Path, step: int, given: Any) -> Any:
-    """What a step computes apart from derivatives, for `check_closure`."""
-    params, state, context, hyper = given
-    value = path.loss_at(step)(params, context)
-    if isinstance(path.optimizer, InnerOptimizer):
-        return value, path.optimizer.update(params, state, params, hyper)  # any gradient will do
-    return value
-
-
-def _own(loss_fn: LossFn) -> Any:
-    """A loss without what this package puts around it."""
-    return loss_fn.loss if isinstance(loss_fn, RecordedLoss) else loss_fn
-
-
-def _truncated(path: _Path, start: Params, state: State, steps: int, last: int) -> Unrolled:
+def _truncated(path: Path, start: Params, state: State, steps: int, last: int) -> Unrolled:
     cut = max(steps - last, 0)
     with torch.no_grad():
         early = path.walk(start, state, range(cut), "reverse")
@@ -298,7 +174,7 @@ def _truncated(path: _Path, start: Params, state: State, steps: int, last: int) 
 
 
 def _in_blocks(
-    path: _Path, params: Params, state: State, blocks: Iterable[range], pullback: Pullback
+    path: Path, params: Params, state: State, blocks: Iterable[range], pullback: Pullback
 ) -> Unrolled:
     """Each block of steps as one recomputed function of everything that it depends on."""
     if path.observe is not None:
@@ -315,14 +191,14 @@ def _in_blocks(
 
 
 def _block(
-    path: _Path, steps: range, hypers_from: Callable[[list[Tensor]], Any], given: Any
+    path: Path, steps: range, hypers_from: Callable[[list[Tensor]], Any], given: Any
 ) -> tuple[Params, State, Tensor]:
     params, state, hypers, context = given
     inside = path._replace(context=context, hyper_at=hypers_from(hypers).__getitem__)
     return inside.walk(params, state, steps, "reverse")[:3]
 
 
-def _implicit(path: _Path, start: Params, state: State, steps: int, mode: Implicit) -> Unrolled:
+def _implicit(path: Path, start: Params, state: State, steps: int, mode: Implicit) -> Unrolled:
     """Plain steps on the proximal loss, then the implicit derivative at their end."""
 
     def proximal_at(step: int) -> ContextLoss:

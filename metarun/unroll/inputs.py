@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.unroll._torch import pytree
+from metarun.unroll.advice import describe
 from metarun.unroll.optim.base import InnerOptimizer, LossOptimizer, Params
 
 _BY_NAME = "give a dict from names to tensors, such as dict(model.named_parameters())"
@@ -26,12 +27,12 @@ def checked_params(params: Any, what: str = "params") -> Params:
         ValueError: it is something else.
     """
     if not isinstance(params, Mapping | nn.ParameterDict):
-        raise ValueError(f"{what} is {_kind(params)}: {_BY_NAME}")
+        raise ValueError(f"{what} is {describe(params)}: {_BY_NAME}")
     for name, value in params.items():
         if not isinstance(name, str):
             raise ValueError(f"{what} has the name {name!r}, which is no string: {_BY_NAME}")
         if not isinstance(value, Tensor):
-            raise ValueError(f"{what}[{name!r}] is {_kind(value)}, not a tensor: {_BY_NAME}")
+            raise ValueError(f"{what}[{name!r}] is {describe(value)}, not a tensor: {_BY_NAME}")
         if not (value.is_floating_point() or value.is_complex()):
             raise ValueError(
                 f"{what}[{name!r}] is of the type {value.dtype}, which has no gradient: leave out "
@@ -39,28 +40,6 @@ def checked_params(params: Any, what: str = "params") -> Params:
                 "model.state_dict() may have both)"
             )
     return dict(params.items())
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """Refuse what is no inner optimizer.
-
-    Raises:
-        ValueError: it says what to use in its place.
-    """
-    if isinstance(optimizer, InnerOptimizer | LossOptimizer):
-        return
-    if isinstance(optimizer, torch.optim.Optimizer):
-        advice = "from_torch(optimizer, model), which gives an optimizer and its state, goes on "
-        advice += "from where it stands"
-    elif isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
-        advice = f"use metarun.unroll's own: {optimizer.__name__.lower()}(lr=0.1), say"
-    elif callable(optimizer):
-        advice = f"call it first: {getattr(optimizer, '__name__', 'optimizer')}(…)"
-    elif isinstance(getattr(optimizer, "optimizer", None), InnerOptimizer | LossOptimizer):
-        advice = "use its attribute `optimizer` (and unroll(…, state=…) for its state)"
-    else:
-        advice = "use one of metarun.unroll: sgd(lr=0.1), adam(lr=0.01), newton() …"
-    raise ValueError(f"optimizer is {_kind(optimizer)}, not an inner optimizer: {advice}")
 
 
 def checked_steps(steps: Any) -> int:
@@ -74,7 +53,7 @@ def checked_steps(steps: Any) -> int:
     except (TypeError, RuntimeError):  # a float; a tensor of several numbers or of each task
         count = None
     if count is None:
-        raise ValueError(f"steps is {_kind(steps)}: give the number of inner steps, an int")
+        raise ValueError(f"steps is {describe(steps)}: give the number of inner steps, an int")
     if count < 0:
         raise ValueError(f"the number of inner steps must be 0 or more, not {count}")
     return count
@@ -101,15 +80,15 @@ def checked_hyper(hyper: Any) -> Mapping[str, Any]:
     """
     if not isinstance(hyper, Mapping):
         raise ValueError(
-            f"hyper is {_kind(hyper)}: give a dict of all hyperparameters, such as "
+            f"hyper is {describe(hyper)}: give a dict of all hyperparameters, such as "
             "{**optimizer.hyper, 'lr': 0.1}, or a function from the step to one"
         )
     for name, value in hyper.items():
         for one in value.values() if isinstance(value, Mapping) else (value,):
             if not isinstance(one, Tensor | int | float | complex):
                 raise ValueError(
-                    f"the hyperparameter {name!r} is {_kind(one)}: give a number or a tensor, or a "
-                    "dict of them with one for each parameter"
+                    f"the hyperparameter {name!r} is {describe(one)}: give a number or a tensor, "
+                    "or a dict of them with one for each parameter"
                 )
     return hyper
 
@@ -142,9 +121,9 @@ def checked_state(state: Any, fresh: Any) -> Any:
         return fresh
     if pytree.tree_structure(state) != pytree.tree_structure(fresh):
         raise ValueError(
-            f"state is {_kind(state)} that this optimizer does not have for these parameters: give "
-            "optimizer.init(params), the `state` that another unroll of them has returned, or that "
-            "of from_torch(torch_optimizer, model)"
+            f"state is {describe(state)} that this optimizer does not have for these parameters: "
+            "give optimizer.init(params), the `state` that another unroll of them has returned, or "
+            "that of from_torch(torch_optimizer, model)"
         )
     return state
 
@@ -206,7 +185,7 @@ def check_tasks(tasks: Any) -> int:
     for path, leaf in paths:
         name = f"tasks{pytree.keystr(path)}"
         if not isinstance(leaf, Tensor):
-            raise ValueError(f"{name} is {_kind(leaf)}: tasks must be {stacked}")
+            raise ValueError(f"{name} is {describe(leaf)}: tasks must be {stacked}")
         if not len(leaf.shape):
             raise ValueError(f"{name} has no dimension: tasks must be {stacked}")
         counts[name] = leaf.shape[0]
@@ -216,19 +195,3 @@ def check_tasks(tasks: Any) -> int:
     if not counts or not next(iter(counts.values())):
         raise ValueError(f"there are no tasks: give {stacked}, one or more")
     return next(iter(counts.values()))
-
-
-def _kind(value: Any) -> str:
-    """What something is, in a sentence."""
-    if isinstance(value, torch.optim.Optimizer):
-        return f"a torch optimizer ({type(value).__name__})"
-    if isinstance(value, nn.Module):
-        return f"a module ({type(value).__name__})"
-    if isinstance(value, type):
-        return f"a class ({value.__name__})"
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
-    if isinstance(value, str | int | float) or value is None:
-        return repr(value)
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metarun.unroll._torch import pytree
 from metarun.unroll.engine import unroll
-from metarun.unroll.gradients import GradientMode
+from metarun.unroll.gradients.modes import GradientMode
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, LossOptimizer, Params, State
 from metarun.unroll.tasks import Meta
 

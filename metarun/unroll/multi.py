@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metarun.unroll._torch import pytree
-from metarun.unroll.derivatives import derivatives_of_value
+from metarun.unroll.gradients.derivatives import derivatives_of_value
 from metarun.unroll.optim.base import (
     HyperValue,
     InnerOptimizer,

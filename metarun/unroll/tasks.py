@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metarun.unroll._torch import pytree
 from metarun.unroll.advice import explained
 from metarun.unroll.inputs import check_tasks, checked_params
-from metarun.unroll.recorded import Record, unrecorded
+from metarun.unroll.recording.recorded import Record, unrecorded
 
 Batching = Literal["vmap", "loop"]
 """Tasks together, in batched kernels, or one after the other; see `map_tasks`."""
@@ -71,7 +71,7 @@ def task_mapping(
 
     Args:
         fn, batching, chunk: as in `map_tasks`.
-        record: applied to what computes a chunk; see `metarun.unroll.recorded`.
+        record: applied to what computes a chunk; see `metarun.unroll.recording.recorded`.
         threads: chunks that a CPU computes at the same time, if they are recorded: a thread each,
             which share the threads that torch would otherwise use within each operation.
 
@@ -160,7 +160,7 @@ def mean_gradient(
 
     Args:
         task_loss, batching, chunk: as in `meta_gradient`.
-        record: applied to what computes a chunk; see `metarun.unroll.recorded`.
+        record: applied to what computes a chunk; see `metarun.unroll.recording.recorded`.
         summary: what is made of the gradients and of `extra`; part of what is recorded if there
             is but one chunk.
         threads: as in `task_mapping`.

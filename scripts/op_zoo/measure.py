@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from metarun.unroll import higher as drop_in
+from metarun import higher as drop_in
 from metarun.unroll import meta_gradient, multi, newton, sgd, unroll
 
 Params = dict[str, Tensor]

@@ -19,7 +19,7 @@ from metarun.training.loop import meta_step, validate
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh
 from metarun.unroll import recorded
-from metarun.unroll.python_state import changed, python_state
+from metarun.unroll.effects.python_state import changed, python_state
 from tests.conftest import swap_builder
 
 register_schemas()

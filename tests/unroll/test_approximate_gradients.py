@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metarun.unroll import Evolution, Implicit, Truncated, meta_gradient, sgd, unroll
-from metarun.unroll.implicit import conjugate_gradients
+from metarun.unroll.gradients.implicit import conjugate_gradients
 
 F64 = torch.float64
 

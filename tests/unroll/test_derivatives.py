@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarun.unroll.derivatives import derivatives_of, derivatives_of_value
+from metarun.unroll.gradients.derivatives import derivatives_of, derivatives_of_value
 
 A = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.unroll import learn_hyper, newton, sgd, unroll
-from metarun.unroll.derivatives import derivatives_of
+from metarun.unroll.gradients.derivatives import derivatives_of
 from metarun.unroll.optim.newton import LARGEST, _lowest_eigenvalue
 
 F64 = torch.float64

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad
 from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
 
-import metarun.unroll.higher as higher
+import metarun.higher as higher
 from metarun.unroll import (
     BlockLoss,
     RecordedLoss,
@@ -27,8 +27,8 @@ from metarun.unroll import (
     sgd,
     unroll,
 )
-from metarun.unroll import mixed_check as check
 from metarun.unroll.advice import UnsuitableModel
+from metarun.unroll.gradients import mixed_check as check
 from tests.conftest import REPO
 
 F64 = torch.float64

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from metarun.components.backbone.norm import BatchNorm
 from metarun.unroll import mean_gradient, meta_gradient, recorded, sgd, unroll
-from metarun.unroll.rewrites import (
+from metarun.unroll.recording.rewrites import (
     convolution,
     convolution_backward,
     max_pool_backward,

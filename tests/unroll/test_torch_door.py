@@ -6,7 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from metarun.unroll import _torch as door
-from metarun.unroll.inner import load_forward_rules
+from metarun.unroll.gradients.inner import load_forward_rules
 
 
 def test_levels_of_torch_func_can_be_told() -> None:

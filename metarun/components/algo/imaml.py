@@ -23,7 +23,7 @@ from metarun.unroll import (
     Unrolled,
     unroll,
 )
-from metarun.unroll.implicit import attach_implicit
+from metarun.unroll.gradients.implicit import attach_implicit
 
 CG_DAMPING, LAMBDA_DAMPING = 1.0, 10.0
 """Constants of the reference code, which the paper does not have."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from metarun.unroll.inputs import check_optimizer
 from metarun.unroll.names import matcher
 from metarun.unroll.optim.base import (
     Derivatives,
@@ -13,6 +12,7 @@ from metarun.unroll.optim.base import (
     Params,
     State,
 )
+from metarun.unroll.optim.check import check_optimizer
 from metarun.unroll.optim.partition import hyper_of_part, owned_names
 
 

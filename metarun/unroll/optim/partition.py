@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from metarun.unroll.inputs import check_optimizer
 from metarun.unroll.names import matcher
 from metarun.unroll.optim.base import (
     Hyper,
@@ -12,6 +11,7 @@ from metarun.unroll.optim.base import (
     Params,
     State,
 )
+from metarun.unroll.optim.check import check_optimizer
 
 
 def partition(parts: Sequence[tuple[str | Sequence[str], InnerOptimizer]]) -> InnerOptimizer:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from metarun.unroll.inputs import check_optimizer
 from metarun.unroll.optim.base import (
     Hyper,
     HyperValue,
@@ -18,6 +17,7 @@ from metarun.unroll.optim.base import (
     refuse_complex,
     safe_sqrt,
 )
+from metarun.unroll.optim.check import check_optimizer
 from metarun.unroll.optim.preconditioners import Preconditioner
 
 

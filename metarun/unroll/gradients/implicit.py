@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.unroll.gradients import Implicit
-from metarun.unroll.inner import ContextLoss
+from metarun.unroll.gradients.inner import ContextLoss
+from metarun.unroll.gradients.modes import Implicit
+from metarun.unroll.gradients.recompute import Flat, Pullback, flattened, recomputed, restrict_to
 from metarun.unroll.optim.base import Params
-from metarun.unroll.recompute import Flat, Pullback, flattened, recomputed, restrict_to
 
 Vector = Sequence[Tensor]  # one vector in the space of all parameters, in pieces
 

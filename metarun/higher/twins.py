@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metarun.unroll.higher.utils import copy_tensor
-from metarun.unroll.surroundings import is_filled
+from metarun.higher.utils import copy_tensor
+from metarun.unroll.effects.surroundings import is_filled
 
 Place = tuple[Any, Any]
 """A dict or list and the key in it."""

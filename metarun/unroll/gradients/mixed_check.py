@@ -23,17 +23,17 @@ from metarun.unroll._torch import (
     pytree,
     temporarily_clear_interpreter_stack,
 )
-from metarun.unroll.blocks import BlockLoss, block_gradient, by_blocks
-from metarun.unroll.closure import plain_values
-from metarun.unroll.gradients import Checkpoint
-from metarun.unroll.inner import (
+from metarun.unroll.gradients.blocks import BlockLoss, block_gradient, by_blocks
+from metarun.unroll.gradients.closure import plain_values
+from metarun.unroll.gradients.inner import (
     ContextLoss,
     forward_over_reverse,
     load_forward_rules,
     loss_gradient,
 )
+from metarun.unroll.gradients.modes import Checkpoint
+from metarun.unroll.gradients.recompute import RandomState, by_reverse, flattened, tensor_leaves
 from metarun.unroll.optim.base import Params
-from metarun.unroll.recompute import RandomState, by_reverse, flattened, tensor_leaves
 
 MOST = 1000  # programs that are remembered
 _agreed: OrderedDict[Any, bool] = OrderedDict()

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metarun.unroll.forward_mode import jvp
-from metarun.unroll.inner import or_by_reverse, scalar
+from metarun.unroll.corrected.right_derivatives import RightDerivatives, right_to_order
+from metarun.unroll.gradients.forward_mode import jvp
+from metarun.unroll.gradients.inner import or_by_reverse, scalar
+from metarun.unroll.gradients.recompute import (
+    Pullback,
+    RandomState,
+    flattened,
+    recomputed,
+    restrict_to,
+)
 from metarun.unroll.optim.base import Params
-from metarun.unroll.recompute import Pullback, RandomState, flattened, recomputed, restrict_to
-from metarun.unroll.right_derivatives import RightDerivatives, right_to_order
 
 Vector = Sequence[Tensor]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from metarun.unroll._torch import temporarily_clear_interpreter_stack, unwrap_if_dead
-from metarun.unroll.iterators import is_iterator, position
+from metarun.unroll.effects.iterators import is_iterator, position
 
 _MISSING: Any = object()
 _SIMPLE = (int, float, complex, str, bytes, type(None))

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metarun.higher.fast_weights import FastWeights
+from metarun.higher.guards import guarded_call, without_cudnn
+from metarun.higher.originals import Watched
 from metarun.unroll._torch import NormBase
-from metarun.unroll.higher.fast_weights import FastWeights
-from metarun.unroll.higher.guards import guarded_call, without_cudnn
-from metarun.unroll.higher.originals import Watched
-from metarun.unroll.right_derivatives import RIGHT_MODULES, aside
+from metarun.unroll.corrected.right_derivatives import RIGHT_MODULES, aside
 
 
 class PatchedModule(nn.Module):

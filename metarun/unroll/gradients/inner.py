@@ -11,15 +11,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metarun.unroll._torch import import_forward_rules
-from metarun.unroll.forward_mode import (
+from metarun.unroll.gradients.forward_mode import (
     ForwardRules,
     WrongForwardMode,
     detached,
     dual_gradient,
     jvp,
 )
-from metarun.unroll.optim.base import Params
-from metarun.unroll.recompute import (
+from metarun.unroll.gradients.recompute import (
     Flat,
     Pullback,
     RandomState,
@@ -30,6 +29,7 @@ from metarun.unroll.recompute import (
     recomputed,
     restrict_to,
 )
+from metarun.unroll.optim.base import Params
 
 ContextLoss = Callable[[Params, Any], Tensor]
 """`loss(params, context)`, a scalar."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.unroll.higher.twins import Place
+from metarun.higher.twins import Place
 
 _TREE = "_metarun_tree"
 """The attribute of a root that says what its modules looked like."""

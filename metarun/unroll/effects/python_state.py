@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from metarun.unroll.iterators import is_iterator, position
+from metarun.unroll.effects.iterators import is_iterator, position
 
 Value = bool | int | float | complex | str | None
 
@@ -22,7 +22,7 @@ MOST_OBJECTS = 20_000  # that are looked at; a data set may be among them
 MOST_BYTES = 10**6  # of an array that is looked at
 FOREIGN = ("torch", "builtins", "numpy", "collections", "functools", "typing", "logging")
 """Packages whose objects keep nothing of a plugin's."""
-RECORDINGS = "metarun.unroll.recorded"  # they count their calls
+RECORDINGS = "metarun.unroll.recording.recorded"  # they count their calls
 
 
 class PythonState(NamedTuple):

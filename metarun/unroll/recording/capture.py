@@ -42,7 +42,7 @@ def captured(
         rewritten: operations that are put in another way.
 
     Raises:
-        RecordingError: as `metarun.unroll.recorded`.
+        RecordingError: as `metarun.unroll.recording.recorded`.
     """
     results: list[pytree.TreeSpec] = []
 

@@ -10,17 +10,17 @@ from typing import Any
 from torch import Tensor
 
 from metarun.unroll._torch import pytree
-from metarun.unroll.inner import ContextLoss, inner_gradient, loss_gradient, one_number
-from metarun.unroll.optim.base import Params
-from metarun.unroll.recompute import (
+from metarun.unroll.corrected.right_derivatives import right_to_order
+from metarun.unroll.gradients.inner import ContextLoss, inner_gradient, loss_gradient, one_number
+from metarun.unroll.gradients.recompute import (
     Flat,
     by_reverse,
     plain_autograd_will_do,
     recomputed,
     tensor_leaves,
 )
-from metarun.unroll.recorded import Record
-from metarun.unroll.right_derivatives import right_to_order
+from metarun.unroll.optim.base import Params
+from metarun.unroll.recording.recorded import Record
 
 
 class RecordedLoss:
@@ -33,7 +33,7 @@ class RecordedLoss:
 
     Args:
         loss: `loss(params, context)`, a scalar, of tensors alone.
-        record: see `metarun.unroll.recorded`.
+        record: see `metarun.unroll.recording.recorded`.
 
     Example:
         >>> import torch

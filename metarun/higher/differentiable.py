@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarun.higher.settings import Override, values_by_group
+from metarun.higher.utils import copy_tensor, map_leaves
 from metarun.unroll.advice import explained
-from metarun.unroll.higher.settings import Override, values_by_group
-from metarun.unroll.higher.utils import copy_tensor, map_leaves
-from metarun.unroll.proof import try_once
+from metarun.unroll.gradients.proof import try_once
 
 Gradients = Sequence[Tensor | None]
 GradCallback = Callable[[list[Tensor | None]], Gradients]
@@ -27,7 +27,7 @@ class DifferentiableOptimizer(abc.ABC):
             weights are given to `step`.
         fmodel: a patched module (`higher.patch`), whose fast weights `step` reads and updates.
         device: where the state shall be.
-        override: settings in place of the optimizer's; see `metarun.unroll.higher.settings`.
+        override: settings in place of the optimizer's; see `metarun.higher.settings`.
             Tensors in it take part in differentiation.
         grad_callback: applied to the list of gradients at each step, such as clipping; in the
             order of `reference_params`, with None for a parameter without a gradient.

@@ -34,7 +34,7 @@ from metarun.unroll._torch import (
     weight_norm_kernels,
 )
 from metarun.unroll.advice import WrongDerivative
-from metarun.unroll.written_functions import (
+from metarun.unroll.corrected.written_functions import (
     cdist,
     det,
     det_of,
@@ -43,7 +43,7 @@ from metarun.unroll.written_functions import (
     weight_norm,
     weight_norm_interface,
 )
-from metarun.unroll.written_norms import (
+from metarun.unroll.corrected.written_norms import (
     batch_norm,
     group_norm,
     instance_norm,
@@ -69,7 +69,7 @@ RIGHT_MODULES = {
 class RightDerivatives(TorchFunctionMode):
     """A context in which a loss gets its derivatives right where torch alone would not.
 
-    `unroll` evaluates inner losses in it, and a patched module of `metarun.unroll.higher` runs
+    `unroll` evaluates inner losses in it, and a patched module of `metarun.higher` runs
     in it. Who computes a loss by himself, for `metarun.unroll.multi`, say, enters it by himself.
 
     Args:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, fx
 
 from metarun.unroll._torch import inductor, pytree
-from metarun.unroll.capture import RecordingError, captured
-from metarun.unroll.comparison import Rewritten, agree, undone
-from metarun.unroll.python_state import changed, python_state
-from metarun.unroll.recompute import RandomState
-from metarun.unroll.rewrites import DECOMPOSITIONS
+from metarun.unroll.effects.python_state import changed, python_state
+from metarun.unroll.gradients.recompute import RandomState
+from metarun.unroll.recording.capture import RecordingError, captured
+from metarun.unroll.recording.comparison import Rewritten, agree, undone
+from metarun.unroll.recording.rewrites import DECOMPOSITIONS
 
 Backend = Literal["replay", "inductor"]
 """What runs a recording; see `recorded`."""

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from metarun.unroll._torch import get_current_dispatch_mode, is_functorch_wrapped_tensor
 from metarun.unroll.advice import UnsuitableModel, explained
-from metarun.unroll.closure import layout_of, met_with
-from metarun.unroll.recompute import tensor_leaves
+from metarun.unroll.gradients.closure import layout_of, met_with
+from metarun.unroll.gradients.recompute import tensor_leaves
 
 
 def versions_of(params: dict[str, Tensor]) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.unroll._torch import DisableTorchFunctionSubclass
-from metarun.unroll.recompute import tensor_leaves
+from metarun.unroll.gradients.recompute import tensor_leaves
 
 Current = Callable[[str], Tensor | None]
 """What the patched copy has in place of the original's tensor of this name."""

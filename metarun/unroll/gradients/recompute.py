@@ -16,7 +16,7 @@ from metarun.unroll._torch import (
     temporarily_clear_interpreter_stack,
 )
 from metarun.unroll.advice import UnsuitableModel, explained
-from metarun.unroll.surroundings import put_back, tracked, tracking, values_of
+from metarun.unroll.effects.surroundings import put_back, tracked, tracking, values_of
 
 Flat = Callable[..., tuple[Tensor, ...]]
 Pullback = Callable[[Flat, Sequence[Tensor], Sequence[Tensor], Sequence[int]], Sequence[Tensor]]
@@ -144,7 +144,7 @@ def recomputed(
 
     Args:
         fn: from a pytree to a pytree of tensors. A tensor that it closes over gets no gradient
-            (see `metarun.unroll.closure`).
+            (see `metarun.unroll.gradients.closure`).
         inputs: a pytree; what is no tensor in it is a constant.
         pullback: see `Pullback`.
         keep_outputs: give the pullback the outputs too, behind the inputs.
@@ -266,7 +266,7 @@ class Surroundings:
 class RandomState:
     """The random state of the CPU and of the CUDA devices that tensors are on.
 
-    With it go the places that the loss changes (see `metarun.unroll.surroundings`).
+    With it go the places that the loss changes (see `metarun.unroll.effects.surroundings`).
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:

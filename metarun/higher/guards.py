@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 
-from metarun.unroll.higher import originals
-from metarun.unroll.right_derivatives import RightDerivatives
+from metarun.higher import originals
+from metarun.unroll.corrected.right_derivatives import RightDerivatives
 
 _lock = threading.Lock()
 _callers = 0

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.unroll.higher.utils import flatten, map_leaves
+from metarun.higher.utils import flatten, map_leaves
 
 Override = Mapping[str, Any]
 """Setting -> a list with one value for all parameter groups or one a group; or a bare value."""

@@ -26,7 +26,8 @@ from metarun.unroll._torch import (
     vmap_increment_nesting,
 )
 from metarun.unroll.advice import UnsuitableModel
-from metarun.unroll.recompute import (
+from metarun.unroll.effects.surroundings import Observer, Place, is_filled, put_back
+from metarun.unroll.gradients.recompute import (
     MORE_OFTEN,
     OTHER_VALUE,
     RandomState,
@@ -34,7 +35,6 @@ from metarun.unroll.recompute import (
     tensor_leaves,
     unwrapped,
 )
-from metarun.unroll.surroundings import Observer, Place, is_filled, put_back
 
 
 class ClosureError(ValueError):

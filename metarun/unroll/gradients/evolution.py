@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from metarun.unroll._torch import temporarily_clear_interpreter_stack
-from metarun.unroll.gradients import Evolution
-from metarun.unroll.recompute import Flat, Pullback, RandomState, restrict_to, unchecked
+from metarun.unroll.gradients.modes import Evolution
+from metarun.unroll.gradients.recompute import Flat, Pullback, RandomState, restrict_to, unchecked
 
 
 def draw_seed() -> int:

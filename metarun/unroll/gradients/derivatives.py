@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metarun.unroll.advice import explained
-from metarun.unroll.graph_check import refuse_wrong_derivatives
+from metarun.unroll.corrected.graph_check import refuse_wrong_derivatives
 from metarun.unroll.optim.base import Derivatives, Params
 
 

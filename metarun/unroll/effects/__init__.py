@@ -1,0 +1,1 @@
+"""What a loss changes beside its result: buffers, counters, iterators, random numbers."""

@@ -1,0 +1,1 @@
+"""How an unroll is differentiated: its modes, and what each needs of the loss."""

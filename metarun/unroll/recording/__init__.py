@@ -1,0 +1,1 @@
+"""Functions of tensors recorded once, operation by operation, and replayed without Python."""
