@@ -20,12 +20,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +34,7 @@ from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError, MetarunError
 from metarun.reporting.gather import Run, read_run
 from metarun.reporting.groups import Group, boards
-from metarun.reporting.table import Cell, as_markdown, duration, score_text, with_interval
+from metarun.reporting.table import Cell, as_markdown, score_text, with_interval
 from metarun.rundir.directory import finished_result
 from metarun.system.files import write_json, write_text
 from metarun.system.untrusted import json_object
@@ -345,6 +344,15 @@ class Plan:
         entry = self.entries.get(f"{setting}/{method}")
         return None if entry is None else int(entry["steps"])
 
+    def step_seconds(self, setting: str) -> dict[str, float]:
+        """Seconds of a meta-step of each method that has been measured in a setting."""
+        return {
+            method: float(entry["seconds_per_step"])
+            for key, entry in self.entries.items()
+            for found, _, method in [key.partition("/")]
+            if found == setting
+        }
+
     def put(self, setting: str, method: str, seconds_per_step: float) -> None:
         """Keep a measurement, and what it means for the number of meta-steps."""
         steps = steps_for(60 * self.options.minutes, seconds_per_step)
@@ -460,11 +468,6 @@ def logged(run: Run) -> list[tuple[int, float]]:
     return found
 
 
-def training_seconds(run: Run) -> float:
-    """Seconds of a run's meta-steps, without validations."""
-    return sum(steps * seconds for steps, seconds in logged(run))
-
-
 def train(settings: Sequence[str], directory: Path) -> str:
     """Run, resume or recall one run; says which.
 
@@ -493,19 +496,23 @@ class Row(NamedTuple):
 
     Attributes:
         steps: meta-steps taken.
-        seconds: of these, without validations; mean over seeds.
-        test_seconds: for a task of the test; likewise.
+        step_seconds: of one, as the plan has it: not what a busy machine took in the end.
+        test_seconds: for a task of the test, in the run where that was least.
     """
 
     method: str
     group: Group
     steps: int
-    seconds: float
+    step_seconds: float
     test_seconds: float
 
 
-def rows_of(directories: Iterable[Path]) -> list[Row]:
+def rows_of(directories: Iterable[Path], step_seconds: Mapping[str, float]) -> list[Row]:
     """The rows of one setting, best validation score first.
+
+    Args:
+        directories: of the runs.
+        step_seconds: of a method's meta-step, for those that take any.
 
     Raises:
         ValueError: a run cannot be read, or its tasks are not those of the others.
@@ -516,17 +523,18 @@ def rows_of(directories: Iterable[Path]) -> list[Row]:
     found, _ = boards(runs)
     if len(found) > 1:
         raise ValueError(f"scores of different tasks: {'; '.join(b.title for b in found)}")
-    return [_row(group) for group in found[0].groups]
+    return [_row(group, step_seconds) for group in found[0].groups]
 
 
-def _row(group: Group) -> Row:
+def _row(group: Group, step_seconds: Mapping[str, float]) -> Row:
     results = [json_object(run.directory / "result.json") for run in group.runs]
+    method = str(group.settings["algo.name"])
     return Row(
-        str(group.settings["algo.name"]),
+        method,
         group,
         max(int(result["steps"]) for result in results),
-        fmean(training_seconds(run) for run in group.runs),
-        fmean(float(r["test_seconds"]) / int(r["test"]["episodes"]) for r in results),
+        step_seconds.get(method, 0.0),
+        min(float(r["test_seconds"]) / int(r["test"]["episodes"]) for r in results),
     )
 
 
@@ -534,7 +542,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     """A Markdown table of one setting's rows."""
     over = " or ".join(dict.fromkeys(row.group.interval for row in rows))
     header = [
-        "method", "what it learns", "how it adapts", "meta-steps", "training",
+        "method", "what it learns", "how it adapts", "meta-steps", "one of them",
         f"test accuracy (95 % CI over {over})", "best validation", "test, per task",
     ]  # fmt: skip
     cells = []
@@ -546,7 +554,7 @@ def table(rows: Sequence[Row]) -> list[str]:
                 Cell(words.learns, words.learns),
                 Cell(words.adapts, words.adapts),
                 Cell(f"{row.steps:,}" if row.steps else "–", row.steps),
-                Cell(duration(row.seconds) if row.steps else "–", row.seconds),
+                Cell(f"{row.step_seconds:.2g} s" if row.steps else "–", row.step_seconds),
                 Cell(with_interval(group.score, group.value, group.ci95), group.value),
                 Cell(score_text(group.score, group.validation), group.validation),
                 Cell(f"{row.test_seconds:.2g} s", row.test_seconds),
@@ -558,9 +566,10 @@ def table(rows: Sequence[Row]) -> list[str]:
 def markdown(tables: dict[str, list[Row]], options: Options) -> str:
     """The tables of all settings, with what they have in common."""
     lines = [
-        f"Each method learned for {options.minutes:g} minutes on one CPU thread, validations left "
-        f"out, with conv4 of width {options.width}. {options.episodes} test tasks for each seed, "
-        "queries normalised together. Rows are in the order of the validation score."
+        f"Each method took as many meta-steps as fit into {options.minutes:g} minutes of one CPU "
+        "thread, by the time of one that was measured first; validations come on top. The backbone "
+        f"is conv4 of width {options.width}. {options.episodes} test tasks for each seed, queries "
+        "normalised together. Rows are in the order of the validation score."
     ]
     for setting, rows in tables.items():
         if rows:
@@ -576,7 +585,7 @@ def as_json(tables: dict[str, list[Row]], options: Options) -> dict[str, Any]:
             {
                 "method": row.method,
                 "meta_steps": row.steps,
-                "training_seconds": row.seconds,
+                "seconds_per_meta_step": row.step_seconds,
                 "test_accuracy": row.group.value,
                 "ci95": row.group.ci95,
                 "ci95_over": row.group.interval,
@@ -729,11 +738,14 @@ def zoo(given: argparse.Namespace) -> int:
     lacking_runs = {text.partition(":")[0] for text in failed}
     tables = {
         s: rows_of(
-            out / s / m / f"s{n}"
-            for m in methods
-            if (s, m) in ready
-            for n in range(given.seeds)
-            if f"{s}/{m}/s{n}" not in lacking_runs
+            (
+                out / s / m / f"s{n}"
+                for m in methods
+                if (s, m) in ready
+                for n in range(given.seeds)
+                if f"{s}/{m}/s{n}" not in lacking_runs
+            ),
+            plan.step_seconds(s),
         )
         for s in settings
     }

@@ -71,6 +71,7 @@ def test_a_plan_goes_on_and_another_is_refused(tmp_path: Path) -> None:
     plan.put("5w1s", "maml", 0.1)
     again = zoo.Plan(tmp_path / "plan.json", OPTIONS)
     assert again.steps("5w1s", "maml") == 3600
+    assert again.step_seconds("5w1s") == {"maml": 0.1}
     assert again.steps("20w5s", "maml") is None
     again.put("20w5s", "maml", 1.0)
     assert zoo.Plan(tmp_path / "plan.json", OPTIONS).steps("5w1s", "maml") == 3600
@@ -118,24 +119,26 @@ def test_rows_are_ordered_by_validation_with_intervals_over_seeds(tmp_path: Path
         made_up(tmp_path, "protonet", 0, 0.80, 0.75),
         made_up(tmp_path, "protonet", 1, 0.84, 0.75),
     ]
-    rows = zoo.rows_of(runs)
+    slow = json.loads((runs[3] / "result.json").read_text()) | {"test_seconds": 9.0}
+    (runs[3] / "result.json").write_text(json.dumps(slow))  # while others used the machine
+    rows = zoo.rows_of(runs, {"maml": 0.4, "protonet": 0.5})
     assert [row.method for row in rows] == ["protonet", "maml"]  # whatever the tests say
     first, second = rows
     assert first.group.value == pytest.approx(0.82)
     assert first.group.ci95 == pytest.approx(half_width95(0.02 * 2**0.5, 2))
     assert second.group.validation == pytest.approx(0.71)
-    assert (first.steps, first.seconds, first.test_seconds) == (6, 3.0, 0.04)
+    assert (first.steps, first.step_seconds, first.test_seconds) == (6, 0.5, 0.04)
     header, _, line, _ = zoo.table(rows)
     assert "test accuracy (95 % CI over 2 seeds)" in header
     assert line == (
-        "| protonet | an embedding | class means | 6 | 3.0 s | 82.00 ± 25.41 % | 75.00 % | 0.04 s |"
+        "| protonet | an embedding | class means | 6 | 0.5 s | 82.00 ± 25.41 % | 75.00 % | 0.04 s |"
     )
     kept = zoo.as_json({"5w1s": rows}, OPTIONS)["settings"]["5w1s"]
     assert [(r["method"], len(r["runs"])) for r in kept] == [("protonet", 2), ("maml", 2)]
 
 
 def test_with_one_seed_the_interval_is_over_its_tasks(tmp_path: Path) -> None:
-    rows = zoo.rows_of([made_up(tmp_path, "maml", 0, 0.9, 0.7)])
+    rows = zoo.rows_of([made_up(tmp_path, "maml", 0, 0.9, 0.7)], {})
     header, _, line = zoo.table(rows)
     assert "over 50 tasks of 1 seed" in header
     assert "90.00 ± 1.00 %" in line
