@@ -6,7 +6,9 @@ arithmetic. CPU and GPU give the same bits, and so does every version of torch.
 """
 
 import hashlib
+import math
 
+import torch
 from torch import Tensor
 
 
@@ -45,6 +47,21 @@ def random_bits(key: int | Tensor, counters: Tensor) -> Tensor:
 def uniform(key: int | Tensor, counters: Tensor) -> Tensor:
     """Float64 numbers in [0, 1) with 53 random bits, one a counter."""
     return _shift_right(random_bits(key, counters), 11).double() * 2.0**-53
+
+
+def normal(key: int | Tensor, counters: Tensor) -> Tensor:
+    """Standard normal float64 numbers, one for each pair of counters (Box and Muller 1958).
+
+    Args:
+        key: the stream, an int64 or an int64 tensor that broadcasts against `counters`.
+        counters: int64 (…, 2 * numbers).
+
+    Returns:
+        float64 (…, numbers), of the broadcast shape.
+    """
+    numbers = uniform(key, counters)
+    radius, angle = numbers[..., 0::2], numbers[..., 1::2]
+    return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * math.pi * angle)
 
 
 def _shift_right(z: Tensor, by: int) -> Tensor:
