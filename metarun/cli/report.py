@@ -20,8 +20,9 @@ usage: {USAGE}
 
 Runs that differ in nothing but the seed are one line: mean and 95 % confidence interval over
 seeds; of a single seed, the interval over its test tasks. Written are report.md, report.html
-(one page with plots, which needs no network), report.csv (a line for each group) and
-report_runs.csv (a line for each run). Runs without a result are listed with the reason.
+(one page with plots, which needs no network), report.csv (a line for each group),
+report_runs.csv (a line for each run) and report_pairs.csv (a line for each pair of groups, with
+their difference on the tasks that both have met). Runs without a result are listed with the reason.
 
 examples:
   metarun report outputs/train/my_sweep
@@ -33,6 +34,7 @@ MARKS = {
     "report.md": b"metarun report",
     "report.csv": b"score,value,ci95,ci95_over,seeds,",
     "report_runs.csv": b"directory,status,meta_steps,",
+    "report_pairs.csv": b"tasks,first,second,score,difference,",
 }
 """What is near the beginning of each file that is ours."""
 

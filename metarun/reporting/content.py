@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metarun.errors import ConfigError
+from metarun.reporting.comparison import Comparison, compare
+from metarun.reporting.comparison_table import CSV_HEADER, comparison_table, csv_rows
 from metarun.reporting.gather import gather
-from metarun.reporting.groups import Board, as_text, boards
+from metarun.reporting.groups import Board, boards
+from metarun.reporting.labels import as_text
 from metarun.reporting.plots import Plot, plots
 from metarun.reporting.table import (
     Cell,
+    as_csv,
     board_table,
     group_note,
     groups_csv,
@@ -31,6 +35,7 @@ class Section:
 
     Attributes:
         table: header and rows.
+        pairs: header and rows of what its groups differ by; no rows where there is one group.
         seeds: for each row, the seeds of its group.
         shared: the settings that all groups of the board share.
     """
@@ -38,6 +43,7 @@ class Section:
     board: Board
     plots: list[Plot]
     table: tuple[list[str], list[list[Cell]]]
+    pairs: tuple[list[str], list[list[Cell]]]
     seeds: list[str]
     shared: list[tuple[str, str]]
 
@@ -74,6 +80,7 @@ def report_on(roots: Sequence[str | Path]) -> tuple[Report, dict[str, str]]:
         where = ", ".join(map(str, roots))
         raise ConfigError(f"there are no runs of metarun in {where}{reasons}")
     compared, notes = boards(found.runs)
+    pairs = [compare(board) for board in compared]
     if len(compared) > PLOTTED:
         notes.append(
             f"plots are drawn for the first {PLOTTED} of {len(compared)} comparisons: give "
@@ -87,14 +94,25 @@ def report_on(roots: Sequence[str | Path]) -> tuple[Report, dict[str, str]]:
     report = Report(
         title=f"Report on {', '.join(map(str, roots))}",
         counts=f"{total} run{'s' * (total != 1)}: {counts}",
-        sections=[_section(board, index < PLOTTED) for index, board in enumerate(compared)],
+        sections=[
+            _section(board, pairs[index], index < PLOTTED) for index, board in enumerate(compared)
+        ],
         unfinished=unfinished_table(found),
         lists=[(h, lines) for h, lines in (("Left out", left_out), ("To know", notes)) if lines],
     )
-    return report, {"report.csv": groups_csv(compared), "report_runs.csv": runs_csv(found)}
+    differences = [
+        [board.title, *row]
+        for board, found_pairs in zip(compared, pairs, strict=True)
+        for row in csv_rows(board.score, found_pairs)
+    ]
+    return report, {
+        "report.csv": groups_csv(compared),
+        "report_runs.csv": runs_csv(found),
+        "report_pairs.csv": as_csv(["tasks", *CSV_HEADER], differences),
+    }
 
 
-def _section(board: Board, plotted: bool) -> Section:
+def _section(board: Board, pairs: list[Comparison], plotted: bool) -> Section:
     first, *others = (group.settings for group in board.groups)
     shared = [
         (key, as_text(value))
@@ -102,4 +120,7 @@ def _section(board: Board, plotted: bool) -> Section:
         if all(key in config and config[key] == value for config in others)
     ]
     seeds = [group_note(group) for group in board.groups]
-    return Section(board, plots(board) if plotted else [], board_table(board), seeds, shared)
+    drawn = plots(board) if plotted else []
+    return Section(
+        board, drawn, board_table(board), comparison_table(board.groups, pairs), seeds, shared
+    )

@@ -7,6 +7,7 @@ loses its control characters, and nothing is executed or resolved.
 import hashlib
 import os
 import socket
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ class Figures:
         losses: likewise, the query loss.
         validation: the best validation score, whose model was tested.
         content: which data it saw, briefly; None if that is not known.
+        by_task: the score of each test task, by its number; empty if they are not known, NaN where
+            one is not finite.
     """
 
     score: str
@@ -51,6 +54,7 @@ class Figures:
     train_seconds: float
     peak_memory_gib: float
     content: str | None = None
+    by_task: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,7 @@ def _test(path: Path, settings: dict[str, Any]) -> Figures:
             train_seconds=bounded(result["train_seconds"]),
             peak_memory_gib=bounded(result["peak_memory_gib"]),
             content=_content(test.get("data_identity")),
+            by_task=array("d", map(finite_or_nan, test.get(f"{score}_per_task", ()))),
         )
     except KeyError as error:
         raise ValueError(f"result.json lacks {error}") from error

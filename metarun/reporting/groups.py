@@ -1,6 +1,5 @@
 """Runs that differ in nothing but the seed make a group; groups are what a report compares."""
 
-import itertools
 import json
 import math
 from collections import defaultdict
@@ -12,6 +11,7 @@ from typing import Any
 
 from metarun.config.run import NEUTRAL_KEYS
 from metarun.reporting.gather import Figures, Run
+from metarun.reporting.labels import as_text, setting_texts, short_names, unique
 from metarun.reporting.reading import LIMIT
 from metarun.rundir.interval import half_width95
 from metarun.rundir.metrics import ELAPSED
@@ -213,15 +213,6 @@ def task_settings(run: Run) -> dict[str, Any]:
     return {k: v for k, v in shape.items() if not k.startswith("task.train.")}
 
 
-def unique(texts: Sequence[str]) -> list[str]:
-    """The texts, with a number behind each that has been there before."""
-    given: list[str] = []
-    for text in texts:
-        numbered = (f"{text} ({number})" for number in itertools.count(2))
-        given.append(text if text not in given else next(t for t in numbered if t not in given))
-    return given
-
-
 def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
     """The keys whose values tell configs apart.
 
@@ -245,34 +236,6 @@ def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
         chosen |= more
 
 
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each dotted key -> as few of its last parts as tell it from the others.
-
-    The name of a component stands for its group: `inner_opt.name` is "inner_opt".
-    """
-    plain = {key: key.removesuffix(".name") for key in keys}
-    names = {}
-    for key, text in plain.items():
-        parts = text.split(".")
-        for count in range(2 if key.startswith("task.train.") else 1, len(parts) + 1):
-            name = ".".join(parts[-count:])
-            if sum(("." + other).endswith("." + name) for other in plain.values()) == 1:
-                break
-        names[key] = name
-    return names
-
-
-def as_text(value: Any) -> str:
-    """A setting's value as one would type it."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    if isinstance(value, list):
-        return f"[{', '.join(map(as_text, value))}]"
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
 def _board(title: str, members: list[list[Run]]) -> Board:
     configs = [compared_settings(runs[0]) for runs in members]
     columns = differing(configs)
@@ -280,10 +243,7 @@ def _board(title: str, members: list[list[Run]]) -> Board:
     labels, all_shown = [], []
     for config in configs:
         shown = {key: config[key] for key in columns if key in config}
-        parts = [
-            as_text(value) if key.endswith(".name") else f"{names[key]}={as_text(value)}"
-            for key, value in shown.items()
-        ]
+        parts = setting_texts(shown, names)
         alone = f"{as_text(config['algo.name'])}, {as_text(config['inner_opt.name'])}"
         labels.append(", ".join(parts) or alone)
         all_shown.append(shown)

@@ -11,6 +11,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from metarun import __version__
+from metarun.reporting.comparison_table import NOTE
 from metarun.reporting.content import ORDER, Report
 from metarun.reporting.table import numeric_columns
 
@@ -30,7 +31,12 @@ def render(report: Report) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = environment.get_template("page.html")
     return template.render(
-        report=report, order=ORDER, script=script, script_digest=digest, version=__version__
+        report=report,
+        order=ORDER,
+        note=NOTE,
+        script=script,
+        script_digest=digest,
+        version=__version__,
     )
 
 

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from metarun.reporting.groups import Board, Group, confidence95, mean, unique
+from metarun.reporting.groups import Board, Group, confidence95, mean
+from metarun.reporting.labels import unique
 from metarun.reporting.table import duration
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without the pale yellow.

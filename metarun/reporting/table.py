@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from metarun.reporting.gather import Gathered
-from metarun.reporting.groups import Board, Group, as_text, differing, short_names
+from metarun.reporting.groups import Board, Group, differing
+from metarun.reporting.labels import as_text, short_names
 
 SHOWN = 20  # rows on the terminal
 ALONE = ("algo.name", "inner_opt.name")  # what is shown where no setting differs
@@ -141,7 +142,7 @@ def groups_csv(boards: Sequence[Board]) -> str:
         ]
         for group in groups
     ]
-    return _csv([*keys, *figures], rows)
+    return as_csv([*keys, *figures], rows)
 
 
 def runs_csv(found: Gathered) -> str:
@@ -165,7 +166,7 @@ def runs_csv(found: Gathered) -> str:
         rows.append([str(run.directory), run.status, done, *settings, *figures, run.error])
     for path, error in found.refused:
         rows.append([str(path), "failed", 0, *[None] * (len(keys) + 8), error])
-    return _csv(header, rows)
+    return as_csv(header, rows)
 
 
 def with_interval(score: str, value: float, ci95: float | None) -> str:
@@ -204,7 +205,8 @@ def _plain(value: Any) -> str:
     return "" if value is None else as_text(value)
 
 
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def as_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table for programs, in which no text is a formula to a spreadsheet."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([[_inert(cell) for cell in row] for row in (header, *rows)])

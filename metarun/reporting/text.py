@@ -1,5 +1,6 @@
 """A report as text: for a terminal, and as Markdown."""
 
+from metarun.reporting.comparison_table import NOTE
 from metarun.reporting.content import ORDER, Report
 from metarun.reporting.table import as_lines, as_markdown, markdown_text
 
@@ -11,6 +12,8 @@ def terminal(report: Report) -> str:
     lines = [report.counts]
     for section in report.sections:
         lines += ["", section.board.title, *as_lines(*section.table)]
+        if section.pairs[1]:
+            lines += ["", "differences, task by task", *as_lines(*section.pairs)]
     if report.unfinished[1]:
         lines += ["", "not finished", *as_lines(*report.unfinished)]
     for heading, entries in report.lists:
@@ -24,6 +27,8 @@ def markdown(report: Report) -> str:
     for section in report.sections:
         lines += ["", f"## {markdown_text(section.board.title)}", "", ORDER, ""]
         lines += as_markdown(*section.table)
+        if section.pairs[1]:
+            lines += ["", "### Differences", "", NOTE, "", *as_markdown(*section.pairs)]
     if report.unfinished[1]:
         lines += ["", "## Not finished", "", *as_markdown(*report.unfinished)]
     for heading, entries in report.lists:

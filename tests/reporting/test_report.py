@@ -20,7 +20,8 @@ from metarun.cli.report import write_report
 from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
 from metarun.reporting.gather import gather
-from metarun.reporting.groups import as_text, differing, short_names
+from metarun.reporting.groups import differing
+from metarun.reporting.labels import as_text, short_names
 from tests.browser import browser, set_width
 from tests.cli.test_cli import SHORT
 from tests.conftest import Metarun

@@ -20,7 +20,8 @@ from metarun.config.run import NEUTRAL_KEYS, flat
 from metarun.episodes.identity import SAMPLED
 from metarun.reporting.content import report_on
 from metarun.reporting.gather import gather
-from metarun.reporting.groups import LOGGED, Board, boards, unique
+from metarun.reporting.groups import LOGGED, Board, boards
+from metarun.reporting.labels import unique
 from metarun.reporting.plots import plots
 from metarun.reporting.table import board_table, groups_csv, runs_csv
 from metarun.reporting.text import markdown, terminal

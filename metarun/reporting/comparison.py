@@ -1,0 +1,201 @@
+"""Which of two groups of runs is better: differences on the tasks that both have met.
+
+Runs of the same seed are tested on the same tasks. So a difference is taken task by task, and most
+of what makes one task harder than another drops out of it.
+
+    d_si = score of the first on task i of seed s − that of the second
+    D_s  = mean of d_si over the tasks that both have done
+    D    = mean of D_s over the seeds that both have
+
+With two seeds or more the interval is D ± t·s/√n over the n values D_s, with Student's t. It covers
+tasks and seeds alike, since each seed has tasks of its own. With one seed it is over the tasks and
+knows nothing of the luck of initial weights.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, stdev, variance
+
+from scipy.special import bdtr, stdtr, stdtrit
+
+from metarun.reporting.gather import Figures
+from metarun.reporting.groups import HIGHER_IS_BETTER, Board, Group
+from metarun.rundir.interval import half_width95
+
+LEVEL = 0.05
+ALL_PAIRS = 6  # groups of which each is compared with each; of more, the first with the others
+MOST = 10**6  # seeds or tasks that are worth naming
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What two groups differ by.
+
+    Attributes:
+        value: D.
+        ci95: half-width of its interval.
+        unit: "seed" or "task", of which there are `count`.
+        p: of a paired t-test of D = 0, two-sided.
+        better, worse: units in which the first group was better, or worse.
+        sign_p: of a sign test, two-sided.
+        deviation: standard deviation over the units.
+        within: variance of D_s that its tasks account for, with several seeds; else 0.
+        tasks: of each seed.
+    """
+
+    value: float
+    ci95: float
+    unit: str
+    count: int
+    p: float
+    better: int
+    worse: int
+    sign_p: float
+    deviation: float
+    within: float
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two groups of a board.
+
+    Attributes:
+        difference: None where they cannot be compared, for the `reason`.
+        p: the p-value of `difference` after Holm's correction over the comparisons of the board.
+        level: at which Holm's procedure has tested it: 0.05 over the comparisons that were left.
+    """
+
+    first: Group
+    second: Group
+    difference: Difference | None
+    reason: str
+    p: float
+    level: float
+
+    @property
+    def decided(self) -> bool:
+        """Whether the difference is told from 0 at 5 % after the correction."""
+        return self.p < LEVEL
+
+
+def compare(board: Board) -> list[Comparison]:
+    """The comparisons of a board, corrected for their number (Holm 1979).
+
+    Each with each for up to 6 groups; of more, the first by validation with each of the others.
+    """
+    groups = board.groups
+    pairs = list(combinations(groups, 2))
+    if len(groups) > ALL_PAIRS:
+        pairs = [(groups[0], other) for other in groups[1:]]
+    higher = HIGHER_IS_BETTER[board.score]
+    found = [difference(first, second, higher) for first, second in pairs]
+    tested = sorted((d.p, i) for i, d in enumerate(found) if isinstance(d, Difference))
+    corrected = {i: (math.nan, LEVEL) for i in range(len(found))}
+    largest = 0.0
+    for rank, (p, i) in enumerate(tested):
+        left = len(tested) - rank
+        largest = max(largest, min(1.0, left * p))
+        corrected[i] = (largest, LEVEL / left)
+    return [
+        Comparison(
+            first, second,
+            d if isinstance(d, Difference) else None,
+            d if isinstance(d, str) else "",
+            *corrected[i],
+        )
+        for i, ((first, second), d) in enumerate(zip(pairs, found, strict=True))
+    ]  # fmt: skip
+
+
+def difference(first: Group, second: Group, higher_is_better: bool) -> Difference | str:
+    """What two groups differ by, or why that cannot be said."""
+    by_seed = [
+        {run.seed: run.test for run in group.runs if run.test is not None}
+        for group in (first, second)
+    ]
+    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+    if not seeds:
+        return "they share no seed, so they have met no task in common"
+    pairs = [_by_task(by_seed[0][seed], by_seed[1][seed]) for seed in seeds]
+    if not all(pairs):
+        return "scores by task are missing"
+    if any(math.isnan(d) for found in pairs for d in found):
+        return "a task has no score"
+    tasks = min(map(len, pairs))
+    values = pairs[0] if len(seeds) == 1 else [fmean(found) for found in pairs]
+    if len(values) < 2:
+        return "one task of one seed has no spread"
+    within = 0.0
+    if len(seeds) > 1 and tasks > 1:
+        within = fmean(variance(found) / len(found) for found in pairs)
+    return of_units(values, "task" if len(seeds) == 1 else "seed", higher_is_better, within, tasks)
+
+
+def of_units(
+    values: Sequence[float], unit: str, higher_is_better: bool, within: float, tasks: int
+) -> Difference:
+    """The difference from its value in each seed or task; see `Difference`."""
+    value, deviation, count = fmean(values), stdev(values), len(values)
+    if deviation:
+        p = 2 * float(stdtr(count - 1, -abs(value) / (deviation / math.sqrt(count))))
+    else:
+        p = 0.0 if value else 1.0
+    above, below = sum(v > 0 for v in values), sum(v < 0 for v in values)
+    better, worse = (above, below) if higher_is_better else (below, above)
+    sign_p = min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
+    ci95 = half_width95(deviation, count)
+    return Difference(
+        value, ci95, unit, count, p, better, worse, sign_p, deviation, within, tasks
+    )  # fmt: skip
+
+
+def units_to_decide(found: Difference, level: float) -> int | None:
+    """How many seeds, or tasks of one seed, would tell this difference from 0.
+
+    The least n with t·s/√n < |D|, if D and s stay as they are; None beyond a million.
+    """
+    if not found.value:
+        return None
+    return _least(lambda n: _t(n, level) * found.deviation / math.sqrt(n) < abs(found.value), 2)
+
+
+def tasks_to_decide(found: Difference, level: float) -> int | None:
+    """How many tasks of each seed would do so with the seeds that are there; None: no number would.
+
+    The variance of D_s is that between seeds, B, and that of its tasks, W/T. More tasks shrink W/T
+    alone.
+    """
+    if found.unit != "seed" or not found.value:
+        return None
+    between = max(0.0, found.deviation**2 - found.within)
+    allowed = (abs(found.value) / _t(found.count, level)) ** 2 * found.count
+    if allowed <= between:
+        return None
+    needed = math.floor(found.within * found.tasks / (allowed - between)) + 1
+    return needed if needed <= MOST else None
+
+
+def _by_task(first: Figures, second: Figures) -> list[float]:
+    """The differences of the tasks that both have done, which are the first ones of each."""
+    return [a - b for a, b in zip(first.by_task, second.by_task, strict=False)]
+
+
+def _t(count: int, level: float) -> float:
+    return float(stdtrit(count - 1, 1 - level / 2))
+
+
+def _least(enough: Callable[[int], bool], start: int) -> int | None:
+    """The least number from `start` on that is enough, where larger ones are as well."""
+    high = start
+    while not enough(high):
+        high *= 2
+        if high > MOST:
+            return None
+    low = max(start, high // 2)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low
