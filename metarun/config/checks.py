@@ -41,6 +41,19 @@ def between(key: str, value: float, least: float, most: float) -> None:
         raise ConfigError(f"{key}={value}: must be from {least} to {most}")
 
 
+def one_each(key: str, values: list[int], what: str, count: int, most: int) -> None:
+    """Refuse a list that has not a number from 1 to `most` for each of some things.
+
+    Args:
+        what: what each number is of, in the singular.
+        count: how many there are of these.
+    """
+    if len(values) != count:
+        raise ConfigError(f"{key}={values}: must have {count} numbers, one a {what}")
+    for value in values:
+        between(key, value, 1, most)
+
+
 def positive(key: str, value: float | None) -> None:
     """Refuse a value that is given but not above 0, or not finite."""
     finite(key, value)

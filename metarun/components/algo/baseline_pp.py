@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.components.algo.base import Algorithm, Problem
-from metarun.components.algo.head_fitting import with_new_heads
+from metarun.components.algo.head_fitting import HeadFittingConfig, with_new_heads
 from metarun.components.algo.pretraining import pretraining
-from metarun.config.checks import MOST_STEPS, between, positive
+from metarun.config.checks import positive
 from metarun.config.component import builds, settings
 from metarun.unroll import Meta, Params
 
@@ -17,22 +17,17 @@ FEW_CLASSES = 200  # up to so many the reference code multiplies by 2, beyond by
 
 
 @settings
-class BaselinePpConfig:
+class BaselinePpConfig(HeadFittingConfig):
     """Baseline++ (Chen et al. 2019): as Baseline, with classifiers that compare directions."""
 
-    of_training: ClassVar[tuple[str, ...]] = ("batch_size", "weight_norm")
+    of_training: ClassVar[tuple[str, ...]] = (*HeadFittingConfig.of_training, "weight_norm")
 
-    batch_size: int = 16  # examples of a plain batch; a meta-step has trainer.meta_batch of them
-    eval_inner_steps: int = 100  # steps of the new head
     inner_batch: int | None = 4  # support examples of such a step; null: all
     scale: float | None = None  # factor of the cosines; null: 2, of more than 200 classes 10
     weight_norm: bool = True  # a learned length for each class, as the reference code has it
 
     def __post_init__(self) -> None:
-        between("algo.batch_size", self.batch_size, 1, MOST_STEPS)
-        between("algo.eval_inner_steps", self.eval_inner_steps, 0, MOST_STEPS)
-        if self.inner_batch is not None:
-            between("algo.inner_batch", self.inner_batch, 1, MOST_STEPS)
+        super().__post_init__()
         positive("algo.scale", self.scale)
 
 
@@ -88,13 +83,4 @@ def baseline_pp(problem: Problem, own: BaselinePpConfig) -> Algorithm:
     def head(meta: Meta, way: int) -> dict[str, Tensor]:
         return with_lengths(meta[HEAD][:way])
 
-    return with_new_heads(
-        problem,
-        pretrained,
-        head,
-        scores,
-        batch_size=own.batch_size,
-        steps=own.eval_inner_steps,
-        inner_batch=own.inner_batch,
-        kept={HEAD: first},
-    )
+    return with_new_heads(problem, own, pretrained, head, scores, kept={HEAD: first})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metarun.components.algo.adapting import Predictor, Support, at_once
 from metarun.components.algo.base import Algorithm, Problem
 from metarun.components.algo.embedding import embedding, width_of
+from metarun.components.algo.normalising import refuse_each_query_alone
 from metarun.config.checks import MOST_UNITS, between
 from metarun.config.component import builds, settings
 from metarun.errors import ConfigError
@@ -84,11 +85,7 @@ def cnp(problem: Problem, own: CnpConfig) -> Algorithm:
         raise ValueError(
             "algo=cnp predicts numbers: choose a regression such as data=sinusoid backbone=mlp"
         )
-    if problem.norm == "support_plus_one":
-        raise ValueError(
-            "backbone.norm=support_plus_one: algo=cnp learns by the likelihood of all examples of "
-            "a task together, of which each has one set of features; choose another norm"
-        )
+    refuse_each_query_alone(problem.norm, "cnp")
     start, embed = embedding(problem.model, "cnp")
     like = next(problem.model.parameters())
     width = width_of(problem, embed, start)

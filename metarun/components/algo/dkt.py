@@ -14,8 +14,10 @@ from metarun.components.algo.base import (
     Problem,
     apply_model,
 )
+from metarun.components.algo.comparing import squared_distances
 from metarun.components.algo.embedding import embedding, width_of
 from metarun.components.algo.gaussian_process import Prediction, marginal_likelihood, predicted
+from metarun.components.algo.normalising import refuse_each_query_alone
 from metarun.components.backbone.norm import BatchNorm
 from metarun.config.checks import at_least, between, positive
 from metarun.config.component import builds, settings
@@ -96,11 +98,7 @@ def dkt(problem: Problem, own: DktConfig) -> Algorithm:
     classifies = problem.ways is not None
     kind = own.kernel or ("bncossim" if classifies else "spectral")
     _refuse_idle(own, kind)
-    if problem.norm == "support_plus_one":
-        raise ValueError(
-            "backbone.norm=support_plus_one: algo=dkt learns by the likelihood of all examples of "
-            "a task together, of which each has one set of features; choose another norm"
-        )
+    refuse_each_query_alone(problem.norm, "dkt")
     start, embed = embedding(problem.model, "dkt")
     like = next(problem.model.parameters())
     width = width_of(problem, embed, start)
@@ -217,7 +215,7 @@ def _of_length_one(x: Tensor) -> Tensor:
 
 
 def _rbf(meta: Meta, x: Tensor, z: Tensor) -> Tensor:
-    distances = (x[:, None] - z).square().sum(-1)
+    distances = squared_distances(x, z)
     return (meta[OUTPUT_SCALE] - 0.5 * distances * (-2 * meta[LENGTH_SCALE]).exp()).exp()
 
 

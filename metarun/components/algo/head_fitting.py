@@ -7,43 +7,55 @@ from torch import Tensor
 
 from metarun.components.algo.adapting import Adapted, Predictor, Support, Watch, by_steps
 from metarun.components.algo.base import Algorithm, Problem, Steps
+from metarun.components.algo.fitting import fitted
 from metarun.components.algo.inner_loop import prepared
 from metarun.components.algo.minibatches import minibatches
-from metarun.components.algo.pretraining import Pretraining, Scores
-from metarun.unroll import Meta, Params, unroll
+from metarun.components.algo.pretraining import Pretraining, PretrainingConfig, Scores
+from metarun.config.checks import MOST_STEPS, between
+from metarun.config.component import settings
+from metarun.unroll import Meta, Params
+
+
+@settings
+class HeadFittingConfig(PretrainingConfig):
+    """What every algorithm has that fits a new head to fixed features."""
+
+    eval_inner_steps: int = 100  # steps of the new head
+    inner_batch: int | None = None  # support examples of such a step; null: all
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between("algo.eval_inner_steps", self.eval_inner_steps, 0, MOST_STEPS)
+        if self.inner_batch is not None:
+            between("algo.inner_batch", self.inner_batch, 1, MOST_STEPS)
 
 
 def with_new_heads(
     problem: Problem,
+    own: HeadFittingConfig,
     pretrained: Pretraining,
     head: Callable[[Meta, int], dict[str, Tensor]],
     scores: Scores,
-    *,
-    batch_size: int,
-    steps: int,
-    inner_batch: int | None = None,
     kept: dict[str, Tensor] | None = None,
 ) -> Algorithm:
     """Pre-train; for a task, fit a head by the inner optimizer, on features that stay as they are.
 
     Args:
         problem: what it is built for.
+        own: the settings.
         pretrained: the classifier.
         head: `head(meta, way)`, the head that a task starts with.
         scores: of such a head and of features.
-        batch_size: examples of a plain batch.
-        steps: inner steps.
-        inner_batch: support examples of an inner step; None: all.
         kept: meta-parameters that are not learned, by name, with their values.
 
     Raises:
         ValueError: inner hyperparameters are to be learned, of which nothing is differentiated.
     """
-    objective, inner, fixed = problem.objective, problem.inner, kept or {}
+    objective, fixed = problem.objective, kept or {}
     start = pretrained.start | fixed
     assert problem.ways is not None
-    count = Steps(0, steps)
-    loop = prepared(inner, head(start, problem.ways[1]), count)
+    count = Steps(0, own.eval_inner_steps)
+    loop = prepared(problem.inner, head(start, problem.ways[1]), count)
 
     def loss(meta: Meta, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         value, extra = pretrained.loss(meta, batch)
@@ -53,7 +65,7 @@ def with_new_heads(
     def adapt(meta: Meta, support: Support, taken: int, watch: Watch | None) -> Adapted:
         assert support.way is not None
         features = support.x.detach()
-        turns = minibatches(len(features), inner_batch, taken)
+        turns = minibatches(len(features), own.inner_batch, taken)
 
         def predictor(fast: Params) -> Predictor:
             return lambda x: scores(fast, x)
@@ -65,17 +77,8 @@ def with_new_heads(
                 x, y = x[chosen], y[chosen]
             return objective.loss(scores(fast, x), y)
 
-        end = unroll(
-            inner_loss,
-            head(meta, support.way),
-            inner.optimizer,
-            taken,
-            context=(features, support.y),
-            hyper=loop.hyper(meta),
-            gradient="first_order",
-            observe=None if watch is None else lambda fast: watch(predictor(fast)),
-        )
-        return Adapted(predictor(end.params), end.losses, end.observed)
+        begun, given = head(meta, support.way), (features, support.y)
+        return fitted(loop, meta, begun, inner_loss, given, predictor, taken, watch)
 
     made = by_steps(
         problem,
@@ -85,7 +88,7 @@ def with_new_heads(
         encode=pretrained.embed,
         loss=loss,
         kept=tuple(fixed),
-        batch_size=batch_size,
+        batch_size=own.batch_size,
         differentiates=False,
         averages=True,
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metarun.components.algo.adapting import Predictor, Support, at_once, one_hot
 from metarun.components.algo.base import OWN_PREFIX, Algorithm, Episode, Problem
+from metarun.components.algo.comparing import refuse_regression
 from metarun.components.algo.embedding import embedding
 from metarun.components.algo.svm import crammer_singer
 from metarun.config.checks import MOST_STEPS, between, positive
@@ -82,11 +83,7 @@ def metaoptnet(problem: Problem, own: MetaoptnetConfig) -> Algorithm:
     Raises:
         ValueError: a regression, or a model without features.
     """
-    if problem.ways is None:
-        raise ValueError(
-            "algo=metaoptnet tells classes apart: choose data that have classes, or algo=r2d2, "
-            "whose ridge regression can regress"
-        )
+    refuse_regression(problem, "metaoptnet")
     start, embed = embedding(problem.model, "metaoptnet")
     like = next(problem.model.parameters())
     learns = problem._replace(

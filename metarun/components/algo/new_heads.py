@@ -7,6 +7,7 @@ from torch import Tensor
 
 from metarun.components.algo.adapting import Encode, Support
 from metarun.components.algo.base import Algorithm, Problem
+from metarun.components.algo.comparing import refuse_regression
 from metarun.components.algo.descent import Fast, descend
 from metarun.components.algo.embedding import embedding, width_of
 from metarun.components.algo.maml import MamlConfig
@@ -38,8 +39,8 @@ def with_new_head(
         ValueError: a regression, a model without features, a pattern that matches nothing, a head
             that is not adapted, or a preconditioner, whose factors have the shape of a head.
     """
-    if problem.ways is None:
-        raise ValueError(f"algo={algo} tells classes apart: choose data that have classes")
+    refuse_regression(problem, algo)
+    assert problem.ways is not None
     if problem.inner.precondition is not None:
         raise ValueError(
             f"inner_opt.precondition: algo={algo} has a head of as many classes as a task, and "

@@ -133,6 +133,23 @@ class Normalising:
         return predict(queries)
 
 
+def refuse_each_query_alone(norm: str, algo: str) -> None:
+    """Refuse `support_plus_one` where an example has to have one set of features.
+
+    Args:
+        norm: the choice.
+        algo: the algorithm's name, for the message.
+
+    Raises:
+        ValueError: it is that choice.
+    """
+    if norm == "support_plus_one":
+        raise ValueError(
+            f"backbone.norm=support_plus_one: algo={algo} learns by the likelihood of all examples "
+            "of a task together, of which each has one set of features; choose another norm"
+        )
+
+
 def _with_each(fn: Callable[[Tensor], Any], support: Tensor, queries: Tensor) -> Any:
     """What `fn` gives for each query, which stands behind the support set in a batch of its own."""
     return torch.func.vmap(

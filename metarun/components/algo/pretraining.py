@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from metarun.components.algo.base import Problem
 from metarun.components.algo.embedding import embedding, width_of
 from metarun.components.algo.normalising import Normalising
 from metarun.components.backbone.norm import Seen, collecting
+from metarun.config.checks import MOST_STEPS, between
+from metarun.config.component import settings
 from metarun.episodes.source import Batch
 from metarun.unroll import Meta, Params
 
@@ -21,6 +23,18 @@ PREFIX = "classifier."
 
 Scores = Callable[[Params, Tensor], Tensor]
 """`scores(params, features)`: (examples, features) -> (examples, classes)."""
+
+
+@settings
+class PretrainingConfig:
+    """What every algorithm has that learns from plain batches."""
+
+    of_training: ClassVar[tuple[str, ...]] = ("batch_size",)
+
+    batch_size: int = 16  # examples of a plain batch; a meta-step has trainer.meta_batch of them
+
+    def __post_init__(self) -> None:
+        between("algo.batch_size", self.batch_size, 1, MOST_STEPS)
 
 
 class Pretraining(NamedTuple):

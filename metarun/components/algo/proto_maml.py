@@ -4,8 +4,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from metarun.components.algo.adapting import Encode, Support, one_hot
+from metarun.components.algo.adapting import Encode, Support
 from metarun.components.algo.base import Algorithm, Problem
+from metarun.components.algo.comparing import class_means
 from metarun.components.algo.maml import MamlConfig
 from metarun.components.algo.new_heads import with_new_head
 from metarun.config.component import builds, settings
@@ -39,8 +40,7 @@ def proto_maml(problem: Problem, own: ProtoMamlConfig) -> Algorithm:
     """
 
     def head(meta: Meta, support: Support, features: Encode, width: int) -> tuple[Tensor, Tensor]:
-        members = one_hot(support)
-        prototypes = members.T @ features(meta, support.x) / members.sum(0)[:, None]
+        prototypes = class_means(support._replace(x=features(meta, support.x)))
         return 2 * prototypes, -prototypes.square().sum(1)
 
     return with_new_head(problem, own, "proto_maml", head)

@@ -8,10 +8,11 @@ from metarun.components.algo.base import (
     apply_model,
     detached_parameters,
 )
+from metarun.components.algo.fitting import fitted
 from metarun.components.algo.inner_loop import prepared
 from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
-from metarun.unroll import Meta, Params, unroll
+from metarun.unroll import Meta, Params
 
 
 @settings
@@ -39,7 +40,7 @@ def scratch(problem: Problem, own: ScratchConfig) -> Algorithm:
         ValueError: inner hyperparameters are to be learned, the backbone is to normalise by moving
             averages of training, of which there is none, or all its parameters are frozen.
     """
-    model, objective, inner = problem.model, problem.objective, problem.inner
+    model, objective = problem.model, problem.objective
     if problem.norm == "running":
         raise ValueError(
             "backbone.norm=running: algo=scratch has no meta-training whose moments could be "
@@ -48,23 +49,22 @@ def scratch(problem: Problem, own: ScratchConfig) -> Algorithm:
     weights, count = detached_parameters(model), Steps(0, own.eval_inner_steps)
     if not weights:
         raise ValueError("algo=scratch: the backbone has frozen all its parameters")
-    loop = prepared(inner, weights, count)
+    loop = prepared(problem.inner, weights, count)
 
     def predictor(fast: Params) -> Predictor:
         return lambda x: apply_model(model, fast, x)
 
     def adapt(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
-        end = unroll(
-            lambda fast, step, given: objective.loss(apply_model(model, fast, given[0]), given[1]),
+        return fitted(
+            loop,
+            meta,
             {name: meta[name] for name in weights},
-            inner.optimizer,
+            lambda fast, step, given: objective.loss(apply_model(model, fast, given[0]), given[1]),
+            (support.x, support.y),
+            predictor,
             steps,
-            context=(support.x, support.y),
-            hyper=loop.hyper(meta),
-            gradient="first_order",
-            observe=None if watch is None else lambda fast: watch(predictor(fast)),
+            watch,
         )
-        return Adapted(predictor(end.params), end.losses, end.observed)
 
     made = by_steps(
         problem,

@@ -8,8 +8,8 @@ from torch import Tensor
 from metarun.components.algo.adapting import Predictor, Support, at_once
 from metarun.components.algo.base import Algorithm, Problem
 from metarun.components.algo.comparing import class_means, directions, squared_distances
-from metarun.components.algo.pretraining import pretraining
-from metarun.config.checks import MOST_STEPS, between, positive
+from metarun.components.algo.pretraining import PretrainingConfig, pretraining
+from metarun.config.checks import between, positive
 from metarun.config.component import builds, settings
 from metarun.episodes.source import Batch
 from metarun.unroll import Meta
@@ -19,17 +19,16 @@ SUM, WEIGHT = "centre.sum", "centre.weight"
 
 
 @settings
-class SimpleshotConfig:
+class SimpleshotConfig(PretrainingConfig):
     """SimpleShot (Wang et al. 2019): features of a classifier, and the nearest centroid."""
 
-    of_training: ClassVar[tuple[str, ...]] = ("batch_size", "momentum")
+    of_training: ClassVar[tuple[str, ...]] = (*PretrainingConfig.of_training, "momentum")
 
-    batch_size: int = 16  # examples of a plain batch; a meta-step has trainer.meta_batch of them
     transform: Literal["none", "l2n", "cl2n"] = "cl2n"  # of features: length 1; centred before
     momentum: float = 0.01  # part of the centre that comes from the last meta-step
 
     def __post_init__(self) -> None:
-        between("algo.batch_size", self.batch_size, 1, MOST_STEPS)
+        super().__post_init__()
         positive("algo.momentum", self.momentum)
         between("algo.momentum", self.momentum, 0, 1)
 

@@ -1,34 +1,30 @@
 """Transductive fine-tuning (Dhillon, Chaudhari, Ravichandran and Soatto 2020)."""
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.components.algo.adapting import Adapted, Predictor, Support, Watch, by_steps
 from metarun.components.algo.base import Algorithm, Problem, Steps
 from metarun.components.algo.comparing import class_means
+from metarun.components.algo.fitting import fitted
 from metarun.components.algo.inner_loop import prepared
-from metarun.components.algo.pretraining import pretraining
+from metarun.components.algo.pretraining import PretrainingConfig, pretraining
 from metarun.config.checks import MOST_STEPS, at_least, between
 from metarun.config.component import builds, settings
-from metarun.unroll import Meta, Params, unroll
+from metarun.unroll import Meta, Params
 
 WEIGHT, BIAS = "head.weight", "head.bias"
 
 
 @settings
-class TransductiveFinetuningConfig:
+class TransductiveFinetuningConfig(PretrainingConfig):
     """Transductive fine-tuning (Dhillon et al. 2020): all weights, by support set and queries."""
 
-    of_training: ClassVar[tuple[str, ...]] = ("batch_size",)
-
-    batch_size: int = 16  # examples of a plain batch; a meta-step has trainer.meta_batch of them
     eval_inner_steps: int = 50  # by turns on the support set and on the queries: 25 epochs
     entropy: float = 1.0  # weight of the queries' entropy; 0: the support set alone, in every step
 
     def __post_init__(self) -> None:
-        between("algo.batch_size", self.batch_size, 1, MOST_STEPS)
+        super().__post_init__()
         between("algo.eval_inner_steps", self.eval_inner_steps, 0, MOST_STEPS)
         at_least("algo.entropy", self.entropy, 0)
 
@@ -57,14 +53,14 @@ def transductive_finetuning(problem: Problem, own: TransductiveFinetuningConfig)
             normalised together, or inner hyperparameters are to be learned, of which nothing is
             differentiated.
     """
-    inner, objective = problem.inner, problem.objective
+    objective = problem.objective
     pretrained = pretraining(problem, "transductive_finetuning")
     assert problem.ways is not None and problem.classes is not None
     like = next(problem.model.parameters())
     shapes = {WEIGHT: (problem.ways[1], problem.classes), BIAS: (problem.ways[1],)}
     of_a_task = pretrained.start | {name: like.new_zeros(s) for name, s in shapes.items()}
     steps = Steps(0, own.eval_inner_steps)
-    loop = prepared(inner, of_a_task, steps)
+    loop = prepared(problem.inner, of_a_task, steps)
 
     def positive_logits(params: Params, x: Tensor) -> Tensor:
         logits: Tensor = pretrained.logits(params, x)
@@ -88,17 +84,8 @@ def transductive_finetuning(problem: Problem, own: TransductiveFinetuningConfig)
         found = positive_logits(start, support.x)
         means = class_means(support._replace(x=found))
         start |= {WEIGHT: F.normalize(means, dim=1), BIAS: means.new_zeros(len(means))}
-        end = unroll(
-            loss,
-            start,
-            inner.optimizer,
-            taken,
-            context=(support.x, support.y, support.queries if own.entropy else support.x),
-            hyper=loop.hyper(meta),
-            gradient="first_order",
-            observe=None if watch is None else lambda fast: watch(predictor(fast)),
-        )
-        return Adapted(predictor(end.params), end.losses, end.observed)
+        given = (support.x, support.y, support.queries if own.entropy else support.x)
+        return fitted(loop, meta, start, loss, given, predictor, taken, watch)
 
     made = by_steps(
         problem,

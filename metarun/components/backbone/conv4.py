@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metarun.components.backbone.base import NormalisedConfig
 from metarun.components.backbone.images import image_size
 from metarun.components.backbone.norm import BatchNorm
-from metarun.config.checks import MOST_UNITS, between, positive
+from metarun.config.checks import MOST_UNITS, between, one_each, positive
 from metarun.config.component import builds, settings
 from metarun.errors import ConfigError
 
@@ -35,12 +35,7 @@ class Conv4Config(NormalisedConfig):
         super().__post_init__()
         between("backbone.width", self.width, 1, MOST_UNITS)
         if self.widths is not None:
-            if len(self.widths) != BLOCKS:
-                raise ConfigError(
-                    f"backbone.widths={self.widths}: must have {BLOCKS} numbers, one a block"
-                )
-            for width in self.widths:
-                between("backbone.widths", width, 1, MOST_UNITS)
+            one_each("backbone.widths", self.widths, "block", BLOCKS, MOST_UNITS)
         positive("backbone.norm_eps", self.norm_eps)
         if self.order != "norm_relu_pool" and self.pool != "max":
             raise ConfigError(f"backbone.order={self.order}: it is for backbone.pool=max")

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from metarun.components.backbone.base import NormalisedConfig
 from metarun.components.backbone.images import WithHead, draw_for_relu, image_size
 from metarun.components.backbone.norm import BatchNorm
-from metarun.config.checks import MOST_UNITS, at_least, between
+from metarun.config.checks import MOST_UNITS, at_least, between, one_each
 from metarun.config.component import builds, settings
-from metarun.errors import ConfigError
 
 BLOCKS = 4
 SLOPE = 0.1  # of LeakyReLU below zero
@@ -31,12 +30,7 @@ class Resnet12Config(NormalisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.widths) != BLOCKS:
-            raise ConfigError(
-                f"backbone.widths={self.widths}: must have {BLOCKS} numbers, one a block"
-            )
-        for width in self.widths:
-            between("backbone.widths", width, 1, MOST_UNITS)
+        one_each("backbone.widths", self.widths, "block", BLOCKS, MOST_UNITS)
         between("backbone.drop", self.drop, 0, 0.99)
         at_least("backbone.drop_size", self.drop_size, 1)
 
