@@ -41,6 +41,7 @@ class Figures:
         content: which data it saw, briefly; None if that is not known.
         by_task: the score of each test task, by its number; empty if they are not known, NaN where
             one is not finite.
+        inner_loop: whether it takes inner steps, with the inner optimizer.
     """
 
     score: str
@@ -55,6 +56,7 @@ class Figures:
     peak_memory_gib: float
     content: str | None = None
     by_task: Sequence[float] = ()
+    inner_loop: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Run:
     """One run directory.
 
     Attributes:
-        settings: its config by dotted key.
+        settings: its config by dotted key; without the inner optimizer, if it has turned out that
+            there is no inner loop.
         status: what status.json says (completed, failed, interrupted, running …), but "killed" if
             it says that it is running and its process is gone, "never started" if there is none.
         error: why it failed, one line.
@@ -150,12 +153,15 @@ def read_run(folder: str | Path) -> Run:
     if state == "running" and _is_gone(provenance):
         state = "killed"
     error = status.get("error")
+    test = _test(folder / "result.json", settings) if state == "completed" else None
+    if test is not None and not test.inner_loop:
+        settings = {k: v for k, v in settings.items() if not k.startswith("inner_opt.")}
     return Run(
         directory=folder,
         settings=settings,
         status=state,
         error=clean(str(error))[:500] if error else None,
-        test=_test(folder / "result.json", settings) if state == "completed" else None,
+        test=test,
         log=read_metrics(folder / "metrics.jsonl"),
         code=_code(provenance),
     )
@@ -249,6 +255,7 @@ def _test(path: Path, settings: dict[str, Any]) -> Figures:
             peak_memory_gib=bounded(result["peak_memory_gib"]),
             content=_content(test.get("data_identity")),
             by_task=array("d", map(finite_or_nan, test.get(f"{score}_per_task", ()))),
+            inner_loop=test.get("inner_steps", 0) is not None,
         )
     except KeyError as error:
         raise ValueError(f"result.json lacks {error}") from error

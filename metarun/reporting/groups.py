@@ -21,6 +21,8 @@ SAME_TASK = ("data.", "task.")
 """Settings that say what is solved; scores can be compared where they agree."""
 LOGGED = ("trainer.log_every", "trainer.checkpoint_every")
 """Settings that change what is written down of a run, and not the run."""
+ALONE = ("algo.name", "inner_opt.name")
+"""What is shown where no setting differs, of those that there are."""
 CONTENT = "data.content"  # stands for what the data are, where settings do not tell
 
 
@@ -244,8 +246,8 @@ def _board(title: str, members: list[list[Run]]) -> Board:
     for config in configs:
         shown = {key: config[key] for key in columns if key in config}
         parts = setting_texts(shown, names)
-        alone = f"{as_text(config['algo.name'])}, {as_text(config['inner_opt.name'])}"
-        labels.append(", ".join(parts) or alone)
+        alone = [as_text(config[key]) for key in ALONE if key in config]
+        labels.append(", ".join(parts or alone))
         all_shown.append(shown)
     groups = [
         Group(*parts) for parts in zip(configs, members, unique(labels), all_shown, strict=True)

@@ -81,10 +81,11 @@ def highlighted(board: Board) -> list[Group]:
 
 
 def best_by_optimizer(board: Board) -> list[Group]:
-    """The best group by validation of each inner optimizer."""
+    """The best group by validation of each inner optimizer; methods without one have no group."""
     best: dict[str, Group] = {}
     for group in board.groups:
-        best.setdefault(str(group.settings["inner_opt.name"]), group)
+        if "inner_opt.name" in group.settings:
+            best.setdefault(str(group.settings["inner_opt.name"]), group)
     return list(best.values())
 
 

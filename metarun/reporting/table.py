@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from metarun.reporting.gather import Gathered
-from metarun.reporting.groups import Board, Group, differing
+from metarun.reporting.groups import ALONE, Board, Group, differing
 from metarun.reporting.labels import as_text, short_names
 
 SHOWN = 20  # rows on the terminal
-ALONE = ("algo.name", "inner_opt.name")  # what is shown where no setting differs
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Cell:
 
 def board_table(board: Board) -> tuple[list[str], list[list[Cell]]]:
     """The header and one row a group: settings that differ, scores, cost."""
-    columns = board.columns or list(ALONE)
+    columns = _columns(board.groups, board.columns)
     names = short_names(columns)
     devices = {figures.device for group in board.groups for figures in group.figures}
     several_devices = len(devices) > 1
@@ -121,7 +120,7 @@ def markdown_text(text: str) -> str:
 def groups_csv(boards: Sequence[Board]) -> str:
     """One line a group, numbers in full."""
     groups = [group for board in boards for group in board.groups]
-    keys = differing([group.settings for group in groups]) or list(ALONE)
+    keys = _columns(groups, differing([group.settings for group in groups]))
     figures = [
         "score", "value", "ci95", "ci95_over", "seeds", "best_validation", "train_seconds",
         "meta_steps_per_s", "peak_memory_gib", "device",
@@ -194,6 +193,10 @@ def group_note(group: Group) -> str:
     """Which seeds a group has."""
     seeds = ", ".join(str(run.seed) for run in group.runs)
     return f"seed{'s' * (len(group.runs) > 1)} {seeds}"
+
+
+def _columns(groups: Sequence[Group], differ: list[str]) -> list[str]:
+    return differ or [key for key in ALONE if any(key in group.settings for group in groups)]
 
 
 def _setting(value: Any) -> Cell:

@@ -45,7 +45,8 @@ def without_effect(config: TrainConfig, kind: str, outputs: int) -> list[str]:
         group, _, name = key.partition(".")
         part = getattr(config, group)
         value = getattr(part, name, None)
-        if is_dataclass(part) and name in _changed(part):
+        asked = is_dataclass(part) and name in _changed(part)
+        if asked and not _is_preset(config, group, name):
             told.append(f"{key}={value} ({reason})")
     return told
 
@@ -58,6 +59,14 @@ def _changed(part: Any) -> set[str]:
     """The settings of a group that are not at their defaults."""
     plain = type(part)()
     return {f.name for f in fields(part) if getattr(part, f.name) != getattr(plain, f.name)}
+
+
+def _is_preset(config: TrainConfig, group: str, name: str) -> bool:
+    """Whether a setting has the value that the algorithm, the data or the backbone gives it."""
+    value = getattr(getattr(config, group), name)
+    parts = (config.algo, config.data, config.backbone)
+    presets = [getattr(part, "usual", {}).get(group, {}) for part in parts]
+    return any(name in preset and preset[name] == value for preset in presets)
 
 
 def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:

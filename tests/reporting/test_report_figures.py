@@ -22,7 +22,7 @@ from metarun.reporting.content import report_on
 from metarun.reporting.gather import gather
 from metarun.reporting.groups import LOGGED, Board, boards
 from metarun.reporting.labels import unique
-from metarun.reporting.plots import plots
+from metarun.reporting.plots import best_by_optimizer, plots
 from metarun.reporting.table import board_table, groups_csv, runs_csv
 from metarun.reporting.text import markdown, terminal
 
@@ -86,7 +86,7 @@ def make(tmp_path: Path, configs: dict[str, dict[str, Any]]) -> Make:
         test = {
             "score": score, score: value, "ci95": 0.01, "episodes": 600,
             f"{score}_per_inner_step": [0.2, 0.9, value],
-            "loss_per_inner_step": [1.6, 0.5, 0.3], "seed": seed,
+            "loss_per_inner_step": [1.6, 0.5, 0.3], "seed": seed, "inner_steps": 2,
             "data_identity": figures.pop("data_identity", None),
         }  # fmt: skip
         result = {
@@ -464,6 +464,25 @@ def test_pictures_choose_each_optimizer_s_best_by_validation(
     assert "best settings by validation" in made["Inner loop: test accuracy by inner step"].caption
     ends = [y[-1] for _, y, _ in drawn["plot"] if len(y) == 3 and y[0] == 0.2]
     assert ends == [0.2, 0.3], "the best of all is drawn last, on top"
+
+
+def test_a_method_without_inner_loop_has_no_inner_optimizer(make: Make, tmp_path: Path) -> None:
+    own = {"algo.name": "protonet"}
+    make("runs/0", settings=own, inner_steps=None)
+    (board,), _ = compared(tmp_path / "runs")
+    assert [group.label for group in board.groups] == ["protonet"]
+    assert board_table(board)[0][0] == "algo" and "inner_opt" not in board_table(board)[0]
+    assert groups_csv([board]).startswith("algo.name,score")
+    make("runs/1", settings=own | {"inner_opt.lr": 3.0}, inner_steps=None, seed=1)
+    (board,), _ = compared(tmp_path / "runs")
+    assert [len(group.runs) for group in board.groups] == [2], "what changes nothing splits nothing"
+    for i, lr in enumerate((0.1, 0.2)):
+        make(f"runs/maml-{i}", settings={"inner_opt.lr": lr})
+    (board,), _ = compared(tmp_path / "runs")
+    labels = sorted(group.label for group in board.groups)
+    assert labels == ["maml, lr=0.1", "maml, lr=0.2", "protonet"]
+    assert best_by_optimizer(board)[0].settings["algo.name"] == "maml"
+    assert len(best_by_optimizer(board)) == 1
 
 
 def test_long_labels_that_begin_alike_stay_apart_in_a_legend(

@@ -81,6 +81,13 @@ def test_the_default_way_of_a_plugins_regression_is_no_wish(
         refuse_way(config, "regression")
 
 
+def test_what_a_method_sets_itself_is_no_wish_of_the_users() -> None:
+    assert named("algo=maml_pp", "inner_opt.learn=[]", "outer_opt.schedule=constant") == []
+    asked = ("inner_opt.granularity=step", "outer_opt.min_lr=0.0005")
+    told = named("algo=maml_pp", "inner_opt.learn=[]", "outer_opt.schedule=constant", *asked)
+    assert told == ["inner_opt.granularity", "outer_opt.min_lr"]
+
+
 def test_a_run_tells_of_them(metarun: Metarun) -> None:
     done = metarun("train", *SHORT, "trainer.steps=1", "engine.sigma=0.5", "engine.last=2")
     assert (
