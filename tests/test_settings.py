@@ -318,6 +318,8 @@ INERT = {
     "trainer.wandb": "a second place for the same figures",
     "trainer.wandb_project": "a name at that place",
     "eval.ckpt": "what is evaluated",
+    "trainer.ensemble": "a second figure beside the first: tests/training/test_ensemble.py",
+    "eval.ensemble": "needs several checkpoints: tests/training/test_ensemble.py",
     "eval.more": "the run's own settings, each under its name: tests/cli/test_cli_eval.py",
     "eval.device": "where it is computed",
     "eval.plugins": "modules to import",

@@ -32,21 +32,23 @@ def run(config: EvalConfig, directory: str | Path) -> float:
         The score.
     """
     # Imported here, so that --help and --cfg answer without waiting for torch.
-    from metarun.rundir import checkpoint
+    from metarun.rundir import checkpoint, top
     from metarun.system.files import write_json
     from metarun.system.interrupts import Interruption
     from metarun.system.lifetime import collect_from_here
     from metarun.system.ranks import join
     from metarun.training import result as results
     from metarun.training.data_check import check_evaluated
+    from metarun.training.ensemble import ensemble_trace
     from metarun.training.evaluation import evaluate
     from metarun.training.inert import without_effect
     from metarun.training.setup import build, choose_device, from_plain
 
     collect_from_here()
     ranks = join()
-    directory, content = Path(ranks.broadcast_from_first(directory)), {}
-    path = Path(config.ckpt)
+    directory = Path(ranks.broadcast_from_first(directory))
+    path, contents = Path(config.ckpt), list[dict[str, Any]]()
+    best = list[dict[str, Any]]()
     stored = directory / "result.json"
     agree = ranks.largest if ranks.count > 1 else None
     with Interruption(agree) as stop:
@@ -60,10 +62,15 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                     raise ConfigError(
                         f"{directory} is the directory of a sweep: choose another hydra.run.dir"
                     )
-                path = checkpoint.find(path)
-                content = checkpoint.load(path)
+                if config.ensemble is None:
+                    path = checkpoint.find(path)
+                    contents = [checkpoint.load(path)]
+                else:
+                    path, best = top.best_validations(path, config.ensemble)
+                    contents = top.load_each(path, best)
             device = choose_device(config.device, ranks)
-        content = ranks.broadcast_from_first(content)
+        best, contents = ranks.broadcast_from_first((best, contents))
+        content = contents[0]
         with ranks.together():
             trained = from_plain(content["config"])
             train_config = changed(trained, config)
@@ -83,8 +90,10 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                 )
             other = _otherwise(trained, train_config)
             remark = check_evaluated(setup, content, trained, config)
-            meta = _restored(setup, content, other)
-        log.info("%s, after meta-step %d", path, content["step"])
+            metas = [_restored(setup, each, other) for each in contents]
+            trace = setup.trace if not best else ensemble_trace(setup, contents, metas)
+        steps = ", ".join(str(each["step"]) for each in contents)
+        log.info("%s, after meta-step %s", path, steps)
         if other:
             shown = ", ".join(f"{key}={value}" for key, value in other.items())
             log.info("otherwise than in training: %s", shown)
@@ -93,9 +102,9 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                 log.warning("without effect: %s", "; ".join(unused))
         with stop.deferred():
             evaluation = evaluate(
-                setup.trace,
+                trace,
                 setup.objective,
-                meta,
+                metas[0],
                 setup.source,
                 config.split,
                 config.episodes or default_episodes(train_config, config.split),
@@ -103,7 +112,7 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                 on_progress=lambda done: stop.check(),
                 ranks=ranks,
             )
-        figures = results.describe(setup, evaluation) | remark
+        figures = results.describe(setup, evaluation, best) | remark
         if ranks.first:
             of_checkpoint = {"ckpt": str(path), "step": content["step"], "changed": other}
             write_json(stored, of_checkpoint | {config.split: figures})

@@ -61,6 +61,7 @@ class TrainerConfig:
     checkpoint_every: int = 200  # meta-steps between checkpoints
     keep_last: int = 2  # newest checkpoints that stay, as step-*
     keep_best: int = 1  # best checkpoints by validation that stay; from 2 on as best-step-* too
+    ensemble: int | None = None  # of the best: their mean outputs are tested, too; null: none
     keep_every: int | None = None  # checkpoints of multiples of this many meta-steps stay as well
     log_every: int = 20  # meta-steps between lines in metrics.jsonl and TensorBoard
     nonfinite: Literal["stop", "skip"] = "stop"  # where a gradient is NaN or infinite
@@ -73,10 +74,25 @@ class TrainerConfig:
             if isinstance(value := getattr(self, own.name), int):
                 between(f"trainer.{own.name}", value, 1, MOST)
         between("trainer.meta_batch", self.meta_batch, 1, MOST_TASKS)
+        if self.ensemble is not None:
+            self._check_ensemble(self.ensemble)
         if self.keep_every is not None and self.keep_every % self.checkpoint_every:
             raise ConfigError(
                 f"trainer.keep_every={self.keep_every}: must be a multiple of "
                 f"trainer.checkpoint_every={self.checkpoint_every}, when checkpoints are written"
+            )
+
+    def _check_ensemble(self, size: int) -> None:
+        if size > self.keep_best:
+            raise ConfigError(
+                f"trainer.ensemble={size}: only trainer.keep_best={self.keep_best} checkpoints "
+                "are kept; raise that"
+            )
+        validations = -(-self.steps // self.eval_every)
+        if size > validations:
+            raise ConfigError(
+                f"trainer.ensemble={size}: there are only {validations} validations; lower it, or "
+                "lower trainer.eval_every"
             )
 
 
@@ -188,6 +204,7 @@ class EvalConfig:
     ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
     split: Literal["train", "val", "test"] = "test"  # whose tasks
     episodes: int | None = None  # tasks; null: as many as the run itself took (600)
+    ensemble: int | None = None  # best checkpoints whose outputs are averaged; null: one
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     seed: int | None = None  # of the episodes
     plugins: list[str] = field(default_factory=list)  # modules imported for their components
@@ -203,8 +220,9 @@ class EvalConfig:
         for group, settings in self.more.items():
             if group not in ("algo", "data", "inner_opt") or not isinstance(settings, dict):
                 raise ConfigError("more: write algo.<setting>=…, data.… or inner_opt.…")
-        if self.episodes is not None:
-            between("episodes", self.episodes, 1, MOST)
+        for name in ("episodes", "ensemble"):
+            if getattr(self, name) is not None:
+                between(name, getattr(self, name), 1, MOST)
 
 
 # Settings that are not part of what a run is: it may be resumed with others. Data may have moved.

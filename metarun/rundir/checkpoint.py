@@ -187,7 +187,27 @@ def load_best(
     Raises:
         CheckpointError: `best` is lost, and no other checkpoint is of that meta-step.
     """
-    folder = Path(folder)
+    best = best_file(Path(folder))
+    if (found := of_step(Path(folder), step, is_of_run)) is not None:
+        path, content = found
+        if path != best:
+            _write(best, path.read_bytes())
+        return content
+    raise CheckpointError(
+        f"{best} is lost, and there is no other checkpoint of meta-step {step}, the best by "
+        f"validation: train again in a new hydra.run.dir; last{SUFFIX} is still good for "
+        "metarun eval"
+    )
+
+
+def of_step(
+    folder: Path, step: int, is_of_run: Callable[[dict[str, Any]], bool] = lambda content: True
+) -> tuple[Path, dict[str, Any]] | None:
+    """An intact checkpoint of a meta-step, and its file; None: there is none.
+
+    Args:
+        is_of_run: as in `load_best`.
+    """
     best = best_file(folder)
     for path in (best, folder / f"best-step-{step:08d}{SUFFIX}", _step_file(folder, step)):
         if path != best and not path.exists():
@@ -200,14 +220,8 @@ def load_best(
         if not is_of_run(content):
             log.warning("%s is of another run; looking for one of this", path)
         elif content["step"] == step:
-            if path != best:
-                _write(best, path.read_bytes())
-            return content
-    raise CheckpointError(
-        f"{best} is lost, and there is no other checkpoint of meta-step {step}, the best by "
-        f"validation: train again in a new hydra.run.dir; last{SUFFIX} is still good for "
-        "metarun eval"
-    )
+            return path, content
+    return None
 
 
 def find(path: str | Path) -> Path:

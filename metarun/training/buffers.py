@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metarun.components.algo.base import Algorithm, Trace
 from metarun.components.build import build_algorithm, training_tasks
@@ -185,4 +185,9 @@ def with_kept_buffers(model: nn.Module, algorithm: Algorithm) -> Algorithm:
         with kept(model):
             return algorithm.trace(meta, task)
 
-    return algorithm._replace(trace=trace)
+    def outputs(meta: Meta, task: object) -> Tensor:
+        assert algorithm.outputs is not None
+        with kept(model):
+            return algorithm.outputs(meta, task)
+
+    return algorithm._replace(trace=trace, outputs=outputs if algorithm.outputs else None)

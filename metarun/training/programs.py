@@ -41,6 +41,9 @@ Gradient = Callable[..., tuple[dict[str, Tensor], Metrics]]
 Traces = Callable[[Meta, Any], Trace]
 """`(meta, tasks) -> trace`, each part with a first dimension of tasks."""
 
+Outputs = Callable[[Meta, Any], Tensor]
+"""`(meta, tasks) -> outputs`, (tasks, inner steps + 1, queries, outputs)."""
+
 CALLS_BEFORE_RECORDING = 2  # a run of a few meta-steps is not worth a recording
 # Beyond, inductor takes minutes, and a replay gains no time for the memory that recording takes.
 MOST_OPERATIONS = 10_000
@@ -84,6 +87,13 @@ def trace_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Trace
     """The evaluation of a batch of tasks."""
     trace = channels_last(algorithm.trace) if plan.channels_last else algorithm.trace
     return task_mapping(trace, plan.batching, record=record, threads=plan.threads)
+
+
+def outputs_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Outputs:
+    """The outputs for the queries of a batch of tasks, in an evaluation."""
+    assert algorithm.outputs is not None
+    outputs = channels_last(algorithm.outputs) if plan.channels_last else algorithm.outputs
+    return task_mapping(outputs, plan.batching, record=record, threads=plan.threads)
 
 
 LOST = "a checkpoint does not hold what is kept in Python, so a resumed run differs"

@@ -1,11 +1,12 @@
 """The end of a run: the test, result.json, and the summary that a person reads."""
 
 import contextlib
+import logging
 import resource
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,18 @@ from metarun.config.typed import as_argument, as_path
 from metarun.errors import RunError
 from metarun.rundir import checkpoint
 from metarun.rundir.longer import STEPS
+from metarun.rundir.top import load_each
 from metarun.system.files import write_json
 from metarun.system.interrupts import Interruption
+from metarun.training.ensemble import ensemble_trace
 from metarun.training.evaluation import Evaluation, evaluate, format_score
+from metarun.training.programs import Traces
 from metarun.training.setup import Setup, to_plain
 from metarun.training.state import TrainState, restore_meta
 from metarun.training.tracker import Tracker
+from metarun.unroll import Meta
+
+log = logging.getLogger(__name__)
 
 
 def finish(
@@ -43,39 +50,27 @@ def finish(
     ranks, content = setup.ranks, {}
     with ranks.together():
         if ranks.first:
-            own = to_plain(setup.config)
             content = checkpoint.load_best(
-                directory / "checkpoints",
-                state.best["step"],
-                # A run may have become longer since its best validation.
-                lambda stored: set(differing(stored["config"], own)) <= {STEPS},
+                directory / "checkpoints", state.best["step"], _is_of(setup)
             )
     content = ranks.broadcast_from_first(content)
     start = time.perf_counter()
     setup.recheck()
-    with stop.deferred():
-        evaluation = evaluate(
-            setup.trace,
-            setup.objective,
-            restore_meta(setup, content),
-            setup.source,
-            "test",
-            setup.config.trainer.test_episodes,
-            setup.config.engine.chunk,
-            on_progress=lambda done: stop.check(),
-            ranks=ranks,
-        )
+    evaluation = _tested(setup, setup.trace, restore_meta(setup, content), stop)
     name = setup.objective.score_name
-    test = describe(setup, evaluation)
+    test, together = describe(setup, evaluation), _of_ensemble(setup, state, directory, stop)
     curves = {f"test/{n}_by_inner_step": test[f"{n}_per_inner_step"] for n in (name, "loss")}
     figures = {
         f"test/{name}": test[name],
         "test/loss": test["loss_per_inner_step"][-1],
         f"val/best_{name}": state.best["score"],
     }
+    if together:
+        figures[f"test/ensemble_{name}"] = together[name]
     tracker.final(figures, curves, state.step)
     result = {
         "test": test,
+        **({"ensemble": together} if together else {}),
         "best": state.best,
         "steps": state.step,
         "skipped_steps": state.skipped,
@@ -91,8 +86,54 @@ def finish(
     return result
 
 
-def describe(setup: Setup, evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation's figures with the protocol that they were measured under."""
+def _is_of(setup: Setup) -> Callable[[dict[str, Any]], bool]:
+    """Whether a checkpoint is of a run; it may have become longer since."""
+    own = to_plain(setup.config)
+    return lambda stored: set(differing(stored["config"], own)) <= {STEPS}
+
+
+def _tested(setup: Setup, trace: Traces, meta: Meta, stop: Interruption) -> Evaluation:
+    with stop.deferred():
+        return evaluate(
+            trace,
+            setup.objective,
+            meta,
+            setup.source,
+            "test",
+            setup.config.trainer.test_episodes,
+            setup.config.engine.chunk,
+            on_progress=lambda done: stop.check(),
+            ranks=setup.ranks,
+        )
+
+
+def _of_ensemble(
+    setup: Setup, state: TrainState, directory: Path, stop: Interruption
+) -> dict[str, Any]:
+    """The test of the best checkpoints together, if the run is to have one."""
+    wanted, ranks, contents = setup.config.trainer.ensemble, setup.ranks, []
+    best = state.top[:wanted]
+    if wanted is None:
+        return {}
+    if len(best) < wanted:
+        log.warning("trainer.ensemble=%d: only %d validations had a score", wanted, len(best))
+    with ranks.together():
+        if ranks.first:
+            contents = load_each(directory / "checkpoints", best, _is_of(setup))
+    contents = ranks.broadcast_from_first(contents)
+    metas = [restore_meta(setup, content) for content in contents]
+    trace = ensemble_trace(setup, contents, metas)
+    return describe(setup, _tested(setup, trace, metas[0], stop), best)
+
+
+def describe(
+    setup: Setup, evaluation: Evaluation, ensemble: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """An evaluation's figures with the protocol that they were measured under.
+
+    Args:
+        ensemble: the validations of the checkpoints whose outputs were averaged; empty: one alone.
+    """
     config, trained = setup.config, setup.config.task.in_training()
     figures = evaluation.summary()
     if not setup.algorithm.has_inner_loop:
@@ -101,6 +142,8 @@ def describe(setup: Setup, evaluation: Evaluation) -> dict[str, Any]:
         figures["meta_learned"] = False
     if setup.algorithm.transductive:
         figures["transductive"] = True
+    if ensemble:
+        figures["ensemble"] = list(ensemble)
     if trained != config.task:  # training tasks had another shape
         shape = {"way": trained.way, "shot": trained.shot, "query": trained.query}
         figures["trained_on"] = shape
@@ -134,6 +177,8 @@ def line(figures: dict[str, Any], split: str) -> str:
         other += ", nothing meta-learned"
     steps = figures["inner_steps"]
     inner = "" if steps is None else f"{steps} inner steps, "
+    if ensemble := figures.get("ensemble"):
+        inner += f"mean outputs of {len(ensemble)} checkpoints, "
     if figures.get("transductive"):
         inner += "adapted to the queries together (transductive), "
     return (
@@ -177,6 +222,7 @@ def summary(result: dict[str, Any], directory: Path, plugins: Sequence[str] = ()
     """
     own = shlex.quote(f"+plugins=[{','.join(plugins)}]") + " " if plugins else ""
     test, best = result["test"], result["best"]
+    ensemble = [result["ensemble"]] if "ensemble" in result else []
     name = test["score"]
     best_score = f"{format_score(name, best['score'])} ± {format_score(name, best['ci95'])}"
     memory = result["peak_memory_gib"]
@@ -191,7 +237,8 @@ def summary(result: dict[str, Any], directory: Path, plugins: Sequence[str] = ()
             f"{result['test_seconds']:.0f} s of test, peak memory {memory:.2f} GiB",
             f"  best validation {name} {best_score}, at meta-step {best['step']}",
             f"  {line(test, 'test')}",
-            *(f"  {line}" for line in per_inner_step(test)),
+            *(f"  {further}" for further in per_inner_step(test)),
+            *(f"  {line(together, 'test')}" for together in ensemble),
             *counted(result.get("parameters")),
             f"  run directory {directory}",
             f"next: metarun eval {own}{as_argument('ckpt', directory)} episodes=1000",

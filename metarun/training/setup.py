@@ -35,10 +35,12 @@ from metarun.training.buffers import settle, with_kept_buffers
 from metarun.training.plan import Plan, make_plan, with_gradient
 from metarun.training.programs import (
     Gradient,
+    Outputs,
     Recorder,
     Traces,
     gradient_program,
     keep_compiled,
+    outputs_program,
     trace_program,
 )
 
@@ -59,6 +61,7 @@ class Setup:
     planned_for: int  # meta-steps that the plan was made for: those the run began with
     gradient: Gradient
     trace: Traces
+    outputs: Outputs | None  # None: the algorithm does not give them
     recheck: Callable[[], None]  # have recordings compared with their functions at the next call
     identity: str  # of the data
     batch_norm: str  # which statistics batch normalisation uses, for the result line
@@ -131,6 +134,7 @@ def build(
         planned_for,
         programs.make(gradient_program, "meta-steps", "compile"),
         programs.make(trace_program, "evaluations", "evaluate"),
+        programs.make(outputs_program, "evaluations", "evaluate") if algorithm.outputs else None,
         programs.recheck,
         identity_of(source),
         str(batch_norm or "not stated by the backbone"),
@@ -159,7 +163,7 @@ class _Programs(NamedTuple):
         """A program of the plan; where vmap turns out not to do, of a plan with a loop.
 
         Args:
-            program: `gradient_program` or `trace_program`.
+            program: `gradient_program`, `trace_program` or `outputs_program`.
             what: what it computes, in the plural.
             choice: the plan's field that says how it is recorded.
         """

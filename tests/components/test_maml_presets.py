@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.components.algo.boil import BoilConfig
 from metarun.components.algo.inner_loop import FACTOR_PREFIX, RATE_PREFIX
 from metarun.config.catalogue import schemas
 from metarun.errors import ConfigError
@@ -68,6 +69,10 @@ def test_boil_adapts_all_but_the_head_and_learns_all(order: int) -> None:
     assert head.abs().sum() > 0
 
 
+def test_boil_in_the_library_adapts_the_body() -> None:
+    assert BoilConfig().adapt == ["body.*"]
+
+
 def test_boil_needs_a_body() -> None:
     with pytest.raises(ConfigError, match="no parameter matches 'trunk"):
         setup_of(*IMAGES, "algo=boil", "algo.adapt=['trunk.*']")
@@ -111,12 +116,14 @@ def test_meta_sgd_is_that_of_learn2learn(order: int, steps: int) -> None:
 
 def test_initial_rates_are_drawn_between_two_numbers_and_by_the_seed() -> None:
     one, same, other = (
-        setup_of(*SINE, "algo=meta_sgd", "algo.rate_low=-0.2", f"seed={seed}").algorithm.init()
+        setup_of(
+            *SINE, "algo=meta_sgd", "algo.rate_low=-0.2", "algo.rate_high=-0.1", f"seed={seed}"
+        ).algorithm.init()
         for seed in (3, 3, 4)
     )
     rates = {n: v for n, v in one.items() if n.startswith(RATE_PREFIX)}
     every = torch.cat([v.flatten() for v in rates.values()])
-    assert every.min() >= -0.2 and every.max() <= 0.1 and len(set(every.tolist())) == len(every)
+    assert every.min() >= -0.2 and every.max() <= -0.1 and len(set(every.tolist())) == len(every)
     assert all(v.shape == one[n.removeprefix(RATE_PREFIX)].shape for n, v in rates.items())
     assert all(torch.equal(v, same[n]) for n, v in rates.items())
     assert not any(torch.equal(v, other[n]) for n, v in rates.items())

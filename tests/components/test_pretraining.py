@@ -150,6 +150,15 @@ def test_features_that_are_all_zero_have_scores_and_gradients() -> None:
     assert bool(scores.isfinite().all())
 
 
+def test_minibatches_are_dealt_from_shuffled_decks() -> None:
+    turns = minibatches(6, 2, 7)
+    assert turns is not None and turns.shape == (7, 2)
+    decks = turns[:6].reshape(2, 6)
+    assert [sorted(deck) for deck in decks.tolist()] == [list(range(6))] * 2
+    assert all(deck != list(range(6)) for deck in decks.tolist()) and len(decks.unique(dim=0)) == 2
+    assert minibatches(6, 6, 7) is None and minibatches(6, None, 7) is None
+
+
 def test_minibatches_change_the_head_of_baseline() -> None:
     x, y, heads = images(6), torch.tensor([0, 0, 1, 1, 2, 2]), []
     for size in (None, 4, 6):

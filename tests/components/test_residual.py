@@ -88,6 +88,14 @@ def test_wrn_features_are_those_of_feats_code(monkeypatch: pytest.MonkeyPatch) -
     agree(ours, theirs, images(4, 3, 16, 16))
 
 
+def test_convolutions_are_drawn_for_relu_by_their_outputs() -> None:
+    torch.manual_seed(0)
+    weight = resnet12((3, 16, 16), 5, widths=[16, 64, 8, 8]).get_parameter(
+        "body.layer2.0.conv1.weight"
+    )
+    assert float(weight.detach().std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
+
+
 def test_sizes_are_the_published_ones() -> None:
     with META:
         assert count(resnet12((3, 84, 84), 5)) == 12_424_320

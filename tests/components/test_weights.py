@@ -219,12 +219,15 @@ def test_a_run_of_metarun_gives_its_best_weights(
     before = setup_of(*IMAGES, "algo=protonet", "backbone.norm=running")
     state = fresh(before)
     meta_step(before, state)
+    best = {name: value.detach().clone() for name, value in state.meta.items()}
+    checkpoint.save_best(tmp_path / "pre" / "checkpoints", snapshot(before, state), [1], 1)
+    meta_step(before, state)
     checkpoint.save(tmp_path / "pre" / "checkpoints", snapshot(before, state), 1, None)
     after = setup_of(*IMAGES, f"backbone.weights={tmp_path}/pre", "backbone.norm=running")
     assert "16 tensors; as drawn: head.weight, head.bias" in caplog.text
     meta = after.algorithm.init()
-    assert not torch.equal(state.meta["norm.0.mean"], torch.zeros(3))
-    assert all(torch.equal(meta[name], value) for name, value in state.meta.items())
+    assert not torch.equal(best["norm.0.mean"], torch.zeros(3))
+    assert all(torch.equal(meta[name], value) for name, value in best.items())
     # An evaluation has what the checkpoint holds, and asks for no file.
     checkpoint.save(tmp_path / "next" / "checkpoints", snapshot(after, fresh(after)), 1, None)
     (tmp_path / "pre").rename(tmp_path / "gone")

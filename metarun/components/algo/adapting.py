@@ -271,23 +271,31 @@ def _algorithm(
         }
         return outer, extra
 
-    def trace(meta: Meta, episode: Episode) -> Trace:
+    def evaluated(meta: Meta, episode: Episode, look: Callable[[Tensor], Any]) -> list[Any]:
+        """What `look` makes of the outputs for the queries, before and after each inner step."""
         with evaluating(problem.model):
             encoded, seen = normalising.support(encode, meta, episode.support_x, True)
             queries = normalising.queries(
                 encode, meta, episode.query_x, episode.support_x, seen, True
             )
 
-            def watch(predict: Predictor) -> tuple[Tensor, Tensor]:
-                outputs = normalising.outputs(predict, meta, queries, encoded, True)
-                targets = episode.query_y
-                return objective.loss(outputs, targets), objective.score(outputs, targets)
+            def watch(predict: Predictor) -> Any:
+                return look(normalising.outputs(predict, meta, queries, encoded, True))
 
             known = queries if transductive else None
             support = Support(encoded, episode.support_y, way[1], known)
-            adapted = adapt(meta, support, steps.evaluation, watch)
-        losses, scores = zip(*adapted.watched, strict=True)
+            return adapt(meta, support, steps.evaluation, watch).watched
+
+    def trace(meta: Meta, episode: Episode) -> Trace:
+        def scored(outputs: Tensor) -> tuple[Tensor, Tensor]:
+            targets = episode.query_y
+            return objective.loss(outputs, targets), objective.score(outputs, targets)
+
+        losses, scores = zip(*evaluated(meta, episode, scored), strict=True)
         return Trace(torch.stack(losses), torch.stack(scores))
+
+    def outputs_of(meta: Meta, episode: Episode) -> Tensor:
+        return torch.stack(evaluated(meta, episode, lambda outputs: outputs))
 
     def predictor(meta: Meta, x: Tensor, y: Tensor, ways: int | None) -> Predictor:
         with evaluating(problem.model):
@@ -323,5 +331,6 @@ def _algorithm(
         kept=normalising.kept,
         follows_step=weigh is not None,
         transductive=transductive,
+        outputs=outputs_of,
         adapt=predictor,
     )

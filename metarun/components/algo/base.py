@@ -152,6 +152,8 @@ class Algorithm(NamedTuple):
         follows_step: whether `loss` takes a third argument: how many meta-steps are done, a float64
             tensor (). It is an input of recordings; a count in Python would stand still in them.
         outer_radius: how far uphill the outer step takes its gradient (SAM); 0: where it stands.
+        outputs: `outputs(meta, episode)`, those for the queries that `trace` scores, (inner steps
+            + 1, queries, outputs); None: not stated.
         adapt: `adapt(meta, support_x, support_y, way) -> predictor`, from examples to outputs, as
             in evaluation; None: not stated.
     """
@@ -170,6 +172,7 @@ class Algorithm(NamedTuple):
     transductive: bool = False
     follows_step: bool = False
     outer_radius: float = 0.0
+    outputs: Callable[[Meta, Episode], Tensor] | None = None
     adapt: Callable[[Meta, Tensor, Tensor, int | None], Callable[[Tensor], Tensor]] | None = None
 
 

@@ -102,7 +102,7 @@ def imaml(problem: Problem, own: ImamlConfig) -> Algorithm:
     walk = partial(_pulled_back, mode)
     trained = descend(problem, loop, fast_weights(problem, loop), walk)
     evaluated = maml(problem._replace(inner=inner._replace(gradient="reverse")), loop)
-    return trained._replace(trace=evaluated.trace, adapt=evaluated.adapt)
+    return trained._replace(trace=evaluated.trace, outputs=evaluated.outputs, adapt=evaluated.adapt)
 
 
 def _pulled_back(

@@ -47,8 +47,9 @@ def maml_pp(problem: Problem, own: MamlPpConfig) -> Algorithm:
       `inner_opt.granularity`. The paper has one a layer; the code has one a tensor.
     - Cosine of the outer rate: `outer_opt.schedule`. The code's mini-ImageNet runs have none.
 
-    The paper's figures are those of an ensemble of five checkpoints; one is evaluated here. Its
-    inner rate is 0.1 (Omniglot) or 0.01 (mini-ImageNet): set `inner_opt.lr`.
+    The paper's figures are those of an ensemble, the mean logits of the five best checkpoints:
+    `trainer.keep_best=5 trainer.ensemble=5` tests that beside the best one. Its inner rate is 0.1
+    (Omniglot) or 0.01 (mini-ImageNet): set `inner_opt.lr`.
 
     Raises:
         ValueError: as `maml`.
