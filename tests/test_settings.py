@@ -85,6 +85,10 @@ OTHER: Changes = {
     "partition.learn": ["0.lr"],
     "partition.groups": [{"params": "head.*", "1.trust_radius": 0.02}],
     "partition.parts": [{"params": "*", "name": "sgd", "lr": 0.02}],
+    **{
+        f"outer_opt.{name}.groups": [{"params": "head.*", "lr_factor": 3.0}]
+        for name in ("adam", "adamw", "sgd")
+    },
     "rprop.eta_plus": 1.7,
     "rprop.step_size_min": 0.5,
     "rprop.step_size_max": 0.001,

@@ -32,6 +32,7 @@ from metarun.system.memory import keep_memory, machine_memory
 from metarun.system.ranks import ALONE, Ranks
 from metarun.training.batching import TriedByVmap
 from metarun.training.buffers import settle, with_kept_buffers
+from metarun.training.outer_groups import group_of_each
 from metarun.training.plan import Plan, make_plan, with_gradient
 from metarun.training.programs import (
     Gradient,
@@ -115,6 +116,8 @@ def build(
     record_step = Recorder(plan.inner_step, "inner steps", tells=False)
     algorithm = build_algorithm(computed, model, source, record_step, train_source=train_source)
     check_fits(config, algorithm, source, train_source)
+    if algorithm.learns:
+        group_of_each(config.outer_opt, [n for n in algorithm.init() if n not in algorithm.kept])
     if changes.evaluation:
         algorithm = with_kept_buffers(model, algorithm)
     batch_norm = "none" if not algorithm.init() else getattr(model, "batch_norm", None)

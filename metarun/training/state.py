@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.components.algo.base import HYPERPARAMETERS
 from metarun.components.algo.normalising import PREFIX
 from metarun.components.build import build_outer_optimizer
 from metarun.config.run import TrainConfig
@@ -14,6 +13,7 @@ from metarun.errors import CheckpointError
 from metarun.rundir.checkpoint_fields import same_structure
 from metarun.training import metrics
 from metarun.training.metrics import Metrics
+from metarun.training.outer_groups import outer_groups
 from metarun.training.setup import Setup, to_plain
 
 
@@ -173,14 +173,8 @@ def _with_optimizer(setup: Setup, meta: dict[str, Tensor]) -> TrainState:
         for name, value in meta.items()
     }
     leaves = {n: v if n in kept else v.requires_grad_() for n, v in copies.items()}
-    weights = [
-        v for n, v in leaves.items() if v.requires_grad and not n.startswith(HYPERPARAMETERS)
-    ]
-    learned = [v for n, v in leaves.items() if v.requires_grad and n.startswith(HYPERPARAMETERS)]
-    groups: list[dict[str, Any]] = [{"params": weights}]
-    if learned:  # decaying a learning rate towards zero is never what weight decay is for
-        groups.append({"params": learned, "weight_decay": 0.0})
-    optimizer = build_outer_optimizer(config, groups)
+    learned = {name: value for name, value in leaves.items() if value.requires_grad}
+    optimizer = build_outer_optimizer(config, outer_groups(config.outer_opt, learned))
     scheduler = None
     if config.outer_opt.schedule == "cosine":
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(

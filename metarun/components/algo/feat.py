@@ -64,7 +64,8 @@ def feat(problem: Problem, own: FeatConfig) -> Algorithm:
 
     The other constants are those of their commands for a four-block network and one shot; for
     five, they take balance=0.1 temperature=32 contrast_temperature=64. The paper starts from a
-    pretrained network, and gives the transformer ten times its learning rate; here both start from
+    pretrained network, and gives the transformer ten times its learning rate: `backbone.weights`
+    and 'outer_opt.groups=[{params:transformer.*,lr_factor:10}]'. Without these, both start from
     random weights, with one rate.
 
     Args:

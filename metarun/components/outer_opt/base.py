@@ -1,12 +1,13 @@
 """What the settings of all outer optimizers have in common."""
 
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Any, Literal
 
 from metarun.config.checks import between, finite, positive
 from metarun.config.component import settings
+from metarun.errors import ConfigError
 
-OF_EVERY_OUTER_OPTIMIZER = ("schedule", "min_lr", "clip_norm", "clip_value")
+OF_EVERY_OUTER_OPTIMIZER = ("schedule", "min_lr", "clip_norm", "clip_value", "groups")
 """Settings that the outer step follows; the optimizer itself has no use for them."""
 
 IMPLEMENTATION: dict[str, Any] = {"fused": True}
@@ -24,6 +25,7 @@ class OuterOptConfig:
     min_lr: float = 0.0  # where cosine ends
     clip_norm: float | None = None  # meta-gradients are scaled down to this global norm
     clip_value: float | None = None  # meta-gradients are clipped elementwise to ± this
+    groups: list[dict[str, Any]] = field(default_factory=list)  # [{params: head.*, lr_factor: 10}]
 
     def __post_init__(self) -> None:
         for own in fields(self):
@@ -32,3 +34,24 @@ class OuterOptConfig:
         between("outer_opt.min_lr", self.min_lr, 0, self.lr)
         positive("outer_opt.clip_norm", self.clip_norm)
         positive("outer_opt.clip_value", self.clip_value)
+        for group in self.groups:
+            check_group(group)
+            if self.min_lr > self.lr * group["lr_factor"]:
+                raise ConfigError(
+                    f"outer_opt.min_lr={self.min_lr}: must be from 0 to the learning rate of "
+                    f"{group['params']}, {self.lr * group['lr_factor']:g}"
+                )
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Refuse a group that is not a pattern and a factor of the learning rate.
+
+    Raises:
+        ConfigError: says what it must be.
+    """
+    factor, example = group.get("lr_factor"), "{params: head.*, lr_factor: 10}"
+    if group.keys() != {"params", "lr_factor"} or not isinstance(group["params"], str):
+        raise ConfigError(f"outer_opt.groups: {group} is no group; expected e.g. {example}")
+    if type(factor) not in (int, float):
+        raise ConfigError(f"outer_opt.groups: lr_factor of {group} must be a number")
+    positive(f"outer_opt.groups, {group['params']}: lr_factor", factor)
