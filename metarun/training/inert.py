@@ -130,6 +130,10 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
             kind != "classification" and outputs == 1,
             f"tasks of {kind} have no classes to sum over",
         ),
+        "algo.outer_reduction": (
+            kind != "classification",
+            f"tasks of {kind} have no shots of classes to divide by",
+        ),
         "backbone.width": (network.get("widths") is not None, "backbone.widths is given"),
         "backbone.drop_size": (not network.get("drop", 1), "backbone.drop is 0"),
         "data.split_seed": (

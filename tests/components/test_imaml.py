@@ -1,5 +1,6 @@
 """iMAML against closed forms of quadratic losses, and the reference code's variant by hand."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from metarun.config.compose import composed, register_schemas
 from metarun.episodes.source import Episodes
 from metarun.errors import ConfigError
-from metarun.training.loop import meta_step
+from metarun.training.loop import learned_hyper, meta_step
 from metarun.training.setup import Setup
 from metarun.training.state import fresh
 from tests.setups import SINE, setup_of, stirred, task_of
@@ -57,6 +58,53 @@ def test_the_paper_differentiates_the_minimum_of_a_proximal_loss() -> None:
             for h_ in (1e-5, -1e-5)
         ]
         assert float(ours[slot]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6)
+
+
+def test_a_learned_strength_has_the_derivative_of_the_minimum() -> None:
+    """In closed form, and by finite differences of where 600 steps end."""
+    setup = setup_of(
+        *QUADRATIC, "algo=imaml", "algo.inner_steps=600", "engine.proximal=0.7",
+        "algo.learn_proximal=true", "algo.eval_inner_steps=600",
+    )  # fmt: skip
+    meta, task = stirred(setup), task_of(setup)
+    assert setup.algorithm.init()["algo.proximal"].item() == pytest.approx(math.log(0.7))
+    (h, g), eye = system(task.support_x, task.support_y), torch.eye(2, dtype=torch.float64)
+
+    def outer(theta: Tensor, logarithm: Tensor) -> Tensor:
+        end = torch.linalg.solve(h + logarithm.exp() * eye, g + logarithm.exp() * theta)
+        return (task.query_x * end[0] + end[1] - task.query_y).square().mean()
+
+    point = (flat(meta).detach().requires_grad_(), meta["algo.proximal"])
+    expected = torch.autograd.grad(value := outer(*point), point)
+    loss = setup.algorithm.loss(meta, task)[0]
+    torch.testing.assert_close(loss, value, rtol=1e-9, atol=1e-12)
+    found = dict(zip(meta, torch.autograd.grad(loss, list(meta.values())), strict=True))
+    ours = (flat(found), found["algo.proximal"])
+    torch.testing.assert_close(ours, expected, rtol=1e-7, atol=1e-9)
+    with torch.no_grad():
+        above, below = (
+            setup.algorithm.loss({**meta, "algo.proximal": meta["algo.proximal"] + far}, task)[0]
+            for far in (1e-5, -1e-5)
+        )
+        trace = setup.algorithm.trace(meta, task).query_loss  # evaluations have the term as well
+    differences = float(above - below) / 2e-5
+    assert float(found["algo.proximal"]) == pytest.approx(differences, rel=1e-6)
+    assert len(trace) == 601 and float(trace[-1]) == pytest.approx(value.item(), rel=1e-9)
+
+
+def test_a_constant_strength_is_where_a_learned_one_starts() -> None:
+    settings = (*SINE, "algo=imaml", "algo.inner_steps=3", "inner_opt.lr=0.03")
+    plain, learned = setup_of(*settings), setup_of(*settings, "algo.learn_proximal=true")
+    meta = stirred(plain)
+    also = meta | {"algo.proximal": learned.algorithm.init()["algo.proximal"].requires_grad_()}
+    tasks = plain.train_tasks.sample(0, 2)
+    ours, theirs = learned.gradient(also, tasks)[0], plain.gradient(meta, tasks)[0]
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-10, atol=1e-12)
+    state = fresh(learned)
+    meta_step(learned, state)
+    assert state.meta["algo.proximal"].item() != also["algo.proximal"].item()
+    assert learned_hyper(state)["algo/proximal"] == state.meta["algo.proximal"].item()
 
 
 @pytest.mark.parametrize("steps", [1, 16])
@@ -127,13 +175,21 @@ def test_evaluations_have_the_proximal_term_in_the_paper_alone(variant: str, gra
     assert torch.equal(*traces) and len(traces[0]) == 6
 
 
-@pytest.mark.parametrize("inner_opt", ["sgd", "adam", "rprop"])
-def test_vmap_loop_and_recordings_agree(inner_opt: str) -> None:
+@pytest.mark.parametrize(
+    ("inner_opt", "own"),
+    [
+        ("sgd", "algo.variant=code"),
+        ("adam", "algo.variant=code"),
+        ("rprop", "algo.variant=code"),
+        ("adam", "algo.learn_proximal=true"),
+    ],
+)
+def test_vmap_loop_and_recordings_agree(inner_opt: str, own: str) -> None:
     found: list[Any] = []
     for how in (("loop", "none"), ("loop", "replay"), ("vmap", "none"), ("vmap", "replay")):
         engine = [f"engine.{k}={v}" for k, v in zip(("batching", "compile"), how, strict=True)]
         setup = setup_of(
-            *SINE, "algo=imaml", "algo.variant=code", "algo.inner_steps=3", *engine,
+            *SINE, "algo=imaml", own, "algo.inner_steps=3", *engine,
             f"inner_opt={inner_opt}",
         )  # fmt: skip
         meta = stirred(setup)
@@ -163,6 +219,7 @@ def test_the_mode_is_in_the_config_and_steps_are_taken() -> None:
         (["inner_opt.precondition=kronecker"], r"leave inner_opt\.precondition out"),
         (["algo.variant=code", "engine.solver=neumann"], "conjugate gradients alone"),
         (["algo.variant=code", "algo.adapt=[head.*]"], "adapts all parameters"),
+        (["algo.variant=code", "algo.learn_proximal=true"], "has a constant λ"),
         (["algo.inner_steps=0"], "must be from 1"),
         (["algo.adapt=[]"], "algo.adapt is empty"),
     ],

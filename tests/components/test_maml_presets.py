@@ -252,3 +252,35 @@ def test_meta_curvature_is_maml_with_the_preconditioner() -> None:
 def test_what_meta_curvature_cannot_do_is_refused(settings: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         setup_of(*SINE, "algo=meta_curvature", *settings)
+
+
+PER_SHOT = (
+    *IMAGES, "algo=maml", "task.shot=2", "task.query=4", "algo.eval_inner_steps=1",
+)  # fmt: skip
+
+
+def test_the_outer_loss_of_mamls_code_is_a_sum_over_the_shots() -> None:
+    """`reduce_sum(xent(logits, labels) / update_batch_size)` of the queries, for each task."""
+    setup = setup_of(*PER_SHOT, "algo.outer_reduction=per_shot")
+    meta, task = stirred(setup), task_of(setup)
+    assert setup.algorithm.adapt is not None
+    scores = setup.algorithm.adapt(meta, task.support_x, task.support_y, 3)(task.query_x)
+    expected = F.cross_entropy(scores, task.query_y, reduction="none").div(2).sum()
+    loss, extra = setup.algorithm.loss(meta, task)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    # What is logged stays a mean.
+    torch.testing.assert_close(extra["loss"], expected * 2 / 12, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "more", [["algo.multi_step_loss=3", "algo.inner_steps=2"], ["algo.first_order_until=1"]]
+)
+def test_other_outer_losses_are_summed_likewise(more: list[str]) -> None:
+    grads, step = [], torch.zeros((), dtype=torch.float64)
+    for reduction in ("mean", "per_shot"):
+        setup = setup_of(*PER_SHOT, *more, f"algo.outer_reduction={reduction}")
+        meta, task = stirred(setup), task_of(setup)
+        loss = setup.algorithm.loss(meta, task, step)[0]
+        grads.append(torch.autograd.grad(loss, list(meta.values())))
+    for mean, summed in zip(*grads, strict=True):
+        torch.testing.assert_close(summed, 6 * mean, rtol=1e-11, atol=1e-13)

@@ -58,6 +58,9 @@ def test_what_is_for_classes_is_named_or_refused_without_them() -> None:
     sums = "algo.reduction=per_shot"
     assert named(sums) == []
     assert named("data=sinusoid", sums, kind="regression", outputs=1) == ["algo.reduction"]
+    sums = "algo.outer_reduction=per_shot"
+    assert named(sums) == []
+    assert named("data=sinusoid", sums, kind="regression", outputs=1) == ["algo.outer_reduction"]
     refuse_way(composed("train", ["task.way=3"]), "classification")
     refuse_way(composed("train", ["data=sinusoid"]), "regression")
     for way in (3, 5):

@@ -42,6 +42,7 @@ class DescentConfig:
     of_training: ClassVar[tuple[str, ...]] = (
         "order",
         "inner_steps",
+        "outer_reduction",
         "multi_step_loss",
         "first_order_until",
     )
@@ -51,6 +52,7 @@ class DescentConfig:
     inner_steps: int = 1  # inner steps in training
     eval_inner_steps: int = 3  # inner steps in validation and test
     reduction: Literal["mean", "per_shot"] = "mean"  # per_shot: sum over classes, mean over shots
+    outer_reduction: Literal["mean", "per_shot"] = "mean"  # per_shot: a sum, over the shots
     multi_step_loss: int = 0  # meta-steps in which losses after earlier inner steps count
     first_order_until: int = 0  # meta-steps of first order, before those of second order
 
@@ -165,7 +167,22 @@ def descend(
         if own.multi_step_loss
         else None,
     )
+    if own.outer_reduction == "per_shot":
+        made = _summed_per_shot(made, problem)
     return _annealed(made, own.first_order_until) if own.first_order_until else made
+
+
+def _summed_per_shot(made: Algorithm, problem: Problem) -> Algorithm:
+    """The algorithm whose outer loss is the sum over queries, divided by the shots."""
+    if problem.ways is None:
+        return made
+    way = problem.ways[0]
+
+    def loss(meta: Meta, episode: Any, *step: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        value, extra = made.loss(meta, episode, *step)
+        return value * (len(episode.query_y) * way / len(episode.support_y)), extra
+
+    return made._replace(loss=loss)
 
 
 def _annealed(made: Algorithm, until: int) -> Algorithm:

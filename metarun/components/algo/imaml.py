@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
-from metarun.components.algo.base import Algorithm, Problem
-from metarun.components.algo.descent import descend
+from metarun.components.algo.base import OWN_PREFIX, Algorithm, Problem
+from metarun.components.algo.descent import Fast, descend
 from metarun.components.algo.maml import MamlConfig, fast_weights, maml
 from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
@@ -18,12 +19,15 @@ from metarun.unroll import (
     Implicit,
     InnerOptimizer,
     LossOptimizer,
+    Meta,
     Params,
     RecordedLoss,
     Unrolled,
     unroll,
 )
 from metarun.unroll.gradients.implicit import attach_implicit
+
+PROXIMAL = OWN_PREFIX + "proximal"
 
 CG_DAMPING, LAMBDA_DAMPING = 1.0, 10.0
 """Constants of the reference code, which the paper does not have."""
@@ -33,7 +37,7 @@ CG_DAMPING, LAMBDA_DAMPING = 1.0, 10.0
 class ImamlConfig:
     """iMAML (Rajeswaran et al. 2019): a proximal inner loop, differentiated implicitly."""
 
-    of_training: ClassVar[tuple[str, ...]] = ("inner_steps",)
+    of_training: ClassVar[tuple[str, ...]] = ("inner_steps", "learn_proximal")
     usual: ClassVar[dict[str, dict[str, Any]]] = {
         "engine": {"gradient": "implicit", "proximal": 2.0, "solver": "cg", "solver_steps": 5}
     }
@@ -41,6 +45,7 @@ class ImamlConfig:
     variant: Literal["paper", "code"] = "paper"  # code: the steps and the damping of theirs
     inner_steps: int = 16  # inner steps in training
     eval_inner_steps: int = 16  # inner steps in validation and test
+    learn_proximal: bool = False  # λ becomes a meta-parameter, as its logarithm
     adapt: list[str] = field(default_factory=lambda: ["*"])  # patterns over parameter names
     reduction: Literal["mean", "per_shot"] = "mean"  # per_shot: sum over classes, mean over shots
 
@@ -49,6 +54,10 @@ class ImamlConfig:
         between("algo.eval_inner_steps", self.eval_inner_steps, 0, MOST_STEPS)
         if not self.adapt:
             raise ConfigError("algo.adapt is empty: name what the inner loop adapts, e.g. ['*']")
+        if self.variant == "code" and self.learn_proximal:
+            raise ConfigError(
+                "algo.learn_proximal: algo.variant=code has a constant λ; choose algo.variant=paper"
+            )
         if self.variant == "code" and self.adapt != ["*"]:
             raise ConfigError(
                 "algo.variant=code adapts all parameters: leave algo.adapt out, or choose "
@@ -65,12 +74,16 @@ def imaml(problem: Problem, own: ImamlConfig) -> Algorithm:
     gradient of the query loss there. λ is `engine.proximal`; `engine.solver_steps` steps of
     conjugate gradients solve the system. Memory does not grow with inner steps.
 
+    With `learn_proximal`, log λ is a meta-parameter that starts at that of `engine.proximal`. The
+    derivative by λ is that of the same minimum, by the implicit function theorem: −v·(φ − θ), with
+    v = (H + λI)⁻¹ u.
+
     `variant="code"` is what the reference code computes. The inner steps minimise L(φ) alone, and
     one more step of the inner optimizer minimises λ/2 ‖φ − θ‖². The meta-gradient solves
     (1 + 1) v + Hv / (λ + 10) = u. Evaluations take plain inner steps. Two things of it are
-    settings of other groups: Adam with `outer_opt.eps=1e-3`, and `inner_opt.lr=0.1`. Its λ that
-    is learned, "not tested" in its own words, is left out, as is the second-order inner solver of
-    the paper (Hessian-free), of which it has no code.
+    settings of other groups: Adam with `outer_opt.eps=1e-3`, and `inner_opt.lr=0.1`. Its own way
+    to learn λ, "not tested" in its words, is left out, as is the second-order inner solver of the
+    paper (Hessian-free), of which it has no code.
 
     Args:
         problem: model, objective and inner optimizer.
@@ -92,6 +105,8 @@ def imaml(problem: Problem, own: ImamlConfig) -> Algorithm:
         adapt=own.adapt,
         reduction=own.reduction,
     )
+    if own.learn_proximal:
+        return descend(problem, loop, _with_proximal(problem, loop, mode), partial(_nearby, mode))
     if own.variant == "paper":
         return maml(problem, loop)
     if mode.solver != "cg":
@@ -103,6 +118,53 @@ def imaml(problem: Problem, own: ImamlConfig) -> Algorithm:
     trained = descend(problem, loop, fast_weights(problem, loop), walk)
     evaluated = maml(problem._replace(inner=inner._replace(gradient="reverse")), loop)
     return trained._replace(trace=evaluated.trace, outputs=evaluated.outputs, adapt=evaluated.adapt)
+
+
+def _with_proximal(problem: Problem, loop: MamlConfig, mode: Implicit) -> Fast:
+    """What is adapted, and log λ beside what all tasks share."""
+    fast = fast_weights(problem, loop)
+    like = next(problem.model.parameters())
+
+    def decode(params: Meta, encoded: Any) -> Tensor:
+        return fast.decode({n: p for n, p in params.items() if n != PROXIMAL}, encoded)
+
+    return fast._replace(
+        initial=fast.initial | {PROXIMAL: like.new_tensor(mode.proximal).log().detach()},
+        shared=(*fast.shared, PROXIMAL),
+        decode=decode,
+    )
+
+
+def _nearby(
+    mode: Implicit,
+    loss: RecordedLoss,
+    start: Params,
+    optimizer: InnerOptimizer | LossOptimizer,
+    steps: int,
+    *,
+    context: Any,
+    hyper: Callable[[int], Hyper],
+    gradient: Any,
+    observe: Callable[[Params], Any] | None,
+) -> Unrolled:
+    """Inner steps on the loss with its proximal term, of which the start and λ are inputs."""
+
+    def proximal(now: Params, given: tuple[Any, Params]) -> Tensor:
+        (shared, *_), begun = given
+        pull: Tensor = shared[PROXIMAL].exp() / 2 * _distance(now, begun)
+        return loss.loss(now, given[0]) + pull
+
+    near = RecordedLoss(proximal, loss.record)
+    given = (context, start)
+    with torch.no_grad():
+        walked = unroll(near, start, optimizer, steps, context=given, hyper=hyper, observe=observe)
+    fixed = {name: p.detach() for name, p in start.items()}
+    params = attach_implicit(walked.params, fixed, given, near, mode, proximal=0.0)
+    return walked._replace(params=params)
+
+
+def _distance(now: Params, begun: Params) -> Tensor:
+    return torch.stack([(now[name] - begun[name]).square().sum() for name in begun]).sum()
 
 
 def _pulled_back(
@@ -119,9 +181,8 @@ def _pulled_back(
 ) -> Unrolled:
     """Plain inner steps, one towards the start, and the implicit derivative of the code."""
 
-    def distance(now: Params, step: int, begun: Params) -> torch.Tensor:
-        squares = [(now[name] - begun[name]).square().sum() for name in begun]
-        return mode.proximal / 2 * torch.stack(squares).sum()
+    def distance(now: Params, step: int, begun: Params) -> Tensor:
+        return mode.proximal / 2 * _distance(now, begun)
 
     with torch.no_grad():
         walked = unroll(loss, start, optimizer, steps, context=context, hyper=hyper)

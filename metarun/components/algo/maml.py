@@ -42,13 +42,15 @@ def maml(problem: Problem, own: MamlConfig) -> Algorithm:
             `problem.inner.gradient` says). What matches no pattern of `adapt` is meta-learned and
             shared by all tasks, but for what the model has frozen. `reduction="per_shot"` sums
             the inner loss over classes and averages it over shots, as MAML's reference code does,
-            so that its learning rates mean the same here. What matches a pattern of `per_step` is
-            learned with a value for each inner step of training, and not adapted: the loss of
-            inner step i takes value i, predictions after step i do so as well, and later steps
-            take the last one. For `*.norm.*` these are the γ and β of MAML++ (Antoniou, Edwards
-            and Storkey 2019). `multi_step_loss` is theirs, too (see `weights_by_step`), and so is
-            `first_order_until`: the meta-gradient is that of `order=1` in so many meta-steps. It
-            costs as much as that of `order=2`.
+            so that its learning rates mean the same here. `outer_reduction="per_shot"` is the same
+            of the outer loss: with Q queries and K shots of each of N classes, N·Q/K times the
+            mean. By that its clipping (`outer_opt.clip_value=10`) means the same here. What
+            matches a pattern of `per_step` is learned with a value for each inner step of
+            training, and not adapted: the loss of inner step i takes value i, predictions after
+            step i do so as well, and later steps take the last one. For `*.norm.*` these are the γ
+            and β of MAML++ (Antoniou, Edwards and Storkey 2019). `multi_step_loss` is theirs, too
+            (see `weights_by_step`), and so is `first_order_until`: the meta-gradient is that of
+            `order=1` in so many meta-steps. It costs as much as that of `order=2`.
 
     Raises:
         ValueError: a pattern of `adapt` or of the inner groups matches no parameter or frozen

@@ -15,7 +15,12 @@ Vector = Sequence[Tensor]  # one vector in the space of all parameters, in piece
 
 
 def attach_implicit(
-    solution: Params, start: Params, context: Any, loss: ContextLoss, mode: Implicit
+    solution: Params,
+    start: Params,
+    context: Any,
+    loss: ContextLoss,
+    mode: Implicit,
+    proximal: float | None = None,
 ) -> Params:
     """The solution of the proximal inner problem, with its implicit derivative.
 
@@ -25,16 +30,18 @@ def attach_implicit(
         context: what else the inner loss depends on.
         loss: the inner loss, without its proximal term.
         mode: how strong that term is, and how the linear system is solved.
+        proximal: how strong it is, in place of what `mode` says: 0 where the loss has one already.
     """
+    strength = mode.proximal if proximal is None else proximal
     fixed = {name: p.detach() for name, p in solution.items()}
     given = (fixed, start, context)
-    pullback = _implicit_pullback(loss, given, mode)
+    pullback = _implicit_pullback(loss, given, mode, strength)
     attached: Params = recomputed(lambda each: dict(each[0]), given, pullback, keep_outputs=True)
     return attached
 
 
 def _implicit_pullback(
-    loss: ContextLoss, given: tuple[Params, Params, Any], mode: Implicit
+    loss: ContextLoss, given: tuple[Params, Params, Any], mode: Implicit, strength: float
 ) -> Pullback:
     flat_loss = flattened(lambda both: loss(*both), (given[0], given[2]))
     count = len(given[0])
@@ -56,10 +63,10 @@ def _implicit_pullback(
 
         def system(v: Vector) -> Vector:
             products = second(tuple(v))[:count]
-            return [hv + mode.proximal * x for hv, x in zip(products, v, strict=True)]
+            return [hv + strength * x for hv, x in zip(products, v, strict=True)]
 
         v = solve(system, cotangents, mode)
-        of_start = {count + i: mode.proximal * x for i, x in enumerate(v)}
+        of_start = {count + i: strength * x for i, x in enumerate(v)}
         products = second(tuple(v))[count:]
         context_grads = dict(zip(of_context, (-x for x in products), strict=True))
         return [of_start[i] if i < 2 * count else context_grads[i - count] for i in wanted]
