@@ -53,7 +53,8 @@ def _settings(group: str, schema: type) -> Iterator[str]:
         if field.name == "name":
             continue
         setting = meanings[field.name]
-        value = FROM_ENVIRONMENT.get((group, field.name)) or _as_yaml(setting.value)
+        shared = not getattr(schema, "own_root", False) and (group, field.name) in FROM_ENVIRONMENT
+        value = FROM_ENVIRONMENT[group, field.name] if shared else _as_yaml(setting.value)
         yield f"{field.name}: {value}  # {setting.meaning}".removesuffix("  # ")
 
 

@@ -20,6 +20,7 @@ ROOMS = [
     {"higher"},
     {"config"},
     {"episodes"},
+    {"pictures"},
     {"rundir"},
     {"components"},
     {"training", "reporting"},

@@ -184,8 +184,11 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
     """The checkpoint's config with what the command line changes."""
     parts: dict[str, Any] = {}
     if config.data.root is None and hasattr(stored.data, "root"):
-        # Of a plugin's data, the folder is what the run was given, whatever the environment says.
-        ours = not is_plugin("data", stored.data.name)
+        # Of a plugin's data, and of a folder that is one data set, the folder is what the run was
+        # given, whatever the environment says.
+        ours = not is_plugin("data", stored.data.name) and not getattr(
+            stored.data, "own_root", False
+        )
         root = os.environ.get("METARUN_DATA") if ours else None
         download = config.data.download
         if root is None and stored.data.root is not None and hasattr(stored.data, "download"):

@@ -1,8 +1,10 @@
 """Checks of settings: each raises a ConfigError that says what is allowed."""
 
 import math
+import os
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from metarun.errors import ConfigError
@@ -59,6 +61,11 @@ def positive(key: str, value: float | None) -> None:
     finite(key, value)
     if value is not None and not value > 0:
         raise ConfigError(f"{key}={value}: must be above 0")
+
+
+def absolute(folder: str | None) -> str | None:
+    """A folder as a run keeps it: it may be resumed in another current folder."""
+    return None if folder is None else str(Path(os.path.expanduser(folder)).absolute())
 
 
 def fits(value: Any, hint: Any) -> bool:

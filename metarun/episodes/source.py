@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metarun.episodes.rng import random_bits, stream_key, uniform
-from metarun.episodes.store import ClassStore
+from metarun.episodes.store import ClassStore, moved
 
 
 class Episodes(NamedTuple):
@@ -86,7 +86,7 @@ class ImageEpisodes:
         contents = repr(sorted((split, store.identity) for split, store in stores.items()))
         digest = f"sha256:{hashlib.sha256(contents.encode()).hexdigest()}"
         self.identity = digest if type(self).sample is ImageEpisodes.sample else None
-        self.stores = {split: store.to(device) for split, store in stores.items()}
+        self.stores = moved(stores, device)
         self.way, self.shot, self.query, self.seed = way, shot, query, seed
         self.dtype = dtype
         self.input_shape = tuple(next(iter(stores.values())).images.shape[1:])
@@ -114,13 +114,18 @@ class ImageEpisodes:
             way=self.way,
             per_class=self.shot + self.query,
         )
-        images = store.images[chosen].to(self.dtype).div_(255.0)
+        images = self.values(store.take(chosen))
         support_x = images[:, :, : self.shot].flatten(1, 2)
         query_x = images[:, :, self.shot :].flatten(1, 2)
         labels = torch.arange(self.way, device=chosen.device)
         support_y = labels.repeat_interleave(self.shot).expand(count, -1)
         query_y = labels.repeat_interleave(self.query).expand(count, -1)
         return Episodes(support_x, support_y, query_x, query_y)
+
+    def values(self, drawn: Tensor) -> Tensor:
+        """What a network gets of examples: images in [0, 1], features as they are."""
+        values = drawn.to(self.dtype)
+        return values if drawn.is_floating_point() else values.div_(255.0)
 
 
 class Batches:
@@ -144,13 +149,15 @@ class Batches:
 
     def sample(self, start: int, count: int) -> Batch:
         """Batches `start` … `start + count - 1`."""
-        store, device = self._source.stores["train"], self._source.stores["train"].images.device
+        store, device = self._source.stores["train"], self._source.stores["train"].sizes.device
         batches = torch.arange(start, start + count, device=device)
         keys = random_bits(self._key, batches)[:, None]
         places = torch.arange(self._size, device=device)
-        chosen = (uniform(keys, places) * len(store.images)).long()
-        labels = torch.searchsorted(store.offsets, chosen, right=True) - 1
-        return Batch(store.images[chosen].to(self._source.dtype).div_(255.0), labels)
+        drawn = (uniform(keys, places) * store.count).long()  # class by class
+        ends = store.sizes.cumsum(0)
+        labels = torch.searchsorted(ends, drawn, right=True)
+        chosen = store.starts[labels] + drawn - (ends - store.sizes)[labels]
+        return Batch(self._source.values(store.take(chosen)), labels)
 
 
 def sample_indices(
@@ -165,7 +172,7 @@ def sample_indices(
     Returns:
         int64 (count, way, per_class): indices into `store.images`.
     """
-    device = store.images.device
+    device = store.sizes.device
     episodes = torch.arange(start, start + count, device=device)
     episode_keys = random_bits(key, episodes)[:, None]
     class_ranks = random_bits(episode_keys, torch.arange(len(store.class_names), device=device))
@@ -177,7 +184,7 @@ def sample_indices(
     beyond_class = image >= store.sizes[classes][:, :, None]
     image_ranks = image_ranks.masked_fill(beyond_class, torch.iinfo(torch.int64).min)
     images = image_ranks.topk(per_class, dim=2).indices
-    return store.offsets[classes][:, :, None] + images
+    return store.starts[classes][:, :, None] + images
 
 
 def _check_feasible(split: str, store: ClassStore, way: int, shot: int, query: int) -> None:

@@ -1,46 +1,37 @@
-"""Images grouped by class, in memory, and their cache on disk."""
+"""Examples grouped by class: images or features, and views of some of their classes."""
 
-import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from metarun.system import archive
-from metarun.system.files import write_atomically
-
 log = logging.getLogger(__name__)
-
-CACHE_FORMAT = 2  # raise when the content of a cache file changes meaning
 
 
 @dataclass(frozen=True)
 class ClassStore:
-    """Images of many classes, those of one class next to each other.
+    """Examples of many classes, those of one class next to each other.
+
+    Stores of several splits may share one tensor, of which each names the classes that it has.
 
     Attributes:
-        images: uint8, (images, channels, height, width); 0 is background, 255 full ink.
-        offsets: int64, (classes + 1,); class c owns `images[offsets[c]:offsets[c + 1]]`.
+        images: uint8, (images, channels, height, width); or features, floating-point numbers
+            (examples, features).
+        starts: int64, (classes,); class c owns `images[starts[c]:starts[c] + sizes[c]]`.
+        sizes: int64, (classes,); number of images of each class.
         class_names: one name a class.
         known: the `identity`, where it need not be computed.
     """
 
     images: Tensor
-    offsets: Tensor
+    starts: Tensor
+    sizes: Tensor
     class_names: tuple[str, ...]
     known: str | None = None
-
-    @property
-    def sizes(self) -> Tensor:
-        """Number of images of each class, int64 (classes,)."""
-        return self.offsets.diff()
 
     @cached_property
     def largest(self) -> int:
@@ -48,38 +39,88 @@ class ClassStore:
         return int(self.sizes.max())
 
     @cached_property
+    def count(self) -> int:
+        """Number of images of all its classes."""
+        return int(self.sizes.sum())
+
+    @cached_property
     def identity(self) -> str:
         """A digest of the content, the same on every machine; 25 MB take 0.03 s."""
         if self.known is not None:
             return self.known
-        digest = hashlib.sha256()
-        for part in (self.images, self.offsets):
-            digest.update(repr(tuple(part.shape)).encode())
-            digest.update(part.cpu().contiguous().numpy().data)
-        digest.update(repr(self.class_names).encode())
-        return f"sha256:{digest.hexdigest()}"
+        own = packed(self)
+        shape, content = tuple(own.images.shape), [own.images.cpu().numpy().data]
+        return identity_of(shape, content, own.sizes, self.class_names)
 
-    def to(self, device: torch.device) -> "ClassStore":
-        """The same store with its tensors on `device`."""
-        images, offsets = self.images.to(device), self.offsets.to(device)
-        return ClassStore(images, offsets, self.class_names, self.known)
+    def take(self, chosen: Tensor) -> Tensor:
+        """The images of these numbers, on the device of the numbers, wherever the images are."""
+        return self.images[chosen.to(self.images.device)].to(chosen.device)
+
+
+def identity_of(
+    shape: tuple[int, ...],
+    content: Iterable[bytes | memoryview],
+    sizes: Tensor,
+    class_names: Sequence[str],
+) -> str:
+    """The digest of a store whose classes follow each other.
+
+    Args:
+        shape: of all images.
+        content: their bytes, in pieces of any length.
+        sizes: int64, (classes,); number of images of each class.
+        class_names: one name a class.
+    """
+    digest = hashlib.sha256(repr(shape).encode())
+    for piece in content:
+        digest.update(piece)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cpu().cumsum(0)])
+    digest.update(repr(tuple(offsets.shape)).encode())
+    digest.update(offsets.numpy().data)
+    digest.update(repr(tuple(class_names)).encode(errors="surrogateescape"))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def from_sizes(
+    images: Tensor, sizes: Tensor, class_names: Sequence[str], known: str | None = None
+) -> ClassStore:
+    """A store of images that lie class by class, from the number of images of each class."""
+    return ClassStore(images, sizes.cumsum(0) - sizes, sizes, tuple(class_names), known)
 
 
 def from_equal_classes(images: Tensor, class_names: Sequence[str]) -> ClassStore:
     """A store from (classes, images per class, channels, height, width) uint8 images."""
     classes, per_class = images.shape[:2]
-    offsets = torch.arange(classes + 1) * per_class
-    return ClassStore(images.flatten(0, 1).contiguous(), offsets, tuple(class_names))
+    sizes = torch.full((classes,), per_class)
+    return from_sizes(images.flatten(0, 1).contiguous(), sizes, class_names)
 
 
 def select_classes(store: ClassStore, classes: Sequence[int]) -> ClassStore:
-    """A store of some classes, in the order given."""
-    bounds = [(int(store.offsets[c]), int(store.offsets[c + 1])) for c in classes]
-    images = torch.cat([store.images[start:stop] for start, stop in bounds])
-    sizes = torch.tensor([stop - start for start, stop in bounds])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    """A view of some classes, in the order given: no image is copied.
+
+    Its `images` are those from the first image of any of them to the last.
+    """
+    chosen = torch.tensor(list(classes), dtype=torch.int64)
+    starts, sizes = store.starts[chosen], store.sizes[chosen]
+    first, last = int(starts.min()), int((starts + sizes).max())
     names = tuple(store.class_names[c] for c in classes)
-    return ClassStore(images, offsets, names, derived(store, "classes", list(classes)))
+    known = derived(store, "classes", list(classes))
+    return ClassStore(store.images[first:last], starts - first, sizes, names, known)
+
+
+def split_stores(store: ClassStore, splits: dict[str, list[int]]) -> dict[str, ClassStore]:
+    """A view of the classes of each split, by their numbers."""
+    return {split: select_classes(store, classes) for split, classes in splits.items()}
+
+
+def packed(store: ClassStore) -> ClassStore:
+    """The same classes, with images that follow each other in one tensor and no others."""
+    ends = store.sizes.cumsum(0)
+    if store.count == len(store.images) and torch.equal(store.starts, ends - store.sizes):
+        return replace(store, images=store.images.contiguous())
+    bounds = zip(store.starts.tolist(), store.sizes.tolist(), strict=True)
+    images = torch.cat([store.images[start : start + size] for start, size in bounds])
+    return replace(store, images=images, starts=ends - store.sizes)
 
 
 def with_rotations(store: ClassStore) -> ClassStore:
@@ -87,13 +128,11 @@ def with_rotations(store: ClassStore) -> ClassStore:
 
     The augmentation of Santoro et al. 2016 and Vinyals et al. 2016 for Omniglot.
     """
-    turned = [torch.rot90(store.images, turn, dims=(-2, -1)) for turn in range(4)]
-    count = store.images.shape[0]
-    offsets = [store.offsets[:-1] + turn * count for turn in range(4)]
-    end = torch.tensor([4 * count])
+    own = packed(store)
+    turned = [torch.rot90(own.images, turn, dims=(-2, -1)) for turn in range(4)]
     names = [f"{name}/rot{90 * turn}" for turn in range(4) for name in store.class_names]
     known = derived(store, "rotations")
-    return ClassStore(torch.cat(turned), torch.cat([*offsets, end]), tuple(names), known)
+    return from_sizes(torch.cat(turned), store.sizes.repeat(4), names, known)
 
 
 def derived(store: ClassStore, *how: object) -> str:
@@ -101,74 +140,35 @@ def derived(store: ClassStore, *how: object) -> str:
     return f"sha256:{hashlib.sha256(repr((store.identity, *how)).encode()).hexdigest()}"
 
 
-def cached(path: Path, build: Callable[[], ClassStore]) -> ClassStore:
-    """Load the store at `path`, or build it and keep it there for the next time.
+def moved(stores: dict[str, ClassStore], device: torch.device) -> dict[str, ClassStore]:
+    """The stores on a device; images that several share are moved once.
 
-    Of several processes that need it, one builds it and the others wait. A cache that is damaged
-    or of another format is built again; one that cannot be written (a full disk, a read-only
-    home) costs time only, so it is logged and not an error.
+    Where they would take more than half of a GPU's free memory, images stay where they are, and
+    `ClassStore.take` moves what is drawn.
     """
-    with contextlib.suppress(Exception):
-        return _read(path)
-    with _alone(path):
-        if path.exists():  # damaged, or another process has written it meanwhile
-            try:
-                return _read(path)
-            except Exception as error:  # any damage has the same remedy: build it again
-                log.warning("rebuilding the damaged cache %s (%s)", path, error)
-        store = build()
-        try:
-            write_atomically(path, lambda file: file.write(archive.to_bytes(_to_dict(store))))
-        except OSError as error:
-            log.warning("could not cache the data set in %s (%s)", path, error)
-    return store
-
-
-def _read(path: Path) -> ClassStore:
-    return _from_dict(archive.read(path))
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock beside a file, which ends with its process; go without where there is none."""
-    with contextlib.ExitStack() as held:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path.with_name(f".{path.name}.lock"))
-            try:
-                held.enter_context(lock.acquire(timeout=0))
-            except Timeout:
-                log.info("waiting for another process, which prepares %s", path)
-                held.enter_context(lock.acquire())
-        except (OSError, NotImplementedError) as error:  # a read-only home, no locks there
-            log.debug("no lock for %s (%s)", path, error)
-        yield
-
-
-def _to_dict(store: ClassStore) -> dict[str, Any]:
+    storages = [store.images.untyped_storage() for store in stores.values()]
+    needed = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    there, fits = {}, needed <= free_memory(device) / 2
+    if not fits:
+        gib = needed / 2**30
+        log.info("%s has no room for %.1f GiB of images: they stay in memory", device, gib)
+    for storage, store in zip(storages, stores.values(), strict=True):
+        if storage.data_ptr() not in there:
+            whole = store.images.new_empty(0).set_(storage)
+            there[storage.data_ptr()] = whole.to(device) if fits else whole
     return {
-        "format": CACHE_FORMAT,
-        "images": store.images,
-        "offsets": store.offsets,
-        "class_names": list(store.class_names),
-        "identity": store.identity,
+        split: replace(
+            store,
+            images=there[storage.data_ptr()].as_strided(
+                store.images.size(), store.images.stride(), store.images.storage_offset()
+            ),
+            starts=store.starts.to(device),
+            sizes=store.sizes.to(device),
+        )
+        for (split, store), storage in zip(stores.items(), storages, strict=True)
     }
 
 
-def _from_dict(value: dict[str, Any]) -> ClassStore:
-    if value["format"] != CACHE_FORMAT:
-        raise ValueError(f"cache format {value['format']}, expected {CACHE_FORMAT}")
-    images, offsets, names = value["images"], value["offsets"], tuple(value["class_names"])
-    known = value["identity"]
-    if (
-        images.dtype is not torch.uint8
-        or images.dim() != 4
-        or offsets.dtype is not torch.int64
-        or offsets.shape != (len(names) + 1,)
-        or offsets.diff().min() < 1
-        or (int(offsets[0]), int(offsets[-1])) != (0, len(images))
-        or not all(isinstance(name, str) for name in names)
-        or not isinstance(known, str)
-    ):
-        raise ValueError("the parts do not fit together")
-    return ClassStore(images, offsets, names, known)
+def free_memory(device: torch.device) -> float:
+    """Bytes that a device can still give; a CPU has the images already."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else torch.inf

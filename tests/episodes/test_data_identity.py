@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from metarun.components.data.sinusoid import Sinusoids
+from metarun.episodes.cache import cached
 from metarun.episodes.identity import brief_identity, identity_of, same_data
-from metarun.episodes.store import ClassStore, cached, from_equal_classes, select_classes
+from metarun.episodes.store import ClassStore, from_equal_classes, from_sizes, select_classes
 from metarun.episodes.store import with_rotations as rotated
 from metarun.rundir import checkpoint
 from tests.conftest import Metarun
@@ -26,7 +27,7 @@ from metarun.components.data.sinusoid import Sinusoids
 
 @dataclass
 class FolderConfig:
-    name: str = "folder"
+    name: str = "images"
     root: str = "here"
 
 def load(root):
@@ -34,7 +35,7 @@ def load(root):
     store = from_equal_classes(images, [f"class{i}" for i in range(len(images))])
     return {split: store for split in ("train", "val", "test")}
 
-register("data", "folder", FolderConfig, image_episodes(load))
+register("data", "images", FolderConfig, image_episodes(load))
 
 @dataclass
 class WavesConfig:
@@ -64,11 +65,11 @@ TINY = (
     "trainer.test_episodes=3", "trainer.meta_batch=2", "task.query=2",
     "hydra.run.dir=run",
 )  # fmt: skip
-WAY = {"folder": ["task.way=2"], "waves": []}  # a regression has no classes
+WAY = {"images": ["task.way=2"], "waves": []}  # a regression has no classes
 EVAL = ("eval", "ckpt=run", "+plugins=[mine]")
 
 
-@pytest.fixture(params=["folder", "waves"])
+@pytest.fixture(params=["images", "waves"])
 def data(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The name of a data set, whose content is in the folder `here`, and another in `there`."""
     (tmp_path / "mine.py").write_text(PLUGIN)
@@ -101,7 +102,7 @@ def figures(tmp_path: Path, folder: str) -> dict[str, object]:
 
 
 # Not of waves, whose identity is taken from episodes: these change with the seed.
-@pytest.mark.parametrize("data", ["folder"], indirect=True)
+@pytest.mark.parametrize("data", ["images"], indirect=True)
 def test_a_report_keeps_runs_on_other_data_apart(
     metarun: Metarun, tmp_path: Path, data: str
 ) -> None:
@@ -183,12 +184,12 @@ def stores() -> tuple[ClassStore, ClassStore]:
 
 def test_the_identity_of_a_store_is_that_of_all_its_content(tmp_path: Path) -> None:
     one, other = stores()
-    renamed = ClassStore(one.images, one.offsets, ("a", "b", "c", "d"))
+    renamed = from_sizes(one.images, one.sizes, ("a", "b", "c", "d"))
     identities = {one.identity, other.identity, renamed.identity}
     identities |= {select_classes(one, [0, 1]).identity, select_classes(one, [1, 0]).identity}
     identities |= {rotated(one).identity, select_classes(other, [0, 1]).identity}
     assert len(identities) == 7
-    assert ClassStore(one.images.clone(), one.offsets, one.class_names).identity == one.identity
+    assert from_sizes(one.images.clone(), one.sizes, one.class_names).identity == one.identity
     for _ in range(2):  # made, then read
         kept = cached(tmp_path / "store.safetensors", lambda: one)
         assert kept.identity == one.identity

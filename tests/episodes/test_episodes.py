@@ -6,7 +6,14 @@ import torch
 from metarun.components.data.sinusoid import Sinusoids
 from metarun.episodes.rng import random_bits, stream_key, uniform
 from metarun.episodes.source import ImageEpisodes, sample_indices
-from metarun.episodes.store import ClassStore, from_equal_classes, select_classes, with_rotations
+from metarun.episodes.store import (
+    ClassStore,
+    from_equal_classes,
+    from_sizes,
+    packed,
+    select_classes,
+    with_rotations,
+)
 
 CPU = torch.device("cpu")
 
@@ -125,9 +132,8 @@ def test_labels_are_permuted_anew_in_each_task() -> None:
 
 
 def test_classes_of_different_sizes() -> None:
-    sizes = torch.tensor([5, 9, 6])
-    offsets = torch.tensor([0, 5, 14, 20])
-    store = ClassStore(torch.zeros(20, 1, 1, 1, dtype=torch.uint8), offsets, ("a", "b", "c"))
+    sizes, offsets = torch.tensor([5, 9, 6]), torch.tensor([0, 5, 14, 20])
+    store = from_sizes(torch.zeros(20, 1, 1, 1, dtype=torch.uint8), sizes, ("a", "b", "c"))
     drawn = sample_indices(store, key=1, start=0, count=300, way=3, per_class=5)
     owner = torch.bucketize(drawn, offsets[1:], right=True)
     assert (owner == owner[:, :, :1]).all() and (owner[:, :, 0].sort(dim=1).values[:, 2] == 2).all()
@@ -152,14 +158,17 @@ def test_rotations_are_classes_of_their_own() -> None:
     turned = with_rotations(from_equal_classes(images, ["a", "b", "c"]))
     assert turned.class_names[:4] == ("a/rot0", "b/rot0", "c/rot0", "a/rot90")
     assert turned.sizes.tolist() == [2] * 12
-    quarter = turned.images[turned.offsets[3], 0]  # the first image of a/rot90
+    quarter = turned.images[turned.starts[3], 0]  # the first image of a/rot90
     assert quarter.tolist() == [[1, 3], [0, 2]]
 
 
 def test_selecting_classes_keeps_images_with_their_names() -> None:
     chosen = select_classes(numbered(5, 2), [3, 1])
     assert chosen.class_names == ("class3", "class1")
-    assert identity(chosen.images.double() / 255).tolist() == [6, 7, 2, 3]
+    assert identity(packed(chosen).images.double() / 255).tolist() == [6, 7, 2, 3]
+    assert chosen.starts.tolist() == [4, 0] and len(chosen.images) == 6, (
+        "a view of what lies between"
+    )
 
 
 def test_random_bits_are_those_of_splitmix64() -> None:

@@ -9,7 +9,8 @@ PREPARE = """
 import logging, sys
 from pathlib import Path
 import torch
-from metarun.episodes.store import cached, from_equal_classes
+from metarun.episodes.cache import cached
+from metarun.episodes.store import from_equal_classes
 
 def build():
     print("building", flush=True)

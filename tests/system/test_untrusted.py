@@ -22,7 +22,8 @@ from metarun.components.data.sinusoid import SinusoidConfig
 from metarun.components.inner_opt.sgd import SgdConfig
 from metarun.components.outer_opt.adam import OuterAdamConfig
 from metarun.config.run import EvalConfig, TrainConfig
-from metarun.episodes.store import cached, from_equal_classes
+from metarun.episodes.cache import cached
+from metarun.episodes.store import from_equal_classes
 from metarun.errors import CheckpointError, ConfigError, DataError, explain
 from metarun.rundir import checkpoint
 from metarun.rundir import directory as rundir

@@ -23,8 +23,9 @@ from metarun.components.data.images import image_episodes
 from metarun.config.checks import between
 from metarun.config.component import builds, settings
 from metarun.config.run import TaskConfig
+from metarun.episodes.cache import cached
 from metarun.episodes.source import ImageEpisodes
-from metarun.episodes.store import ClassStore, cached, from_equal_classes, select_classes
+from metarun.episodes.store import ClassStore, from_equal_classes, select_classes
 from metarun.system.files import cache_dir
 
 

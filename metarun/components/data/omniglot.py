@@ -7,7 +7,6 @@ References:
 """
 
 import io
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -31,10 +30,12 @@ from metarun.components.data._omniglot_files import (
 )
 from metarun.components.data.images import image_episodes
 from metarun.components.data.splits import omniglot_names, omniglot_random, omniglot_vinyals
+from metarun.config.checks import absolute
 from metarun.config.component import as_keywords, builds, settings
 from metarun.config.run import TaskConfig
+from metarun.episodes.cache import cached
 from metarun.episodes.source import ImageEpisodes
-from metarun.episodes.store import ClassStore, cached, select_classes, with_rotations
+from metarun.episodes.store import ClassStore, from_sizes, select_classes, with_rotations
 from metarun.errors import DataError
 from metarun.system.files import cache_dir
 
@@ -55,8 +56,7 @@ class OmniglotConfig:
     rotations: bool = True  # each character turned by 90, 180, 270 degrees is a class too
 
     def __post_init__(self) -> None:
-        if self.root is not None:
-            self.root = str(Path(os.path.expanduser(self.root)).absolute())
+        self.root = absolute(self.root)
 
 
 @builds(OmniglotConfig)
@@ -155,9 +155,7 @@ def convert(drawings: Sequence[Drawing]) -> ClassStore:
                 raise damaged(drawing.part, drawing.member, error) from error
     images = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, 1, SIDE, SIDE)
     counts = Counter(drawing.character for drawing in drawings)  # keeps the sorted order
-    sizes = torch.tensor(list(counts.values()))
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-    return ClassStore(images, offsets, tuple(counts))
+    return from_sizes(images, torch.tensor(list(counts.values())), tuple(counts))
 
 
 def _read(drawing: Drawing, archives: dict[Path, zipfile.ZipFile]) -> bytes:

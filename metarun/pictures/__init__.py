@@ -1,0 +1,1 @@
+"""Pictures as users have them: which there are, reading any of them, and converting all of them."""
