@@ -103,6 +103,8 @@ def candidates(line: str, commands: dict[str, str]) -> list[Candidate]:
     elif before[0] == "report":
         out = [Candidate("out=", "where the report goes")]
         found = _paths(word[4:], "out=") if word.startswith("out=") else [*_paths(word), *out]
+    elif before[0] == "data":
+        found = _complete_data_command(before[1:], word)
     elif len(before) > 1 and before[-1] in (choices := _option_values()):
         found = _described(dict.fromkeys(choices[before[-1]], ""))
     elif word.startswith("-"):
@@ -110,6 +112,16 @@ def candidates(line: str, commands: dict[str, str]) -> list[Candidate]:
     else:
         found = _complete_hydra_command(before[0], before[1:], word)
     return [candidate for candidate in found if candidate.word.startswith(word)]
+
+
+def _complete_data_command(before: list[str], word: str) -> list[Candidate]:
+    if not before:
+        return [Candidate(action) for action in ("list", "check", "prepare")]
+    if before == ["list"]:
+        return _paths(word[10:], "data.root=") if word.startswith("data.root=") else []
+    if len(before) == 1:
+        return _described(options()["data"])
+    return _complete_hydra_command("train", [f"data={before[1]}", *before[2:]], word)
 
 
 def _complete_hydra_command(command: str, before: list[str], word: str) -> list[Candidate]:

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "meta-train, validate, test; resumes an unfinished run",
     "eval": "evaluate a checkpoint on fresh tasks",
     "report": "compare runs: tables and plots",
+    "data": "list data sets, make them ready, look into them",
     "completion": "print what makes bash, zsh or fish complete commands",
 }
 
@@ -44,6 +45,7 @@ examples:
   metarun train hydra.run.dir=outputs/train/my_run    # again with the same folder: resume
   metarun eval ckpt=outputs/train/my_run episodes=1000
   metarun report outputs/train                        # compare runs: tables and plots
+  metarun data list                                   # which data sets are there
   tensorboard --logdir outputs/train
   eval "$(metarun completion bash)"                   # TAB then completes all of this
 
@@ -86,6 +88,14 @@ def main() -> int:
 def _run(command: str, arguments: list[str]) -> None:
     if command == "report":  # it has directories for arguments and no config
         report.main(arguments)
+        return
+    if command == "data":  # what it does is named by words, not by settings
+        from metarun.cli import data
+
+        if os.environ.get("METARUN_DATA") == "":
+            del os.environ["METARUN_DATA"]
+        with imports_not_collected():
+            data.main(arguments)
         return
     if command == "completion":  # of the other commands; likewise
         from metarun.cli import completion

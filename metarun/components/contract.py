@@ -126,8 +126,9 @@ def checked_algorithm(name: str, algorithm: Any) -> Algorithm:
         meta = algorithm.init()
         if isinstance(meta, Mapping) and not meta and algorithm.learns:
             raise ConfigError(
-                f"algo={name} has nothing to learn: what it uses of the backbone is frozen, by "
-                "backbone.frozen or requires_grad=False; freeze less"
+                f"algo={name} has nothing to learn: what it uses of the backbone has no parameters "
+                "or frozen ones (backbone.frozen, requires_grad=False); freeze less, or take "
+                "another backbone"
             )
         fine = isinstance(meta, Mapping) and (len(meta) > 0 or not algorithm.learns)
         wrong = [k for k, v in meta.items() if not _is_parameter(k, v)] if fine else []

@@ -179,6 +179,29 @@ def builds(schema: type) -> Callable[[Callable[..., Result]], Callable[..., Resu
     return takes(schema)
 
 
+_finders: dict[type, Callable[..., str]] = {}
+"""Settings of a data set -> what says where its files are."""
+
+
+def finds(schema: type) -> Callable[[Callable[..., str]], Callable[..., str]]:
+    """Mark the function of a data set's file that says which of its files are there.
+
+    It takes the settings, reads no content, and raises a `DataError` that says what is missing
+    and how to get it.
+    """
+
+    def decorate(function: Callable[..., str]) -> Callable[..., str]:
+        _finders[schema] = takes(schema)(function)
+        return _finders[schema]
+
+    return decorate
+
+
+def finder_of(schema: type) -> Callable[..., str] | None:
+    """What was marked by `finds` for these settings, in a file that is imported by now."""
+    return _finders.get(schema)
+
+
 def as_keywords(config: Any, *drop: str) -> dict[str, Any]:
     """A component's settings without its name (and without `drop`), as keyword arguments."""
     values = {f.name: getattr(config, f.name) for f in fields(config)}

@@ -5,11 +5,20 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+
+
+class Origin(NamedTuple):
+    """The file that a store was opened from, and the number there of the first of its images."""
+
+    file: Path
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class ClassStore:
         sizes: int64, (classes,); number of images of each class.
         class_names: one name a class.
         known: the `identity`, where it need not be computed.
+        origin: where the images are from; None: they were made in memory.
     """
 
     images: Tensor
@@ -32,6 +42,7 @@ class ClassStore:
     sizes: Tensor
     class_names: tuple[str, ...]
     known: str | None = None
+    origin: Origin | None = None
 
     @cached_property
     def largest(self) -> int:
@@ -104,8 +115,10 @@ def select_classes(store: ClassStore, classes: Sequence[int]) -> ClassStore:
     starts, sizes = store.starts[chosen], store.sizes[chosen]
     first, last = int(starts.min()), int((starts + sizes).max())
     names = tuple(store.class_names[c] for c in classes)
-    known = derived(store, "classes", list(classes))
-    return ClassStore(store.images[first:last], starts - first, sizes, names, known)
+    known, origin = derived(store, "classes", list(classes)), store.origin
+    if origin is not None:
+        origin = origin._replace(first=origin.first + first)
+    return ClassStore(store.images[first:last], starts - first, sizes, names, known, origin)
 
 
 def split_stores(store: ClassStore, splits: dict[str, list[int]]) -> dict[str, ClassStore]:
@@ -120,7 +133,7 @@ def packed(store: ClassStore) -> ClassStore:
         return replace(store, images=store.images.contiguous())
     bounds = zip(store.starts.tolist(), store.sizes.tolist(), strict=True)
     images = torch.cat([store.images[start : start + size] for start, size in bounds])
-    return replace(store, images=images, starts=ends - store.sizes)
+    return replace(store, images=images, starts=ends - store.sizes, origin=None)
 
 
 def with_rotations(store: ClassStore) -> ClassStore:

@@ -18,13 +18,14 @@ however large, a file opens at once.
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import safe_open
 
-from metarun.episodes.store import ClassStore, from_sizes, identity_of, packed
+from metarun.episodes.store import ClassStore, Origin, from_sizes, identity_of, packed
 from metarun.system.archive import ENTRY, MOST_HEADER
 from metarun.system.files import write_atomically
 
@@ -149,7 +150,7 @@ def open_store(path: Path, key: str = "", skipped: bool = True) -> ClassStore:
         or not isinstance(known, str)
     ):
         raise ValueError("the parts do not fit together")
-    store = from_sizes(images, sizes, names, known)
+    store = replace(from_sizes(images, sizes, names, known), origin=Origin(path))
     if images.nbytes <= VERIFIED:
         verify(store)
     return store
@@ -166,8 +167,19 @@ def verify(store: ClassStore) -> None:
         raise ValueError("bad checksum")
 
 
-def picture_names(path: Path, part: str = "files") -> list[str]:
-    """The names of the pictures that a file was made of ("files"), or could not be ("skipped")."""
+def picture_names(store: ClassStore) -> list[str]:
+    """The names of the pictures that the images of a store were made of, where there are some."""
+    if store.origin is None:
+        return []
+    return _names(store.origin.file, "files")[store.origin.first :][: len(store.images)]
+
+
+def skipped_names(store: ClassStore) -> list[str]:
+    """The names of the pictures that could not be read when its file was made."""
+    return [] if store.origin is None else _names(store.origin.file, "skipped")
+
+
+def _names(path: Path, part: str) -> list[str]:
     with safe_open(path, framework="pt") as file:
         text = file.get_tensor(part).numpy().tobytes()
     return [os.fsdecode(name) for name in text.split(b"\0")[:-1]]

@@ -65,6 +65,18 @@ def pictures_in(folder: str | Path) -> list[Picture]:
     return [Picture(os.path.join(folder, name)) for name in content.pictures]
 
 
+def classes_in(folder: Path) -> dict[str, list[Picture]]:
+    """The pictures of each class folder in `folder`, by its name.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    content = content_of(folder)
+    if loose := [*content.pictures, *content.others]:
+        log.info("%s: %d files outside of class folders are left out", folder, len(loose))
+    return {name: pictures_in(folder / name) for name in content.folders}
+
+
 def has_class_folders(root: Path) -> bool:
     """Whether two folders or more in `root` have pictures in them, and none is of a split."""
     folders = content_of(root).folders
@@ -80,7 +92,7 @@ def class_folders(root: Path) -> Listing:
     Raises:
         DataError: as `listed`.
     """
-    return listed(root, "class folders", _classes(root))
+    return listed(root, "class folders", classes_in(root))
 
 
 def has_split_folders(root: Path) -> bool:
@@ -104,7 +116,7 @@ def split_folders(root: Path) -> Listing:
                 f"{root} has no folder {split}: move some class folders into one, or put all class "
                 "folders into one folder, and they are split by data.split_seed"
             )
-        own = _classes(folder)
+        own = classes_in(folder)
         if not own:
             raise DataError(f"{folder} has no class folders: pictures lie in {folder}/<class>/")
         splits[split] = list(own)
@@ -118,13 +130,6 @@ def _split_folder(root: Path, split: str) -> Path | None:
     if len(found) > 1:
         raise DataError(f"{found[0]} and {found[1]} are both of the {split} split: keep one")
     return found[0] if found else None
-
-
-def _classes(folder: Path) -> dict[str, list[Picture]]:
-    content = content_of(folder)
-    if loose := [*content.pictures, *content.others]:
-        log.info("%s: %d files outside of class folders are left out", folder, len(loose))
-    return {name: pictures_in(folder / name) for name in content.folders}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

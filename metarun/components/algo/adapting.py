@@ -166,7 +166,10 @@ def at_once(
         return Adapted(predict, none, [] if watch is None else [watch(predict)])
 
     made = _algorithm(problem, init, adapt_at_once, Steps(0, 0), encode, outer=outer)
-    return made._replace(has_inner_loop=False, differentiates=False, any_way=True)
+    # Before the head, a network of features that were computed before has no parameters at all.
+    has_body = any(not name.startswith("head.") for name, _ in problem.model.named_parameters())
+    learns = has_body or bool(made.init())
+    return made._replace(has_inner_loop=False, differentiates=False, any_way=True, learns=learns)
 
 
 def one_hot(support: Support) -> Tensor:

@@ -1,6 +1,5 @@
 """Pictures of your own, in class folders or in any of the layouts of `metarun.pictures.layouts`."""
 
-from dataclasses import field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -8,15 +7,16 @@ import torch
 
 from metarun.components.data.images import image_episodes
 from metarun.components.data.pictures import PicturesConfig, preprocessing
-from metarun.components.data.splits import seeded
+from metarun.components.data.split_by_class import SplitConfig, split_by_class
 from metarun.config.checks import absolute
-from metarun.config.component import builds, settings
+from metarun.config.component import builds, finds, settings
 from metarun.config.run import TaskConfig
 from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore, split_stores
 from metarun.errors import ConfigError
 from metarun.pictures.convert import converted
-from metarun.pictures.layouts import list_pictures
+from metarun.pictures.layouts import describe, list_pictures
+from metarun.pictures.listing import Listing
 
 LayoutName = Literal[
     "auto", "splits", "classes", "csv", "labels", "meta_album", "closer_look", "easy_set"
@@ -24,25 +24,18 @@ LayoutName = Literal[
 
 
 @settings
-class FolderConfig(PicturesConfig):
+class FolderConfig(PicturesConfig, SplitConfig):
     """Pictures of your own: class folders, or a table of them."""
 
     own_root: ClassVar[bool] = True  # not the folder of all data sets
 
-    root: str | None = None  # the folder
+    root: str | None = None  # the folder of the pictures
     layout: LayoutName = "auto"  # how the pictures lie in it; auto: as it looks
-    split_seed: int = 0  # of the split by class, where the folder has none
-    fractions: list[float] = field(default_factory=lambda: [0.64, 0.16, 0.2])  # of that split
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        PicturesConfig.__post_init__(self)
+        SplitConfig.__post_init__(self)
         self.root = absolute(self.root)
-        parts = self.fractions
-        if len(parts) != 3 or not all(0 < part < 1 for part in parts) or abs(sum(parts) - 1) > 1e-6:
-            raise ConfigError(
-                f"data.fractions={parts}: must be three numbers above 0 whose sum is 1, for "
-                "training, validation and test"
-            )
 
 
 @builds(FolderConfig)
@@ -53,6 +46,12 @@ def folder(
     return image_episodes(load)(task, seed, device, dtype, own=own)
 
 
+@finds(FolderConfig)
+def found(own: FolderConfig) -> str:
+    """Which pictures there are, and how they lie."""
+    return describe(_listing(own))
+
+
 def load(own: FolderConfig) -> dict[str, ClassStore]:
     """The pictures of each split.
 
@@ -60,15 +59,13 @@ def load(own: FolderConfig) -> dict[str, ClassStore]:
         ConfigError: no folder is given, or it has too few classes.
         DataError: the pictures are missing, damaged or lie in no known layout.
     """
-    if own.root is None:
-        raise ConfigError("not given: data.root=<folder of pictures>")
-    listing = list_pictures(Path(own.root), own.layout)
-    splits = listing.splits
-    if splits is None:
-        if len(listing.class_names) < 3:
-            raise ConfigError(
-                f"{own.root} has {len(listing.class_names)} classes: each of three splits needs one"
-            )
-        splits = seeded(listing.class_names, own.split_seed, own.fractions)
+    listing = _listing(own)
+    splits = listing.splits or split_by_class(listing.class_names, own)
     store = converted("folder", listing, preprocessing(own), skip_unreadable=own.skip_unreadable)
     return split_stores(store, splits)
+
+
+def _listing(own: FolderConfig) -> Listing:
+    if own.root is None:
+        raise ConfigError("not given: data.root=<folder of pictures>")
+    return list_pictures(Path(own.root), own.layout)

@@ -31,7 +31,7 @@ from metarun.components.data._omniglot_files import (
 from metarun.components.data.images import image_episodes
 from metarun.components.data.splits import omniglot_names, omniglot_random, omniglot_vinyals
 from metarun.config.checks import absolute
-from metarun.config.component import as_keywords, builds, settings
+from metarun.config.component import as_keywords, builds, finds, settings
 from metarun.config.run import TaskConfig
 from metarun.episodes.cache import cached
 from metarun.episodes.source import ImageEpisodes
@@ -65,6 +65,21 @@ def omniglot(
 ) -> ImageEpisodes:
     """Episodes of the characters: `image_episodes` of `load`."""
     return image_episodes(load)(task, seed, device, dtype, **as_keywords(own))
+
+
+@finds(OmniglotConfig)
+def found(own: OmniglotConfig) -> str:
+    """Where the images are."""
+    root = home(own.root)
+    source = find(root)
+    if not source:
+        raise missing(root)
+    return " and ".join(map(str, source))
+
+
+def home(root: str | Path | None) -> Path:
+    """The data folder; None is a folder in the user's cache."""
+    return (cache_dir() / "data" if root is None else Path(root)).expanduser().absolute()
 
 
 def load(
@@ -115,7 +130,7 @@ def characters(
     Raises:
         DataError: the images are missing, incomplete or damaged.
     """
-    root = (cache_dir() / "data" if root is None else Path(root)).expanduser().absolute()
+    root = home(root)
     names = omniglot_names() if expected is None else expected
     try:
         source = find(root)

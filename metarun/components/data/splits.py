@@ -1,8 +1,7 @@
 """Published class lists of the benchmarks, and splits that a seed alone decides."""
 
 import hashlib
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 # Number of characters of each alphabet (Lake et al. 2015): 50 alphabets, 1623 characters.
 OMNIGLOT_ALPHABETS = {
@@ -126,30 +125,3 @@ def omniglot_vinyals(names: Iterable[str]) -> dict[str, list[str]]:
         else:
             parts["train"].append(name)
     return parts
-
-
-def seeded(names: Sequence[str], seed: int, fractions: Sequence[float]) -> dict[str, list[int]]:
-    """Classes split at random by `seed`.
-
-    The order is by a hash of the name in its composed Unicode form, so that neither the order of
-    the names nor the file system that they are on can change the split.
-
-    Args:
-        names: of the classes.
-        seed: decides the order.
-        fractions: of the classes that are for training, validation and test. The numbers of the
-            last two are rounded, and 1 at least.
-
-    Returns:
-        The numbers of the classes of 'train', 'val' and 'test', sorted.
-    """
-
-    def rank(number: int) -> str:
-        name = unicodedata.normalize("NFC", names[number])
-        return hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).hexdigest()
-
-    order = sorted(range(len(names)), key=rank)
-    val, test = (max(1, round(part * len(names))) for part in fractions[1:])
-    train = len(names) - val - test
-    bounds = {"train": (0, train), "val": (train, train + val), "test": (train + val, len(order))}
-    return {part: sorted(order[start:stop]) for part, (start, stop) in bounds.items()}

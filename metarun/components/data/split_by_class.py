@@ -1,0 +1,62 @@
+"""The split of a data set that has none: its classes, at random by a seed."""
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import field
+
+from metarun.config.checks import between
+from metarun.config.component import settings
+from metarun.errors import ConfigError
+
+
+@settings
+class SplitConfig:
+    """How classes are split where the data do not say it."""
+
+    name: str = "???"
+    split_seed: int = 0  # of the split by class, where the data have none
+    fractions: list[float] = field(default_factory=lambda: [0.64, 0.16, 0.2])  # of that split
+
+    def __post_init__(self) -> None:
+        between("data.split_seed", self.split_seed, 0, 2**63 - 1)
+        parts = self.fractions
+        if len(parts) != 3 or not all(0 < part < 1 for part in parts) or abs(sum(parts) - 1) > 1e-6:
+            raise ConfigError(
+                f"data.fractions={parts}: must be three numbers above 0 whose sum is 1, for "
+                "training, validation and test"
+            )
+
+
+def split_by_class(names: Sequence[str], own: SplitConfig) -> dict[str, list[int]]:
+    """Classes split at random by `own.split_seed`.
+
+    The order is by a hash of the name in its composed Unicode form, so that neither the order of
+    the names nor the file system that they are on can change the split. The numbers of classes for
+    validation and test are rounded, and 1 at least.
+
+    Args:
+        names: of the classes.
+        own: the seed, and the fractions for training, validation and test.
+
+    Returns:
+        The numbers of the classes of "train", "val" and "test", sorted.
+
+    Raises:
+        ConfigError: there are fewer than three classes.
+    """
+    if len(names) < 3:
+        raise ConfigError(
+            f"the data have {len(names)} classes and no split: training, validation and test need "
+            "one or more each"
+        )
+
+    def rank(number: int) -> str:
+        name = unicodedata.normalize("NFC", names[number])
+        return hashlib.sha256(f"{own.split_seed}:{name}".encode(errors="replace")).hexdigest()
+
+    order = sorted(range(len(names)), key=rank)
+    val, test = (max(1, round(part * len(names))) for part in own.fractions[1:])
+    train = max(1, len(names) - val - test)
+    cuts = {"train": (0, train), "val": (train, train + val), "test": (train + val, len(order))}
+    return {part: sorted(order[start:stop]) for part, (start, stop) in cuts.items()}
