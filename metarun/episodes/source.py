@@ -196,7 +196,8 @@ def _check_feasible(split: str, store: ClassStore, way: int, shot: int, query: i
     fewest = int(store.sizes.min())
     if shot + query > fewest:
         name = store.class_names[int(store.sizes.argmin())]
+        what = "examples" if store.images.is_floating_point() else "images"
         raise ValueError(
             f"task.shot + task.query = {shot} + {query} = {shot + query} is more than the "
-            f"{fewest} images of class {name!r} in the {split} split"
+            f"{fewest} {what} of class {name!r} in the {split} split"
         )

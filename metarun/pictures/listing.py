@@ -71,6 +71,7 @@ def listed(
     if not names:
         raise DataError(f"{root} has no classes ({layout})")
     _refuse_same_names(root, names)
+    numbered = None if splits is None else _numbered(root, names, splits)
     for name, own in classes.items():
         if not own:
             raise DataError(f"class {name!r} in {root} has no picture: add some, or leave it out")
@@ -82,7 +83,7 @@ def listed(
         names,
         tuple(picture for own in classes.values() for picture in sorted(own)),
         tuple(map(len, classes.values())),
-        None if splits is None else _numbered(root, names, splits),
+        numbered,
         None if groups is None else tuple(groups[name] for name in names),
     )
 

@@ -164,7 +164,8 @@ class Partial:
     def discard(self) -> None:
         """Delete what there is of the unfinished file."""
         for path in (self.journal, self.data):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _packed(self, descriptor: int, keeps: np.ndarray) -> Iterator[bytes]:
         """The images that stay, read from the disk, each moved up to the one before."""
@@ -178,7 +179,7 @@ class Partial:
             if not keeps[rows.start : rows.stop].all():
                 images = np.frombuffer(content, np.uint8).reshape(len(rows), -1)
                 content = images[keeps[rows.start : rows.stop]].tobytes()
-            if place != self._place(rows.start):
+            if place != self._place(rows.start) or len(content) < len(rows) * self.pixels:
                 _write_at(descriptor, place, content)
             place += len(content)
             yield content

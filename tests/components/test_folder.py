@@ -1,0 +1,114 @@
+"""A run on a folder of pictures: its splits, its settings, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from metarun.components.data.folder import FolderConfig, load
+from metarun.components.data.split_by_class import SplitConfig, split_by_class
+from metarun.errors import ConfigError, MetarunError
+from tests.components.test_omniglot import check_partition
+from tests.conftest import Metarun
+from tests.pictures.drawing import colour, draw_classes
+from tests.setups import SMALL, setup_of
+
+NAMES = [f"class{number:02}" for number in range(20)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return draw_classes(tmp_path / "data", NAMES)
+
+
+def test_each_split_has_its_own_classes(root: Path) -> None:
+    stores = load(FolderConfig(root=str(root), size=4))
+    parts = {split: list(store.class_names) for split, store in stores.items()}
+    check_partition(parts, NAMES)
+    assert [len(own) for own in parts.values()] == [13, 3, 4]
+    for store in stores.values():
+        for name, start, size in zip(store.class_names, store.starts, store.sizes, strict=True):
+            own = [colour(NAMES.index(name), number) for number in range(3)]
+            assert store.images[start : start + size, :, 2, 2].tolist() == [list(c) for c in own]
+
+
+def test_the_split_is_one_of_the_seed_and_the_names_alone() -> None:
+    names = [f"class {n}" for n in range(100)]
+    parts = split_by_class(names, SplitConfig())
+    assert [len(own) for own in parts.values()] == [64, 16, 20]
+    assert parts["val"][:5] == PINNED, "a seed's split is part of a published result"
+    backwards = split_by_class(names[::-1], SplitConfig())
+    for split, own in parts.items():
+        assert sorted(99 - c for c in backwards[split]) == own
+    assert split_by_class(names, SplitConfig(split_seed=1)) != parts
+    third = SplitConfig(fractions=[0.4, 0.3, 0.3])
+    assert [len(own) for own in split_by_class(names, third).values()] == [40, 30, 30]
+    for count in (3, 4, 5):
+        assert all(split_by_class(names[:count], SplitConfig()).values())
+
+
+PINNED = [1, 4, 9, 14, 16]
+
+
+@pytest.mark.parametrize("parts", [[0.5, 0.5], [0.5, 0.5, 0.0], [0.6, 0.3, 0.3], [1, 0, 0]])
+def test_fractions_that_are_none(parts: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.fractions=.*three numbers above 0"):
+        SplitConfig(fractions=parts)
+
+
+def test_too_little_is_refused(tmp_path: Path, root: Path) -> None:
+    small = ("data=folder", f"data.root={root}", "data.size=28", "backbone.width=3", *SMALL)
+    for settings, message in (
+        (("task.way=3", "task.shot=2"), "more than the 3 images of class"),
+        (("task.way=4", "task.query=1"), "task.way=4 is more than the 3 classes of the val split"),
+    ):
+        with pytest.raises(MetarunError, match=message):
+            setup_of(*small, *settings)
+    with pytest.raises(ConfigError, match="2 classes and no split"):
+        load(FolderConfig(root=str(draw_classes(tmp_path / "two", ["a", "b"])), size=4))
+    with pytest.raises(ConfigError, match=r"not given: data\.root="):
+        load(FolderConfig())
+
+
+def test_an_episode_is_of_the_folder(root: Path) -> None:
+    settings = ("task.way=3", "task.query=2", "data.color=grey", "data.size=5", "backbone=mlp")
+    setup = setup_of("data=folder", f"data.root={root}", *settings, *SMALL)
+    task = setup.source.sample("val", 0, 4)
+    assert task.support_x.shape == (4, 3, 1, 5, 5) and task.query_x.shape == (4, 6, 1, 5, 5)
+    names = [name for name in NAMES if name in setup.source.stores["val"].class_names]
+    greys = torch.tensor(
+        [[_grey(NAMES.index(name), number) for number in range(3)] for name in names]
+    )
+    for label in range(3):
+        seen = torch.cat([task.support_x[0, label][None], task.query_x[0, 2 * label :][:2]])
+        values = (seen[:, 0, 0, 0] * 255).round().sort().values
+        assert any(torch.equal(values, own.double().sort().values) for own in greys)
+
+
+def _grey(kind: int, number: int) -> int:
+    found = Image.new("RGB", (1, 1), colour(kind, number)).convert("L").getpixel((0, 0))
+    assert isinstance(found, int)
+    return found
+
+
+def test_a_run_goes_on_where_the_folder_has_moved(
+    metarun: Metarun, root: Path, tmp_path: Path
+) -> None:
+    tiny = (
+        "train", "data=folder", "data.size=4", "backbone=mlp", "backbone.hidden=[4]", "task.way=3",
+        "task.query=2", "trainer.steps=2", "trainer.meta_batch=2", "trainer.test_episodes=3",
+        "trainer.eval_episodes=3", "engine.compile=none", "hydra.run.dir=run",
+    )  # fmt: skip
+    metarun(*tiny, "data.root=data", METARUN_DATA="nowhere")
+    root.rename(tmp_path / "moved")
+    assert "nothing to do" in metarun(*tiny, "data.root=moved").stderr
+    said = metarun("eval", "ckpt=run", "data.root=moved", METARUN_DATA="nowhere").stdout
+    assert "test accuracy" in said and "other data" not in said
+    # METARUN_DATA is the folder of all data sets, not that of these pictures.
+    assert "data: there is no such folder" in metarun("eval", "ckpt=run", code=1).stderr
