@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from metarun.cli.eval import run as evaluate
 from metarun.components.data import glyphs, omniglot
@@ -164,6 +166,11 @@ OTHER: Changes = {
     "asgd.schedule_steps": 5,
     "precondition": "meta_curvature",
     "engine.precision": "float32",
+    "identity.frozen": ["head.bias"],
+    "resize": "stretch",
+    "filter": "nearest",
+    "color": "grey",
+    "fractions": [0.4, 0.3, 0.3],
     "engine.gradient": "first_order",
     "engine.solver": "fixed_point",
     "engine.batching": "loop",
@@ -301,6 +308,17 @@ COMPANY |= {
     for key in ("min_lr", "schedule_steps")
     if hasattr(schema, key)
 }
+SMALL_FILES: dict[str, Changes] = {
+    "folder": {"data.root": "pictures", "data.size": 4},
+    "features": {"data.root": "features.npz"},
+}
+"""What `small_data` puts into the current folder."""
+COMPANY |= {
+    f"data.{name}.{own.name}": small
+    for name, small in SMALL_FILES.items()
+    for own in fields(schemas("data")[name])
+    if own.name != "name"
+}
 LATE: Changes = {"algo.inner_steps": 4, "algo.eval_inner_steps": 4}
 COMPANY |= {  # ASGD takes the rate that it computed a step before
     "inner_opt.asgd.schedule": LATE,
@@ -316,6 +334,10 @@ INERT = {
     "resnet12.features": "the last maps of 28 pixels are 1×1: tests/components/test_residual.py",
     "weights": "a file that has to be there: tests/components/test_weights.py",
     "data.omniglot.root": "where the data lie",
+    "folder.root": "where the data lie",
+    "features.root": "where the data lie",
+    "folder.layout": "how the pictures lie: tests/pictures/test_layouts.py",
+    "skip_unreadable": "a picture that has to be damaged: tests/pictures/test_convert.py",
     "data.omniglot.download": "how they come there",
     "engine.batching": COMPUTED,
     "engine.chunk": COMPUTED,
@@ -452,7 +474,16 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     written = tuple(omniglot_names())
     drawn = from_equal_classes(noise(written, 0)[:, :, :, ::4, ::4].contiguous(), written)
+    here = tmp_path_factory.mktemp("data")
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 7, 9, 3), np.uint8)
+    for number, examples in enumerate(pixels):
+        (here / "pictures" / str(number)).mkdir(parents=True)
+        for place, example in enumerate(examples):
+            Image.fromarray(example).save(here / "pictures" / str(number) / f"{place}.png")
+    labels = np.repeat(np.arange(10), 4)
+    np.savez(here / "features.npz", features=pixels.reshape(40, -1)[:, :6] / 255, labels=labels)
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
         patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(glyphs, "draw", draw)
         patch.setattr(omniglot, "characters", lambda root, *, download: drawn)
