@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types tests test-slurm test-install dist fuzz figures benchmark-memory bench experiments zoo chaos long-run mutate op-zoo clean
+.PHONY: help setup demo test lint types tests test-slurm test-install dist fuzz figures benchmark-memory bench bench-data experiments zoo chaos long-run mutate op-zoo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ device ?= cpu
 bench: setup  ## metarun against its peers; device=cuda for a GPU: an hour or two
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python scripts/bench --device $(device)
+
+bench-data: setup  ## converting pictures and drawing episodes, against torchvision and learn2learn
+	$(BIN)/python -W ignore scripts/bench_data.py
 
 experiments: setup  ## the figures of the README: real trainings, minutes on two cores
 	bash scripts/reproduce.sh

@@ -114,9 +114,8 @@ class ImageEpisodes:
             way=self.way,
             per_class=self.shot + self.query,
         )
-        images = self.values(store.take(chosen))
-        support_x = images[:, :, : self.shot].flatten(1, 2)
-        query_x = images[:, :, self.shot :].flatten(1, 2)
+        support_x = self.values(store.take(chosen[:, :, : self.shot].flatten(1, 2)))
+        query_x = self.values(store.take(chosen[:, :, self.shot :].flatten(1, 2)))
         labels = torch.arange(self.way, device=chosen.device)
         support_y = labels.repeat_interleave(self.shot).expand(count, -1)
         query_y = labels.repeat_interleave(self.query).expand(count, -1)

@@ -64,8 +64,18 @@ class ClassStore:
         return identity_of(shape, content, own.sizes, self.class_names)
 
     def take(self, chosen: Tensor) -> Tensor:
-        """The images of these numbers, on the device of the numbers, wherever the images are."""
-        return self.images[chosen.to(self.images.device)].to(chosen.device)
+        """The images of these numbers, on the device of the numbers, wherever the images are.
+
+        Args:
+            chosen: int64, any shape.
+
+        Returns:
+            (*chosen.shape, *shape of an image), of the type of `images`.
+        """
+        images, numbers = self.images, chosen.flatten().to(self.images.device)
+        # Whole rows, which is ten times as fast as an index of several dimensions.
+        rows = images.flatten(1).index_select(0, numbers).to(chosen.device)
+        return rows.view(*chosen.shape, *images.shape[1:])
 
 
 def identity_of(

@@ -44,7 +44,7 @@ def read_pixels(picture: Picture, how: Preprocessing) -> Pixels:
     try:
         if picture.member:
             return decode(_member(*picture), how)
-        return decode(read_regular(Path(picture.file), MOST_BYTES), how)
+        return decode(read_regular(picture.file, MOST_BYTES), how)
     except IrregularError as error:
         raise UnreadableError(str(error.strerror)) from error
     except OSError as error:
@@ -141,11 +141,13 @@ class _Batches(Dataset[_Written]):
     def __getitem__(self, number: int) -> _Written:
         rows, unreadable = self.partial.batch(number), []
         images = np.zeros((len(rows), *self._how.shape), np.uint8)
-        for place, row in enumerate(rows):
-            try:
-                images[place] = self._read(self._listing.pictures[row], self._how)
-            except UnreadableError as error:
-                unreadable.append((row, str(error)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata, which nothing here needs
+            for place, row in enumerate(rows):
+                try:
+                    images[place] = self._read(self._listing.pictures[row], self._how)
+                except UnreadableError as error:
+                    unreadable.append((row, str(error)))
         try:
             return _Written(number, Done(self.partial.write(number, images), unreadable))
         except OSError as error:  # told by the process that was asked for the conversion

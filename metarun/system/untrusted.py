@@ -26,7 +26,7 @@ class IrregularError(OSError):
     """A path is no regular file, or one that is too large to be read."""
 
 
-def read_regular(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+def read_regular(path: Path | str, most_bytes: int = MOST_BYTES) -> bytes:
     """The content of a regular file; a pipe or a device could go on for ever.
 
     Raises:

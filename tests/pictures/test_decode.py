@@ -138,6 +138,18 @@ def test_each_filter_is_pillows(name: str) -> None:
         assert np.array_equal(to_pixels(image, Preprocessing(7, how, filter=name)), theirs)
 
 
+def test_a_large_photograph_is_decoded_at_a_part_of_its_size() -> None:
+    """A quarter of this JPEG's side is enough; the pixels are those of all of it, nearly."""
+    smooth = photograph(40, 30).resize((1200, 900), Image.Resampling.BICUBIC)
+    content = saved(smooth, "JPEG", quality=95)
+    how = Preprocessing(size=60)
+    assert open_picture(content, 3 * 60).size == (300, 225)
+    assert open_picture(content, 3 * 60 + 50).size == (600, 450), "less than enough"
+    whole = to_pixels(open_picture(content), how).astype(int)
+    differ = np.abs(decode(content, how) - whole)
+    assert differ.max() <= 4 and differ.mean() < 0.5 and whole.std() > 30
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG that says how large it is, and has nothing."""
 
