@@ -120,12 +120,11 @@ def write_store(path: Path, store: ClassStore, key: str = "") -> None:
     write_atomically(path, write, lambda written: verify(open_store(written, key)))
 
 
-def open_store(path: Path, key: str = "", skipped: bool = True) -> ClassStore:
+def open_store(path: Path, key: str = "") -> ClassStore:
     """The store in a file, whose images are read where they are used.
 
     Args:
         key: what it has to be made of.
-        skipped: whether pictures may have been left out.
 
     Raises:
         StaleError: it is made of something else.
@@ -135,7 +134,7 @@ def open_store(path: Path, key: str = "", skipped: bool = True) -> ClassStore:
         fields = json.loads(file.metadata()[ENTRY])
         if fields.get("format") != FORMAT:
             raise StaleError("it is of another version of metarun")
-        if fields["key"] != key or (len(file.get_tensor("skipped")) and not skipped):
+        if fields["key"] != key:
             raise StaleError("what it was made of has changed")
         images, sizes = file.get_tensor("images"), file.get_tensor("sizes")
     names, known = tuple(fields["class_names"]), fields["identity"]

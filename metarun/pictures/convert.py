@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from metarun.episodes.cache import kept
 from metarun.episodes.store import ClassStore
-from metarun.episodes.store_file import open_store
-from metarun.errors import DataError
+from metarun.episodes.store_file import open_store, skipped_names
+from metarun.errors import DataError, first_line
 from metarun.pictures.decode import MOST_BYTES, Pixels, Preprocessing, UnreadableError, decode
 from metarun.pictures.listing import Listing, Picture, fingerprint, names_below
 from metarun.pictures.partial import Done, Partial
@@ -30,6 +30,8 @@ from metarun.system.untrusted import IrregularError, read_regular
 log = logging.getLogger(__name__)
 
 VERSION = 1  # raise when the same picture gives other pixels
+SHOWN = 5  # pictures that are named each time they are left out
+_REMEDY = "Mend or delete it, or leave out what cannot be read with data.skip_unreadable=true"
 FEW = 256  # pictures that one process converts before another would have started
 
 Reader = Callable[[Picture, Preprocessing], Pixels]
@@ -64,7 +66,7 @@ def converted(
     Where a picture has changed since, all are converted again.
 
     Args:
-        name: of the data set; the cache file is called so.
+        name: of the data set, and the version of its reader; the cache file is called so.
         listing: the pictures. Stores of their splits are views: see `split_stores`.
         how: what is done to each.
         skip_unreadable: leave pictures out that cannot be read, and name them.
@@ -80,11 +82,17 @@ def converted(
         key = f"{VERSION} {fingerprint(listing)} {tuple(how)}"
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
-    return kept(
+    store = kept(
         path,
-        lambda: open_store(path, key, skip_unreadable),
+        lambda: open_store(path, key),
         lambda: convert(path, listing, how, key, skip_unreadable, read),
     )
+    if left_out := skipped_names(store):
+        if not skip_unreadable:
+            raise DataError(f"cannot read the picture {left_out[0]} of {listing.root}. {_REMEDY}")
+        more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
+        log.warning("left out, unreadable: %s%s", ", ".join(left_out[:SHOWN]), more)
+    return store
 
 
 def convert(
@@ -103,25 +111,33 @@ def convert(
         DataError: as `converted`.
     """
     names = names_below(listing)
+    log.info("converting %s pictures to %s", f"{len(names):,}", path)
     partial = Partial(path, how.shape, listing.class_names, listing.sizes, names, key)
     try:
         partial.begin()
         if partial.done:
             before = sum(len(partial.batch(number)) for number in partial.done)
             log.info("going on with a conversion: %d of %d pictures are done", before, len(names))
-        _refuse_unreadable(listing, partial.done, skip_unreadable)
+        _tell_unreadable(listing, partial.done, skip_unreadable)
         for number, done in _written(_Batches(partial, listing, how, read)):
             partial.note(number, done)
-            _refuse_unreadable(listing, {number: done}, skip_unreadable)
+            _tell_unreadable(listing, {number: done}, skip_unreadable)
         partial.finish()
     except OSError as error:
         partial.discard()
         raise DataError(_no_room(path, error, len(names) * partial.pixels)) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that converts pictures has died ({first_line(error)}): the same command "
+            "goes on where it was; if it dies again, there may be too little memory"
+        ) from error
+    except KeyboardInterrupt:
+        log.info("what is converted is kept: the same command goes on with it")
+        raise
     finally:
         _opened.cache_clear()
-    for done in partial.done.values():
-        for row, why in done.unreadable:
-            log.warning("left out %s: %s", listing.pictures[row], why)
 
 
 class _Written(NamedTuple):
@@ -192,14 +208,14 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _refuse_unreadable(listing: Listing, done: dict[int, Done], skips: bool) -> None:
+def _tell_unreadable(listing: Listing, done: dict[int, Done], skips: bool) -> None:
+    """Refuse what cannot be read, or name it."""
     for number in sorted(done):
         for row, why in done[number].unreadable:
             if not skips:
-                raise DataError(
-                    f"cannot read the picture {listing.pictures[row]}: {why}. Mend or delete it, "
-                    "or leave out what cannot be read with data.skip_unreadable=true"
-                )
+                picture = listing.pictures[row]
+                raise DataError(f"cannot read the picture {picture}: {why}. {_REMEDY}")
+            log.warning("left out %s: %s", listing.pictures[row], why)
 
 
 def _no_room(path: Path, error: OSError, needed: int) -> str:

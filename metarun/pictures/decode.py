@@ -101,7 +101,7 @@ def open_picture(content: bytes, enough: int | None = None) -> Image.Image:
             deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in DEEP)
             ImageOps.exif_transpose(image, in_place=True)
             return _in_eight_bits(image, deep)
-    except UnreadableError:
+    except (UnreadableError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise UnreadableError("it is no picture of a format that Pillow knows") from error

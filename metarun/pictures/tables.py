@@ -199,12 +199,16 @@ def _moved(root: Path, table: Path, paths: Sequence[Any]) -> list[str]:
     """Paths as a table has them, or below `root` where they have moved there: all the same way."""
     if not all(isinstance(path, str) and path for path in paths):
         raise DataError(f"{table} has paths that are no words")
-    if not paths or Path(paths[0]).exists():
-        return [str(Path(path).absolute()) for path in paths]
-    parts = Path(paths[0]).parts
-    for left_out in range(len(parts)):
-        if root.joinpath(*parts[left_out:]).exists() and not Path(*parts[left_out:]).is_absolute():
+    if not paths:
+        return []
+    first = Path(paths[0])
+    if first.is_absolute() and first.exists():
+        return list(paths)
+    for left_out in range(first.is_absolute(), len(first.parts)):
+        if root.joinpath(*first.parts[left_out:]).exists():
             return [str(root.joinpath(*Path(path).parts[left_out:])) for path in paths]
+    if first.exists():  # from the current folder
+        return [str(Path(path).absolute()) for path in paths]
     raise DataError(
         f"{table} names {paths[0]}, which is not there, nor is its end below {root}: put the "
         "pictures where it says, or below the folder of the table"

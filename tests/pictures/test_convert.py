@@ -283,6 +283,36 @@ def test_a_cache_that_cannot_be_written_is_told(
         converted("mine", listing, HOW)
 
 
+def test_a_worker_that_dies_leaves_its_work(
+    listing: Listing, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FEW", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda who: {0, 1})
+    with pytest.raises(DataError, match="a process that converts pictures has died"):
+        converted("mine", listing, HOW, read=Counted("class5/4.png"))
+    reads = Counted()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda who: {0})
+    assert_whole(converted("mine", listing, HOW, read=reads).images)
+    assert 0 < len(reads.read) < 30
+
+
+def test_an_interrupted_conversion_says_that_it_goes_on(
+    listing: Listing, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    def interrupted(picture: Picture, how: Preprocessing) -> Pixels:
+        if picture.file.endswith("class2/0.png"):
+            raise KeyboardInterrupt
+        return read_pixels(picture, how)
+
+    with pytest.raises(KeyboardInterrupt):
+        converted("mine", listing, HOW, read=interrupted)
+    assert "what is converted is kept" in caplog.text
+    assert_whole(converted("mine", listing, HOW).images)
+    assert "8 of 30 pictures are done" in caplog.text
+
+
 def spoil(listing: Listing, *rows: int) -> Listing:
     for row in rows:
         Path(listing.pictures[row].file).write_bytes(b"no picture")
@@ -311,7 +341,10 @@ def test_unreadable_pictures_are_left_out_by_name(
     gone = ["class0/0.png", "class1/2.png", "class1/3.png", "class5/4.png"]
     assert skipped_names(store) == gone and not {*gone} & {*picture_names(store)}
     assert all(f"left out {listing.root}/{name}: it is no picture" in caplog.text for name in gone)
-    with pytest.raises(DataError, match=r"0\.png"):  # who does not ask for it is not served it
+    caplog.clear()
+    converted("mine", listing, HOW, skip_unreadable=True)
+    assert f"left out, unreadable: {', '.join(gone)}" in caplog.text, "a later run says it, too"
+    with pytest.raises(DataError, match=r"cannot read the picture class0/0\.png"):
         converted("mine", listing, HOW)
     for row in (0, 7, 8, 29):
         Path(listing.pictures[row].file).unlink()

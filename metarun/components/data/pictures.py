@@ -4,6 +4,7 @@ from typing import Literal
 
 from metarun.config.checks import between, positive
 from metarun.config.component import settings
+from metarun.errors import ConfigError
 from metarun.pictures.decode import Preprocessing
 
 Resize = Literal["crop", "stretch", "pad"]
@@ -26,6 +27,8 @@ class PicturesConfig:
         between("data.size", self.size, 1, 4096)
         positive("data.crop", self.crop)
         between("data.crop", self.crop, 0, 1)
+        if self.crop < 1 and self.resize != "crop":
+            raise ConfigError(f"data.crop={self.crop}: it goes with data.resize=crop")
 
 
 def preprocessing(own: PicturesConfig) -> Preprocessing:
