@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from metarun.components.build import build_data
-from metarun.components.data import glyphs, omniglot
+from metarun.components.data import emoji, glyphs, omniglot
+from metarun.components.data.emoji import arranged, concepts
 from metarun.components.data.splits import omniglot_names
 from metarun.config.catalogue import schemas
 from metarun.config.compose import composed, register_schemas
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.source import Episodes, EpisodeSource, ImageEpisodes
-from metarun.episodes.store import ClassStore, from_equal_classes
+from metarun.episodes.store import ClassStore, from_equal_classes, packed
 
 register_schemas()
 
@@ -38,6 +39,7 @@ VARIANTS = {
         ("data=omniglot", "data.rotations=true"),
         ("data=omniglot", "data.split=vinyals"),
     ],
+    "emoji": [("data=emoji",), ("data=emoji", "data.split=group")],
     "sinusoid": [("data=sinusoid",)],
     "sinusoid_line": [("data=sinusoid_line",)],
     "harmonic": [("data=harmonic", "data.noise=0.1")],
@@ -49,7 +51,7 @@ OWN_SEEDS = {"glyphs": ["seed"], "omniglot": ["split_seed"]}
 """The settings that are seeds, of each data set that has any."""
 
 ALL = [variant for variants in VARIANTS.values() for variant in variants]
-IMAGES = [*VARIANTS["glyphs"], *VARIANTS["omniglot"]]
+IMAGES = [*VARIANTS["glyphs"], *VARIANTS["omniglot"], *VARIANTS["emoji"]]
 by_name = pytest.mark.parametrize("data", ALL, ids=" ".join)
 
 
@@ -71,7 +73,13 @@ def made_up_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     def characters(root: Path | None, *, download: bool) -> ClassStore:
         return from_equal_classes(drawn(1623, 0), omniglot_names())
 
+    def emojis(root: Path | None, size: int) -> ClassStore:
+        sets = arranged(["noto", "twemoji", "emojione", "fluent-emoji", "openmoji", "fxemoji"])
+        each = [f"{c.group}/{c.name}/{name}" for c in concepts() for name in sets]
+        return from_equal_classes(drawn(len(concepts()), 0).flatten(0, 1)[:, None], each)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emoji, "drawn", emojis)
         patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("METARUN_DATA", raising=False)
         patch.setattr(glyphs, "draw", draw)
@@ -144,7 +152,7 @@ def test_splits_share_no_task(data: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("data", IMAGES, ids=" ".join)
 def test_splits_share_no_class_and_no_image(data: tuple[str, ...]) -> None:
     stores = stores_of(*data)
-    for what in (lambda store: store.class_names, lambda store: keys(store.images)):
+    for what in (lambda store: store.class_names, lambda store: keys(packed(store).images)):
         found: list[Any] = [value for split in SPLITS for value in what(stores[split])]
         assert len(set(found)) == len(found)
     turned = ("/rot0", "/rot90", "/rot180", "/rot270")
@@ -264,7 +272,7 @@ def test_the_seed_of_the_run_changes_the_episodes_and_not_the_data(data: tuple[s
 def test_the_seed_of_the_glyphs_changes_the_drawings_alone() -> None:
     one, other = stores_of("data=glyphs"), stores_of("data=glyphs", "data.seed=1")
     for split in SPLITS:
-        assert not set(keys(one[split].images)) & set(keys(other[split].images))
+        assert not set(keys(packed(one[split]).images)) & set(keys(packed(other[split]).images))
         assert one[split].class_names == other[split].class_names
 
 
