@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from metarun.cli.eval import run as evaluate
-from metarun.components.data import glyphs, omniglot
+from metarun.components.data import cub, glyphs, omniglot
+from metarun.components.data._class_lists import ClassList
 from metarun.components.data.splits import omniglot_names
 from metarun.config.catalogue import GROUPS, schemas
 from metarun.config.run import (
@@ -171,6 +172,8 @@ OTHER: Changes = {
     "filter": "nearest",
     "color": "grey",
     "fractions": [0.4, 0.3, 0.3],
+    "cub.resize": "crop",
+    "cub.split": "140-30-30",
     "engine.gradient": "first_order",
     "engine.solver": "fixed_point",
     "engine.batching": "loop",
@@ -311,6 +314,7 @@ COMPANY |= {
 SMALL_FILES: dict[str, Changes] = {
     "folder": {"data.root": "pictures", "data.size": 4},
     "features": {"data.root": "features.npz"},
+    "cub": {"data.root": "pictures", "data.size": 4},
 }
 """What `small_data` puts into the current folder."""
 COMPANY |= {
@@ -319,6 +323,7 @@ COMPANY |= {
     for own in fields(schemas("data")[name])
     if own.name != "name"
 }
+COMPANY["data.cub.crop"] = SMALL_FILES["cub"] | {"data.resize": "crop"}
 LATE: Changes = {"algo.inner_steps": 4, "algo.eval_inner_steps": 4}
 COMPANY |= {  # ASGD takes the rate that it computed a step before
     "inner_opt.asgd.schedule": LATE,
@@ -338,7 +343,10 @@ INERT = {
     "features.root": "where the data lie",
     "folder.layout": "how the pictures lie: tests/pictures/test_layouts.py",
     "skip_unreadable": "a picture that has to be damaged: tests/pictures/test_convert.py",
-    "data.omniglot.download": "how they come there",
+    "download": "how they come there",
+    "npz_channels": "of files that are not here: tests/components/test_tiered_imagenet.py",
+    "cub.root": "where the data lie",
+    "cub.layout": "how they lie: tests/components/test_cub.py",
     "engine.batching": COMPUTED,
     "engine.chunk": COMPUTED,
     "engine.compile": COMPUTED,
@@ -358,6 +366,12 @@ INERT = {
 }
 """Settings that change no figure, and why."""
 
+INERT |= {
+    f"data.{name}.{own.name}": "of files that are not here; data.cub has the same settings"
+    for name in ("mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100")
+    for own in fields(schemas("data")[name])
+    if own.name != "name"
+}
 LOOP = {f.name for f in fields(TrainerConfig)} - {"meta_batch", "steps"}
 """Settings of the trainer that the parameters do not depend on: seen in what a run leaves."""
 
@@ -482,7 +496,13 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             Image.fromarray(example).save(here / "pictures" / str(number) / f"{place}.png")
     labels = np.repeat(np.arange(10), 4)
     np.savez(here / "features.npz", features=pixels.reshape(40, -1)[:, :6] / 255, labels=labels)
+    birds = {
+        "100-50-50": {"train": [*"012345"], "val": ["6", "7"], "test": ["8", "9"]},
+        "140-30-30": {"train": [*"456789"], "val": ["2", "3"], "test": ["0", "1"]},
+    }
+    published = cub.published
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cub, "published", lambda s: published(s, ClassList(birds[s], {}), total=40))
         patch.chdir(here)
         patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(glyphs, "draw", draw)

@@ -26,10 +26,14 @@ def has_split_csv(root: Path) -> bool:
     return (root / "train.csv").is_file()
 
 
-def split_csv(root: Path) -> Listing:
+def split_csv(root: Path, inside: str = "") -> Listing:
     """`train.csv`, `val.csv` and `test.csv` with `filename,label`; pictures in `images`.
 
     The layout of mini-ImageNet as Ravi and Larochelle 2017 published it.
+
+    Args:
+        root: the folder.
+        inside: where the tables are in it.
 
     Raises:
         DataError: a table is missing or damaged, names a picture that is not there, or as `listed`.
@@ -37,10 +41,10 @@ def split_csv(root: Path) -> Listing:
     classes: dict[str, list[Picture]] = {}
     splits: dict[str, dict[str, None]] = {}
     for split in SPLITS:
-        own = splits[split] = {}
-        for name, label in _rows(root / f"{split}.csv", PLAIN):
+        own, path = splits.setdefault(split, {}), root / inside / f"{split}.csv"
+        for name, label in _rows(path, PLAIN):
             own[label] = None
-            classes.setdefault(label, []).append(_picture(root, name, root / f"{split}.csv"))
+            classes.setdefault(label, []).append(_picture(root, name, path))
     return listed(root, "train.csv, val.csv and test.csv", classes, splits)
 
 

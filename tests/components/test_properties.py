@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from metarun.components.build import build_data
-from metarun.components.data import emoji, glyphs, omniglot
+from metarun.components.data import _benchmarks, _cifar100, _finding, emoji, glyphs, omniglot
 from metarun.components.data.emoji import arranged, concepts
 from metarun.components.data.splits import omniglot_names
 from metarun.config.catalogue import schemas
 from metarun.config.compose import composed, register_schemas
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.source import Episodes, EpisodeSource, ImageEpisodes
-from metarun.episodes.store import ClassStore, from_equal_classes, packed
+from metarun.episodes.store import ClassStore, from_equal_classes, packed, split_stores
 
 register_schemas()
 
@@ -40,6 +40,11 @@ VARIANTS = {
         ("data=omniglot", "data.split=vinyals"),
     ],
     "emoji": [("data=emoji",), ("data=emoji", "data.split=group")],
+    "mini_imagenet": [("data=mini_imagenet",)],
+    "tiered_imagenet": [("data=tiered_imagenet",)],
+    "cifar_fs": [("data=cifar_fs",)],
+    "fc100": [("data=fc100",)],
+    "cub": [("data=cub",), ("data=cub", "data.split=140-30-30")],
     "sinusoid": [("data=sinusoid",)],
     "sinusoid_line": [("data=sinusoid_line",)],
     "harmonic": [("data=harmonic", "data.noise=0.1")],
@@ -51,7 +56,8 @@ OWN_SEEDS = {"glyphs": ["seed"], "omniglot": ["split_seed"]}
 """The settings that are seeds, of each data set that has any."""
 
 ALL = [variant for variants in VARIANTS.values() for variant in variants]
-IMAGES = [*VARIANTS["glyphs"], *VARIANTS["omniglot"], *VARIANTS["emoji"]]
+PUBLISHED = ("mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100", "cub")
+IMAGES = [v for name in ("glyphs", "omniglot", "emoji", *PUBLISHED) for v in VARIANTS[name]]
 by_name = pytest.mark.parametrize("data", ALL, ids=" ".join)
 
 
@@ -78,8 +84,18 @@ def made_up_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         each = [f"{c.group}/{c.name}/{name}" for c in concepts() for name in sets]
         return from_equal_classes(drawn(len(concepts()), 0).flatten(0, 1)[:, None], each)
 
+    def published(benchmark: _finding.Benchmark, *found: Any) -> dict[str, ClassStore]:
+        names = [name for own in benchmark.splits.values() for name in own]
+        store, splits = from_equal_classes(drawn(len(names), 0), names), {}
+        for split, own in benchmark.splits.items():
+            splits[split] = [names.index(name) for name in own]
+        return split_stores(store, splits)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(emoji, "drawn", emojis)
+        for module in (_benchmarks, _cifar100):
+            patch.setattr(module, "find", lambda *given: None)
+            patch.setattr(module, "read_source", published)
         patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("METARUN_DATA", raising=False)
         patch.setattr(glyphs, "draw", draw)

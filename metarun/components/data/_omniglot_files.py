@@ -5,15 +5,15 @@ import hashlib
 import http.client
 import os
 import re
-import socket
 import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from metarun.components.data._data_root import move, timeout
 from metarun.errors import DataError
 
 DRAWINGS = 20  # of each character
@@ -21,7 +21,6 @@ FOLDER = "omniglot-py"  # torchvision's name, so that a folder serves both progr
 PARTS = ("images_background", "images_evaluation")
 PATTERN = "*/character*/*.png"
 MEMBER = re.compile(r"(?:^|/)([^/]+/character\d+)/([^/.][^/]*\.png)$")  # no ._* files of macOS
-TIMEOUT = 10.0  # seconds that a silent server is waited for
 
 
 class Drawing(NamedTuple):
@@ -174,37 +173,17 @@ def download_missing(root: Path) -> None:
         from torchvision.datasets import Omniglot  # takes seconds to import
 
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as draft, _timeout():
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as draft, timeout():
             for name in lacking:
                 Omniglot(draft, background=name == PARTS[0], download=True)
                 home.mkdir(exist_ok=True)
                 for part in (name, f"{name}.zip"):  # torchvision itself wants to find both
-                    _move(Path(draft) / FOLDER / part, home / part)
+                    move(Path(draft) / FOLDER / part, home / part)
     except (OSError, RuntimeError, ImportError, http.client.HTTPException) as error:
         for folder in made:  # innermost first
             with suppress(OSError):  # another process has put something there
                 folder.rmdir()
         raise missing(root, f"The download failed: {error}.\n") from error
-
-
-def _move(old: Path, new: Path) -> None:
-    """Put a finished file or folder in its place, unless another process was quicker."""
-    try:
-        old.rename(new)
-    except OSError:
-        if not new.exists():
-            raise
-
-
-@contextmanager
-def _timeout() -> Iterator[None]:
-    """Sockets give up after TIMEOUT; torchvision leaves them to wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def missing(root: Path, reason: str = "") -> DataError:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageChops
 from tqdm import tqdm
 
+from metarun.components.data._data_root import home
 from metarun.components.data._omniglot_files import (
     Drawing,
     check_complete,
@@ -75,11 +76,6 @@ def found(own: OmniglotConfig) -> str:
     if not source:
         raise missing(root)
     return " and ".join(map(str, source))
-
-
-def home(root: str | Path | None) -> Path:
-    """The data folder; None is a folder in the user's cache."""
-    return (cache_dir() / "data" if root is None else Path(root)).expanduser().absolute()
 
 
 def load(
