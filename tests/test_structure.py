@@ -24,6 +24,7 @@ ROOMS = [
     {"rundir"},
     {"components"},
     {"training", "reporting"},
+    {"inference"},
     {"sweeps"},
     {"cli"},
     {"__main__"},
@@ -158,6 +159,8 @@ AT_ONCE = (
     ["train", "trainer.stepz=1"],
     ["eval", "--help"],
     ["eval", "ckpt=nowhere", "--cfg", "job"],
+    ["predict", "--help"],
+    ["predict", "ckpt=nowhere", "support=x", "query=[a,b]", "--cfg", "job"],
     ["completion", "bash"],
     ["report", "nowhere"],
 )

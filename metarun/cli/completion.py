@@ -36,7 +36,7 @@ TAB then completes commands, groups and their options, settings and their values
 of runs and checkpoints; the settings are those of the options already on the line.
 """
 SHELLS = ("bash", "zsh", "fish")
-FOLDERS = ("data.root", "hydra.run.dir", "hydra.sweep.dir")
+FOLDERS = ("data.root", "support", "query", "hydra.run.dir", "hydra.sweep.dir")
 HYDRA_KEYS = {
     "hydra.run.dir=": "the run directory; the same one again resumes the run",
     "hydra.sweep.dir=": "the directory of a sweep; the same one again resumes it",

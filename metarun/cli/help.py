@@ -23,6 +23,10 @@ from metarun.config.component import choices_of
 _USAGE = {
     "train": "metarun train [group=option …] [key=value …]",
     "eval": "metarun eval ckpt=<run directory or checkpoint file> [key=value …]",
+    "predict": (
+        "metarun predict ckpt=<run directory or checkpoint file> support=<folder of class folders> "
+        "query=<folder or pictures> [key=value …]"
+    ),
 }
 _FOOTERS = {
     "train": [
@@ -36,6 +40,9 @@ _FOOTERS = {
         ("hydra.run.dir=DIR", "sets where result.json goes"),
         ("--cfg job", "prints the config and does nothing else"),
         ("--hydra-help", "Hydra's other options"),
+    ],
+    "predict": [
+        ("--cfg job", "prints the config and does nothing else"),
     ],
 }
 _INDENT = 32
@@ -58,7 +65,7 @@ def command_help(command: str, what: str, config: Any) -> str:
     """The help text of a command, as wide as the terminal is (80 columns in a pipe).
 
     Args:
-        command: "train" or "eval".
+        command: "train", "eval" or "predict".
         what: one line on what it does.
         config: its composed config, as dataclasses.
     """

@@ -21,6 +21,7 @@ from metarun.system.lifetime import imports_not_collected
 COMMANDS = {
     "train": "meta-train, validate, test; resumes an unfinished run",
     "eval": "evaluate a checkpoint on fresh tasks",
+    "predict": "label your own pictures by a few examples of each class",
     "report": "compare runs: tables and plots",
     "data": "list data sets, make them ready, look into them",
     "completion": "print what makes bash, zsh or fish complete commands",
@@ -44,6 +45,7 @@ examples:
   metarun train -m seed=0,1,2                         # one run for each seed
   metarun train hydra.run.dir=outputs/train/my_run    # again with the same folder: resume
   metarun eval ckpt=outputs/train/my_run episodes=1000
+  metarun predict ckpt=outputs/train/my_run support=examples query=new_pictures
   metarun report outputs/train                        # compare runs: tables and plots
   metarun data list                                   # which data sets are there
   tensorboard --logdir outputs/train
@@ -112,8 +114,6 @@ def _run_job(command: str, arguments: list[str]) -> None:
     from metarun.config import compose, launchers
     from metarun.config._hydra import get_args_parser
     from metarun.config.own_yaml import unreadable
-    from metarun.config.renamed import with_todays_names
-    from metarun.config.typed import with_more, with_paths
     from metarun.sweeps import job
 
     try:
@@ -123,21 +123,14 @@ def _run_job(command: str, arguments: list[str]) -> None:
     if os.environ.get("METARUN_DATA") == "":
         del os.environ["METARUN_DATA"]  # set to nothing means not set, not the current folder
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    arguments = _with_ranks(command, arguments)
-    arguments = _with_plugins(with_todays_names(arguments))
-    _check_options(command, arguments)
-    arguments = with_paths(_options_first(arguments), bool(MULTIRUN & set(arguments)))
-    arguments = with_more(arguments) if command == "eval" else arguments
-    # Without these Hydra prints its own errors and exits with 1 whatever the cause, and
-    # CUDA's matrix products are not reproducible. Both are read later than here.
+    arguments = prepared(command, _with_ranks(command, arguments))
+    # Without this Hydra prints its own errors and exits with 1 whatever the cause.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # What torch asks its own users to report: that vmap loops within some operation.
-    warnings.filterwarnings("ignore", message="There is a performance drop because")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    compose.register_schemas()
     module = importlib.import_module(f"metarun.cli.{command}")
     sys.argv = [f"{_program()} {command}", *arguments]
     options = get_args_parser().parse_args(arguments)
+    if options.multirun and command not in ("train", "eval"):
+        raise ConfigError(f"metarun {command} has no sweeps: leave out -m")
     if options.multirun and (options.cfg or options.info):
         raise ConfigError("--cfg and --info are for a single run: leave out -m and name one value")
     if options.resolve and not (options.cfg or options.help):
@@ -166,6 +159,27 @@ def _run_job(command: str, arguments: list[str]) -> None:
             raise
         reason = first_line(error) if str(error) else "look at its settings of hydra"
         raise ConfigError(f"this command cannot be read: {reason}") from error
+
+
+def prepared(command: str, arguments: list[str]) -> list[str]:
+    """The arguments of a command as Hydra takes them, with all that reads them prepared.
+
+    Raises:
+        ConfigError: an option is unknown, a plugin cannot be imported, or a path is empty.
+    """
+    from metarun.config import compose
+    from metarun.config.renamed import with_todays_names
+    from metarun.config.typed import with_more, with_paths
+
+    arguments = _with_plugins(with_todays_names(arguments))
+    _check_options(command, arguments)
+    arguments = with_paths(_options_first(arguments), bool(MULTIRUN & set(arguments)))
+    # What torch asks its own users to report: that vmap loops within some operation.
+    warnings.filterwarnings("ignore", message="There is a performance drop because")
+    # CUDA's matrix products are not reproducible without it. It is read later than here.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    compose.register_schemas()
+    return with_more(arguments) if command == "eval" else arguments
 
 
 def _with_ranks(command: str, arguments: list[str]) -> list[str]:

@@ -27,7 +27,7 @@ from metarun.config._hydra import Hydra
 from metarun.config.catalogue import GROUPS, plugins, schemas
 from metarun.config.checks import check_types
 from metarun.config.launchers import register as register_launchers
-from metarun.config.run import EvalConfig, TrainConfig, flat
+from metarun.config.run import NEEDED, EvalConfig, PredictConfig, TrainConfig, flat
 from metarun.errors import ConfigError, did_you_mean, first_line
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
@@ -39,6 +39,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(group="_schema", name="train", node=TrainConfig, package="_global_")
     store.store(group="_schema", name="eval", node=EvalConfig, package="_global_")
+    store.store(group="_schema", name="predict", node=PredictConfig, package="_global_")
     for group in GROUPS:
         for name, schema in schemas(group).items():
             store.store(group=f"_schema/{group}", name=name, node=schema, package=group)
@@ -56,8 +57,9 @@ def to_config(cfg: DictConfig) -> Any:
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        examples = {"ckpt": "ckpt=<run directory or checkpoint file>"}
-        needed = ", ".join(examples.get(key, f"{key}=…") for key in missing)
+        needed = ", ".join(
+            f"{key}=<{NEEDED[key]}>" if key in NEEDED else f"{key}=…" for key in missing
+        )
         raise ConfigError(f"not given: {needed}")
     try:
         config: Any = OmegaConf.to_object(cfg)

@@ -225,6 +225,49 @@ class EvalConfig:
                 between(name, getattr(self, name), 1, MOST)
 
 
+@section("data.")
+class PredictData:
+    """How the pictures are read."""
+
+    skip_unreadable: bool = False  # leave out pictures that cannot be read, and name them
+
+
+@section("")
+class PredictConfig:
+    """`metarun predict`: labels for pictures, by a few examples of each class."""
+
+    ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
+    support: str = "???"  # a folder with a folder of pictures for each class
+    query: Any = "???"  # pictures to label: a folder, a file, a pattern, or [a.png,b.png]
+    out: str = "predictions.csv"  # the table: path, label, its probability, that of each class
+    sheet: str | None = None  # a PNG file for the pictures with their labels
+    batch: int | None = None  # pictures at a time; null: the queries of a task of the run
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    plugins: list[str] = field(default_factory=list)  # modules imported for their components
+    algo: EvalAlgo = field(default_factory=EvalAlgo)
+    backbone: EvalBackbone = field(default_factory=EvalBackbone)
+    data: PredictData = field(default_factory=PredictData)
+
+    def __post_init__(self) -> None:
+        given = [self.query] if isinstance(self.query, str) else self.query
+        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+            raise ConfigError(f"query={self.query}: name a folder, a file, or [several,of,them]")
+        if not given or not all(one.strip() for one in given):
+            raise ConfigError("query= is empty: name a folder or pictures")
+        if self.sheet is not None and not self.sheet.lower().endswith(".png"):
+            raise ConfigError(f"sheet={self.sheet}: must end in .png")
+        if self.batch is not None:
+            between("batch", self.batch, 1, MOST_TASKS)
+
+
+NEEDED = {
+    "ckpt": "run directory or checkpoint file",
+    "support": "folder of class folders",
+    "query": "folder or pictures",
+}
+"""What is to be given for a setting without a default."""
+
+
 # Settings that are not part of what a run is: it may be resumed with others. Data may have moved.
 # What becomes of a gradient that is not finite matters only from the first one on.
 NEUTRAL_KEYS = (

@@ -16,7 +16,9 @@ from metarun.config.run import EvalAlgo, EvalData
 from metarun.errors import ConfigError
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
-PATHS = ("ckpt", "data.root", "backbone.weights", *FOLDERS)
+PATHS = ("ckpt", "data.root", "backbone.weights", "support", "query", "out", "sheet", *FOLDERS)
+SEVERAL = ("query",)
+"""Those that may be a list of paths, `[a,b]`."""
 
 
 def with_more(arguments: Sequence[str]) -> list[str]:
@@ -78,6 +80,8 @@ def _with_path(argument: str, multirun: bool) -> str:
     if isinstance(value, str):
         path = expanded(name, value)
         return argument if path == value else f"{key}={quoted(path)}"
+    if name in SEVERAL and isinstance(value, list) and not Path(text).exists():
+        return argument
     return f"{key}={quoted(text.strip())}"  # what reads as a number or a list is a name here
 
 

@@ -98,9 +98,7 @@ def open_picture(content: bytes, enough: int | None = None) -> Image.Image:
             if enough is not None:
                 image.draft(None, (enough, enough))
             image.load()
-            deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in DEEP)
-            ImageOps.exif_transpose(image, in_place=True)
-            return _in_eight_bits(image, deep)
+            return upright(image)
     except (UnreadableError, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -109,6 +107,16 @@ def open_picture(content: bytes, enough: int | None = None) -> Image.Image:
         raise UnreadableError(_TOO_LARGE) from error
     except Exception as error:  # damage has many types in Pillow
         raise UnreadableError(f"it is damaged ({_reason(error)})") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A loaded picture as `open_picture` gives it.
+
+    Raises:
+        UnreadableError: its numbers have 32 bits.
+    """
+    is_deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in DEEP)
+    return _in_eight_bits(ImageOps.exif_transpose(image), is_deep)
 
 
 def to_pixels(image: Image.Image, how: Preprocessing) -> Pixels:

@@ -54,6 +54,7 @@ class Setup:
     device: torch.device
     ranks: Ranks
     source: EpisodeSource
+    model: nn.Module
     network: Network  # its buffers and frozen parameters
     train_tasks: Ahead | Batches  # what a meta-step learns from
     algorithm: Algorithm
@@ -80,6 +81,7 @@ def build(
     ranks: Ranks = ALONE,
     planned_for: int | None = None,
     trained_with: int | None = None,
+    source: EpisodeSource | None = None,
 ) -> Setup:
     """Load the data, make the network and the algorithm.
 
@@ -89,6 +91,7 @@ def build(
         planned_for: meta-steps that the run began with, if it has become longer since.
         trained_with: the seed of the run whose network is evaluated, which may be another one
             than that of the episodes; None for a run that is trained.
+        source: what has tasks of the config's shape; None: the data of the config.
 
     Raises:
         ConfigError: the parts of the config do not fit together.
@@ -97,7 +100,7 @@ def build(
     keep_compiled()
     # Attention has a fast path for evaluations alone, which cannot be recorded.
     torch.backends.mha.set_fastpath_enabled(False)
-    source = build_data(config, device)
+    source = build_data(config, device) if source is None else source
     train_source = training_source(config, source, device)
     _check_size(config, source)
     torch.manual_seed(seed_of_weights(config.seed if trained_with is None else trained_with))
@@ -129,6 +132,7 @@ def build(
         device,
         ranks,
         source,
+        model,
         network,
         training_tasks(algorithm, train_source),
         algorithm,

@@ -26,6 +26,8 @@ from metarun.config.run import TaskConfig
 from metarun.episodes.cache import cached
 from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore, from_equal_classes, select_classes
+from metarun.pictures.decode import Preprocessing
+from metarun.pictures.inputs import Inputs, reads
 from metarun.system.files import cache_dir
 
 
@@ -45,6 +47,12 @@ def glyphs(
 ) -> ImageEpisodes:
     """Episodes of the characters: `image_episodes` of `load`."""
     return image_episodes(load)(task, seed, device, dtype, seed=own.seed)
+
+
+@reads(GlyphsConfig)
+def inputs(own: GlyphsConfig) -> Inputs:
+    """What a network gets of a picture: dark ink on white, as ink = 255 on 28 x 28 pixels."""
+    return Inputs(Preprocessing(SIDE, "pad", filter="lanczos", color="grey"), inverted=True)
 
 
 VERSION = 2  # raise when the same seed gives other drawings: it names the cache file

@@ -38,6 +38,8 @@ from metarun.episodes.cache import cached
 from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore, from_sizes, select_classes, with_rotations
 from metarun.errors import DataError
+from metarun.pictures.decode import Preprocessing
+from metarun.pictures.inputs import Inputs, reads
 from metarun.system.files import cache_dir
 
 SIDE = 28  # pixels, of the 105 of the originals
@@ -76,6 +78,12 @@ def found(own: OmniglotConfig) -> str:
     if not source:
         raise missing(root)
     return " and ".join(map(str, source))
+
+
+@reads(OmniglotConfig)
+def inputs(own: OmniglotConfig) -> Inputs:
+    """What a network gets of a picture: of a square one the same as `shrink` gives."""
+    return Inputs(Preprocessing(SIDE, "pad", filter="lanczos", color="grey"), inverted=True)
 
 
 def load(

@@ -6,6 +6,7 @@ from metarun.config.checks import between, positive
 from metarun.config.component import settings
 from metarun.errors import ConfigError
 from metarun.pictures.decode import Preprocessing
+from metarun.pictures.inputs import Inputs, reads
 
 Resize = Literal["crop", "stretch", "pad"]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -34,3 +35,9 @@ class PicturesConfig:
 def preprocessing(own: PicturesConfig) -> Preprocessing:
     """What the settings say is done to each picture."""
     return Preprocessing(own.size, own.resize, own.crop, own.filter, own.color)
+
+
+@reads(PicturesConfig)
+def inputs(own: PicturesConfig) -> Inputs:
+    """What a network gets of a picture: the same as of those that were converted."""
+    return Inputs(preprocessing(own))

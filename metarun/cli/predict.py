@@ -1,0 +1,65 @@
+"""`metarun predict`."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from metarun.cli.eval import changed
+from metarun.config.run import EvalConfig, PredictConfig
+from metarun.sweeps.job import job
+
+
+@hydra.main(version_base="1.3", config_path="pkg://metarun.conf", config_name="predict")
+def main(cfg: DictConfig) -> Any:
+    """Compose the config and run it; Hydra calls this once."""
+    return job(run)(cfg)
+
+
+def run(config: PredictConfig, directory: str | Path) -> float:
+    """Label pictures, print what was found and write the table.
+
+    Returns:
+        The mean probability of the labels.
+    """
+    # Imported here, so that --help and --cfg answer without waiting for torch.
+    from metarun.inference import predict
+    from metarun.inference.sheet import MOST
+    from metarun.inference.support import list_queries, list_support, read_support
+    from metarun.inference.trained import load
+    from metarun.system.lifetime import collect_from_here
+
+    collect_from_here()
+    out, skip = Path(config.out), config.data.skip_unreadable
+    predict.refuse_foreign(out)
+    paths = list_queries(config.query)
+    listing = list_support(Path(config.support))
+    asked = EvalConfig(
+        config.ckpt, device=config.device, algo=config.algo, backbone=config.backbone
+    )
+    trained = load(
+        config.ckpt, config.device, len(listing.class_names), lambda own: changed(own, asked)
+    )
+    support = read_support(listing, predict.inputs_of_run(trained), skip)
+    for line in predict.conditions(trained, support):
+        print(line)
+    found = predict.label_pictures(
+        trained,
+        support,
+        paths,
+        batch=config.batch,
+        skip_unreadable=skip,
+        shown=0 if config.sheet is None else MOST,
+    )
+    counts = Counter(found.labels)
+    shown = ", ".join(f"{name} {counts[name]}" for name in found.class_names)
+    print(f"labelled {len(found.paths)} pictures: {shown}")
+    predict.write_csv(out, found)
+    written = [str(out)]
+    if config.sheet is not None:
+        predict.write_sheet_of(Path(config.sheet), found)
+        written.append(config.sheet)
+    print(f"written to {', '.join(written)}")
+    return float(found.probabilities.amax(1).mean())

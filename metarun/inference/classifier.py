@@ -1,0 +1,178 @@
+"""A trained run as a classifier in scikit-learn's protocol, which need not be installed."""
+
+import inspect
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarun.components.build import dtype_of
+from metarun.inference.examples import to_examples
+from metarun.inference.predict import batches_of, inputs_of_run, probabilities_of, usual_batch
+from metarun.inference.trained import Trained, load
+from metarun.rundir import checkpoint
+
+NOT_PICKLED = ("_predict",)
+"""The adapted network: it is made again from the examples."""
+
+
+class NotFittedError(ValueError, AttributeError):
+    """`fit` was not called."""
+
+
+class FewShotClassifier:
+    """Learns classes from a few pictures each, by what a run of metarun has learned.
+
+    It has scikit-learn's protocol: `get_params`, `set_params` and pickling, so it can be cloned,
+    put into pipelines and cross-validated. A pickle holds the examples and the path of the run,
+    which must still be there.
+
+    Args:
+        run: a run directory of `metarun train` (its best checkpoint), or a checkpoint file.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        batch: pictures that are labelled together; None: as many as in an evaluation of the run.
+
+    Attributes:
+        classes_: the labels, sorted.
+        n_features_in_: numbers in an input of the network.
+
+    Example:
+        >>> classifier = metarun.FewShotClassifier("outputs/train/mine")
+        >>> classifier.fit(["cat1.png", "dog1.png", "dog2.png"], ["cat", "dog", "dog"])
+        >>> classifier.predict(["new.png"])
+        array(['cat'], dtype='<U3')
+    """
+
+    _estimator_type = "classifier"  # for scikit-learn before 1.6
+
+    def __init__(self, run: str | Path, device: str = "auto", batch: int | None = None) -> None:
+        self.run = run
+        self.device = device
+        self.batch = batch
+
+    def fit(self, images: Any, labels: Any) -> "FewShotClassifier":
+        """Adapt to examples of two classes or more, in any order and of any number each.
+
+        Args:
+            images: pictures: paths, PIL images, uint8 arrays or tensors of any size, or
+                floating-point inputs of the network (see `metarun.inference.examples`).
+            labels: one for each, of any type that can be sorted.
+
+        Raises:
+            ValueError: the images are none, the labels are not as many, or all the same.
+            ConfigError: there is no such run, it has not learned from pictures, or its network
+                tells another number of classes apart.
+            DataError: a file cannot be read.
+        """
+        names = np.asarray(labels)
+        if names.ndim != 1:
+            raise ValueError(f"labels have the shape {names.shape}: give one for each picture")
+        self.classes_, targets = np.unique(names, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"labels have {len(self.classes_)} class{'es' * (len(self.classes_) == 0)}: give "
+                "examples of two or more"
+            )
+        trained = self._trained()
+        examples = to_examples(images, inputs_of_run(trained))
+        if len(examples) != len(targets):
+            raise ValueError(f"there are {len(examples)} images and {len(targets)} labels")
+        self.examples_: NDArray[Any] = examples.to(dtype_of(trained.config)).numpy()
+        self.targets_: NDArray[np.int64] = targets.astype(np.int64)
+        self.n_features_in_ = int(np.prod(examples.shape[1:]))
+        self._predict = self._adapted(trained)
+        return self
+
+    def predict_proba(self, images: Any) -> NDArray[np.float64]:
+        """The probability of each class, (images, classes), in the order of `classes_`.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            ValueError: the images are none.
+            DataError: a file cannot be read.
+            RunError: the adapted network gives no finite scores.
+        """
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError("this FewShotClassifier knows no classes yet: call fit first")
+        trained = self._trained()
+        if getattr(self, "_predict", None) is None:  # it came out of a pickle
+            self._predict = self._adapted(trained)
+        examples = to_examples(images, inputs_of_run(trained))
+        found = np.empty((len(examples), len(self.classes_)))
+        for places in batches_of(len(examples), self.batch or usual_batch(trained)):
+            own = examples[list(places)].to(trained.setup.device, dtype_of(trained.config))
+            found[list(places)] = probabilities_of(self._predict(own)).numpy()
+        return found
+
+    def predict(self, images: Any) -> NDArray[Any]:
+        """The most probable class of each picture. Raises as `predict_proba`."""
+        places = self.predict_proba(images).argmax(1)
+        labels: NDArray[Any] = self.classes_[places]
+        return labels
+
+    def score(self, images: Any, labels: Any) -> float:
+        """The accuracy on labelled pictures. Raises as `predict_proba`."""
+        return float((self.predict(images) == np.asarray(labels)).mean())
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments of `__init__`."""
+        return {name: getattr(self, name) for name in _parameters()}
+
+    def set_params(self, **params: Any) -> "FewShotClassifier":
+        """Change arguments of `__init__`; fit again afterwards.
+
+        Raises:
+            ValueError: there is no such argument.
+        """
+        for name, value in params.items():
+            if name not in _parameters():
+                raise ValueError(
+                    f"FewShotClassifier has no parameter {name!r}: choose from "
+                    f"{', '.join(_parameters())}"
+                )
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
+        return f"FewShotClassifier({shown})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in NOT_PICKLED}
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "examples_")
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            transformer_tags=None,
+            regressor_tags=None,
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(two_d_array=True, three_d_array=True, string=True),
+        )
+
+    def _trained(self) -> Trained:
+        path = checkpoint.find(self.run)
+        return _loaded(path.absolute(), path.stat().st_mtime_ns, self.device, len(self.classes_))
+
+    def _adapted(self, trained: Trained) -> Any:
+        x = torch.from_numpy(self.examples_).to(trained.setup.device)
+        y = torch.from_numpy(self.targets_).to(trained.setup.device)
+        return trained.adapt(x, y, len(self.classes_))
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, changed: int, device: str, way: int) -> Trained:
+    """A run is loaded once for all clones of a classifier, and again if its file has changed."""
+    return load(path, device, way)
+
+
+def _parameters() -> list[str]:
+    return [name for name in inspect.signature(FewShotClassifier).parameters]

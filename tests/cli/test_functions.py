@@ -1,0 +1,51 @@
+"""`metarun.train` and `metarun.evaluate`: what the commands do, from Python."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import metarun
+from metarun.errors import ConfigError
+
+TINY = (
+    "data=glyphs", "backbone=mlp", "backbone.hidden=[8]", "trainer.steps=2", "task.way=3",
+    "trainer.meta_batch=2", "trainer.eval_episodes=2", "trainer.test_episodes=6", "device=cpu",
+)  # fmt: skip
+
+
+def test_a_run_from_python_is_that_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = metarun.train("algo=protonet", *TINY, "hydra.run.dir=mine")
+    assert result["run"] == "mine" and result["steps"] == 2
+    stored = json.loads((tmp_path / "mine" / "result.json").read_text())
+    assert result["test"] == stored["test"]
+    again = metarun.train("algo=protonet", *TINY, "hydra.run.dir=mine")
+    assert again == result
+    figures = metarun.evaluate(result["run"], "episodes=6")
+    assert figures["accuracy"] == result["test"]["accuracy"] and figures["episodes"] == 6
+    assert Path(figures["run"]).parent == Path("outputs/eval")
+    shown = capsys.readouterr()
+    assert "test accuracy" in shown.out
+    for wrong, words in (
+        ("trainer.stepz=3", "did you mean trainer.steps"),
+        ("--cfg", "is for the command line"),
+        ("trainer.steps=0", "trainer.steps=0: must be from 1"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            metarun.train(*TINY, wrong)
+
+
+def test_importing_metarun_imports_nothing_else() -> None:
+    code = (
+        "import sys, metarun; assert 'load' in dir(metarun);"
+        "print([m for m in ('torch', 'hydra', 'numpy', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        metarun.trian  # noqa: B018

@@ -1,0 +1,141 @@
+"""`metarun.FewShotClassifier`: scikit-learn's protocol on a trained run."""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.base import clone, is_classifier
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import (
+    check_estimator_cloneable,
+    check_estimator_repr,
+    check_get_params_invariance,
+    check_no_attributes_set_in_init,
+    check_set_params,
+)
+
+import metarun
+from metarun.episodes.source import Episodes
+from metarun.errors import ConfigError, DataError
+from metarun.inference.examples import to_examples
+from metarun.pictures.decode import Preprocessing
+from metarun.pictures.inputs import Inputs
+from tests.inference.runs import GLYPHS, save, weights_of, write_run
+from tests.setups import task_of
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Episodes]]:
+    folder = tmp_path_factory.mktemp("run")
+    setup = write_run(folder, *GLYPHS, "algo=protonet", "backbone.norm=support")
+    yield folder, task_of(setup, 3, "test")
+
+
+def test_it_is_the_predictor_of_the_run(run: tuple[Path, Episodes]) -> None:
+    folder, task = run
+    trained = metarun.load(folder)
+    scores = trained.algorithm.adapt(weights_of(folder), task.support_x, task.support_y, 3)
+    expected = scores(task.query_x).softmax(1).numpy()
+    names = np.array(["x", "y", "z"])
+    classifier = metarun.FewShotClassifier(folder)
+    fitted = classifier.fit(task.support_x, names[task.support_y])
+    assert fitted is classifier and classifier.classes_.tolist() == ["x", "y", "z"]
+    found = classifier.predict_proba(task.query_x)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert classifier.predict(task.query_x).tolist() == names[expected.argmax(1)].tolist()
+    in_pieces = metarun.FewShotClassifier(folder, batch=4).fit(task.support_x, task.support_y)
+    np.testing.assert_allclose(in_pieces.predict_proba(task.query_x), expected, atol=1e-12)
+    again = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_array_equal(again.predict_proba(task.query_x), found)
+    assert len(classifier.predict_proba(task.query_x[:0])) == 0
+
+
+def test_pictures_are_the_same_in_every_form(run: tuple[Path, Episodes], tmp_path: Path) -> None:
+    folder, task = run
+    classifier = metarun.FewShotClassifier(folder).fit(task.support_x, task.support_y)
+    expected = classifier.predict_proba(task.query_x)
+    paths = [tmp_path / f"{number}.png" for number in range(len(task.query_x))]
+    for path, ink in zip(paths, task.query_x, strict=True):
+        save(path, ink)
+    seen = (255 - (task.query_x * 255).round()).to(torch.uint8)
+    forms = {
+        "paths": paths,
+        "texts": np.array(list(map(str, paths))),
+        "PIL": [Image.open(path) for path in paths],
+        "grey": seen[:, 0].numpy(),
+        "RGB": seen.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy(),
+        "one channel": list(seen.permute(0, 2, 3, 1).numpy()),
+        "tensors": seen,
+        "list of tensors": list(seen),
+        "inputs": task.query_x.numpy(),
+        "rows": task.query_x.flatten(1).numpy(),
+        "list of inputs": list(task.query_x),
+    }
+    for name, images in forms.items():
+        found = classifier.predict_proba(images)
+        np.testing.assert_allclose(found, expected, atol=1e-9, err_msg=name)
+
+
+def test_what_is_no_picture_is_refused(run: tuple[Path, Episodes], tmp_path: Path) -> None:
+    inputs = Inputs(Preprocessing(28, color="grey"))
+    for images, words in (
+        ("a.png", "single picture"),
+        (3, "int: give a sequence"),
+        (np.zeros((2, 28, 28), np.int64), "images are int64"),
+        (np.zeros((2, 5)), r"inputs of this run's network are \(pictures, 1, 28, 28\)"),
+        (np.full((2, 784), 255.0), "divide by 255"),
+        (np.full((2, 784), np.nan), "divide by 255"),
+        ([np.zeros((4, 4, 2), np.uint8)], r"uint8 ndarray of shape \(4, 4, 2\)"),
+        ([np.zeros((0, 4), np.uint8)], "a picture is"),
+        ([None], r"images\[0\] is a NoneType"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            to_examples(images, inputs)
+    with pytest.raises(DataError, match="cannot read the picture"):
+        to_examples([tmp_path / "nothing.png"], inputs)
+
+
+def test_what_cannot_be_fitted_is_refused(run: tuple[Path, Episodes], tmp_path: Path) -> None:
+    folder, task = run
+    classifier = metarun.FewShotClassifier(folder)
+    with pytest.raises(ValueError, match="call fit first"):
+        classifier.predict(task.query_x)
+    with pytest.raises(ValueError, match="have 1 class: give examples of two"):
+        classifier.fit(task.support_x, [1] * 6)
+    with pytest.raises(ValueError, match="6 images and 2 labels"):
+        classifier.fit(task.support_x, [1, 2])
+    with pytest.raises(ConfigError, match="no such run directory"):
+        metarun.FewShotClassifier(tmp_path / "nowhere").fit(task.support_x, task.support_y)
+    with pytest.raises(ValueError, match="no parameter 'shots'"):
+        classifier.set_params(shots=3)
+
+
+def test_it_has_the_protocol_of_scikit_learn(run: tuple[Path, Episodes]) -> None:
+    folder, task = run
+    classifier = metarun.FewShotClassifier(str(folder))
+    for check in (
+        check_estimator_cloneable,
+        check_estimator_repr,
+        check_get_params_invariance,
+        check_no_attributes_set_in_init,
+        check_set_params,
+    ):
+        check("FewShotClassifier", classifier)
+    assert is_classifier(classifier)
+    images = torch.cat([task.support_x, task.query_x]).flatten(1).numpy()
+    labels = torch.cat([task.support_y, task.query_y]).numpy()
+    scores = cross_val_score(clone(classifier), images, labels, cv=2)
+    parts = StratifiedKFold(2).split(images, labels)
+    own = [
+        classifier.fit(images[seen], labels[seen]).score(images[new], labels[new])
+        for seen, new in parts
+    ]
+    assert scores.tolist() == own
+    pipeline = make_pipeline(FunctionTransformer(), classifier).fit(images, labels)
+    assert pipeline.score(images, labels) == classifier.fit(images, labels).score(images, labels)

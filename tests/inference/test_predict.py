@@ -1,0 +1,206 @@
+"""`metarun predict`: the labels of an evaluation, for pictures in files."""
+
+import csv
+import io
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from metarun.components.data.folder import FolderConfig, load
+from metarun.components.data.omniglot import OmniglotConfig, shrink
+from metarun.config.catalogue import schemas
+from metarun.errors import ConfigError
+from metarun.inference.predict import batches_of
+from metarun.inference.support import list_queries
+from metarun.inference.trained import load as load_run
+from metarun.pictures.inputs import inputs_of
+from metarun.pictures.listing import Picture
+from tests.components.test_every_algorithm import ALGORITHMS, FEW_STEPS
+from tests.conftest import Metarun
+from tests.inference.runs import GLYPHS, TASK, draw, save, weights_of, write_run, write_task
+from tests.setups import task_of
+
+COMMAND = ("predict", "ckpt=run", "support=support", "query=query")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("algo=protonet",),
+        ("algo=protonet", "backbone.norm=running"),
+        ("algo=maml", "algo.eval_inner_steps=2", "backbone.norm=support"),
+        ("algo=baseline", "algo.eval_inner_steps=3"),
+    ],
+    ids=" ".join,
+)
+def test_a_task_in_files_has_the_scores_of_its_evaluation(
+    metarun: Metarun, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    setup = write_run(tmp_path / "run", *GLYPHS, *settings)
+    write_task(tmp_path, task_of(setup, 3, "test"))
+    done = metarun(*COMMAND, "sheet=sheet.png")
+    trace = setup.trace(weights_of(tmp_path / "run"), setup.source.sample("test", 3, 1))
+    rows = table(tmp_path / "predictions.csv")
+    truth = [Path(row["path"]).name.partition("-")[0] for row in rows]
+    right = [row["label"] == name for row, name in zip(rows, truth, strict=True)]
+    losses = [
+        -torch.tensor(float(row[c])).double().log() for row, c in zip(rows, truth, strict=True)
+    ]
+    assert sum(right) / len(right) == float(trace.query_score[0, -1])
+    assert float(sum(losses)) / 6 == pytest.approx(float(trace.query_loss[0, -1]), abs=1e-6)
+    assert all(float(row["probability"]) == float(row[row["label"]]) for row in rows)
+    assert "ink inverted" in done.stdout and setup.batch_norm in done.stdout
+    together = "norm" not in "".join(settings)
+    assert ("depends on the other pictures" in done.stdout) == together
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert min(sheet.size) > 100
+
+
+CLASSIFIERS = [name for name in ALGORITHMS if name != "cnp"]
+
+
+@pytest.mark.parametrize("algo", CLASSIFIERS)
+def test_classes_may_have_any_number_of_examples_in_any_order(tmp_path: Path, algo: str) -> None:
+    """A method that took the examples for equal rows of each class would mix them up."""
+    mlp = ["backbone=mlp", "backbone.hidden=[8]", *FEW_STEPS.get(algo, ())]
+    if hasattr(schemas("algo")[algo], "inner_batch"):
+        mlp.append("algo.inner_batch=null")  # its batches are drawn by place
+    write_run(tmp_path, *TASK, f"algo={algo}", *mlp)
+    trained = load_run(tmp_path)
+    x = torch.rand(7, 1, 28, 28, dtype=torch.float64)
+    y = torch.tensor([0, 0, 0, 0, 1, 2, 2])
+    order = torch.tensor([4, 0, 6, 2, 1, 5, 3])
+    queries = torch.rand(5, 1, 28, 28, dtype=torch.float64)
+    found = trained.adapt(x, y, 3)(queries)
+    assert found.shape == (5, 3) and not found.isnan().any()
+    torch.testing.assert_close(trained.adapt(x[order], y[order], 3)(queries), found)
+
+
+def test_another_number_of_classes_is_for_methods_without_a_head(tmp_path: Path) -> None:
+    for algo in ("protonet", "maml"):
+        write_run(tmp_path / algo, *GLYPHS, f"algo={algo}")
+    assert load_run(tmp_path / "protonet", way=5).config.task.way == 5
+    with pytest.raises(ConfigError, match="there are 5 classes, but the run's network tells 3"):
+        load_run(tmp_path / "maml", way=5)
+    write_run(tmp_path / "baseline", *GLYPHS, "algo=baseline")
+    with pytest.raises(ConfigError, match=r"5000 classes, more than the \d+ that algo=baseline"):
+        load_run(tmp_path / "baseline", way=5000)
+
+
+def test_pictures_become_what_they_were_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    for number in range(3):
+        draw(tmp_path / "data" / f"c{number}" / "1.png", (40 + number, 71), number)
+    own: Any = FolderConfig(root=str(tmp_path / "data"), size=20, resize="pad", color="grey")
+    inputs = inputs_of(own)
+    assert inputs is not None and inputs.shape == (1, 20, 20)
+    for store in load(own).values():
+        picture = Picture(str(tmp_path / "data" / store.class_names[0] / "1.png"))
+        (image,) = store.images[store.starts[0] : store.starts[0] + 1]
+        assert inputs.of_file(picture).tolist() == image.tolist()
+
+
+def test_drawings_become_those_of_omniglot(tmp_path: Path) -> None:
+    inputs = inputs_of(OmniglotConfig())
+    assert inputs is not None
+    rows = (torch.rand(105, 105) > 0.2).numpy()
+    Image.fromarray(rows).convert("1").save(tmp_path / "drawing.png")
+    content = (tmp_path / "drawing.png").read_bytes()
+    assert inputs.of_file(Picture(str(tmp_path / "drawing.png"))).tobytes() == shrink(content)
+
+
+def test_batches_have_pictures_from_everywhere() -> None:
+    found = [list(batch) for batch in batches_of(10, 4)]
+    assert sorted(chain(*found)) == list(range(10))
+    assert max(map(len, found)) <= 4 and found[0] == [0, 3, 6, 9]
+
+
+def test_queries_are_found_below_a_folder_by_name_and_by_pattern(tmp_path: Path) -> None:
+    for name in ("b/2.png", "a.png", "b/.hidden.png", ".git/x.png", "note.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    everything = [str(tmp_path / "a.png"), str(tmp_path / "b" / "2.png")]
+    assert list_queries(str(tmp_path)) == everything
+    assert list_queries([f"{tmp_path}/*.png", f"{tmp_path}/b", everything[0]]) == everything
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    """A run, two classes of three examples, and a query."""
+    write_run(tmp_path / "run", *GLYPHS, "algo=protonet")
+    for number in range(6):
+        ink = torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(number))
+        save(tmp_path / "support" / "ab"[number % 2] / f"{number}.png", ink)
+    save(tmp_path / "query" / "1 =[x].png", torch.rand(1, 28, 28))
+    return tmp_path
+
+
+def test_what_cannot_be_labelled_is_refused_in_a_sentence(metarun: Metarun, asked: Path) -> None:
+    (asked / "empty").mkdir()
+    draw(asked / "one" / "a" / "1.png", (5, 5))
+    (asked / "mine.csv").write_text("my notes")
+    for changes, words in {
+        ("support=nowhere",): "support=nowhere: there is no such folder",
+        ("support=one",): "support=one has the class 'a' alone: give two class folders or more",
+        ("support=query",): "support=query has none: give two class folders",
+        ("query=empty",): "query=empty has no pictures",
+        ("query=nowhere.png",): "query=nowhere.png: there is no such folder or picture",
+        ("query=",): "query= is empty",
+        ("query=[]",): "query= is empty",
+        ("query=3",): "query=3: there is no such folder or picture",
+        ("out=mine.csv",): "mine.csv is no table of predictions",
+        ("out=empty",): "out=empty is a folder",
+        ("sheet=a.jpg",): "sheet=a.jpg: must end in .png",
+        ("batch=0",): "batch=0: must be from 1",
+        ("algo.eval_inner_steps=2",): "algo=protonet has no such setting",
+        ("-m",): "metarun predict has no sweeps",
+        ("ckpt=nowhere",): "there is no such run directory",
+    }.items():
+        done = (
+            metarun(*COMMAND, *changes, code=2)
+            if changes[0].startswith(("algo", "batch", "out", "sheet", "-m"))
+            else metarun(
+                *(part for part in COMMAND if part[:4] != changes[0][:4]), *changes, code=2
+            )
+        )
+        assert words in done.stderr, done.stderr
+        assert not (asked / "predictions.csv").exists()
+    assert "not given: query=<folder or pictures>" in metarun(*COMMAND[:3], code=2).stderr
+
+
+def test_a_regression_and_a_network_of_fixed_way_are_refused(metarun: Metarun, asked: Path) -> None:
+    write_run(asked / "sine", "data=sinusoid", "backbone=mlp", "backbone.hidden=[4]")
+    write_run(asked / "maml", *GLYPHS, "algo=maml")
+    done = metarun("predict", "ckpt=sine", *COMMAND[2:], code=2)
+    assert "has learned from data=sinusoid, a regression" in done.stderr
+    done = metarun("predict", "ckpt=maml", *COMMAND[2:], code=2)
+    assert "there are 2 classes, but the run's network tells 3 apart" in done.stderr
+
+
+def test_unreadable_pictures_are_named_and_may_be_left_out(metarun: Metarun, asked: Path) -> None:
+    (asked / "query" / "broken.png").write_bytes(b"no picture")
+    done = metarun(*COMMAND, code=1)
+    assert "cannot read the picture query/broken.png" in done.stderr
+    assert "data.skip_unreadable=true" in done.stderr
+    (asked / "support" / "a" / "empty.png").write_bytes(b"")
+    done = metarun(*COMMAND, "data.skip_unreadable=true", "out=new/table.csv")
+    assert "left out query/broken.png" in done.stderr
+    assert "left out support/a/empty.png: it is empty" in done.stderr
+    assert [row["path"] for row in table(asked / "new" / "table.csv")] == ["query/1 =[x].png"]
+    metarun(*COMMAND, "data.skip_unreadable=true", "out=new/table.csv")  # over its own
+    for name in ("0", "2", "4"):
+        (asked / "support" / "a" / f"{name}.png").write_bytes(b"")
+    done = metarun(*COMMAND, "data.skip_unreadable=true", code=1)
+    assert "class 'a' in support has no picture that can be read" in done.stderr
