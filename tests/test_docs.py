@@ -16,7 +16,10 @@ PAGES = [
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path) -> None:
+def test_the_code_of_a_page_runs_from_top_to_bottom(
+    page: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(cache))
     text = page.read_text()
     namespace: dict[str, object] = {}
     for block in re.finditer(r"```python\n(.*?)```", text, flags=re.S):
@@ -25,4 +28,4 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path) -> None:
 
 
 def test_the_tutorials_are_among_the_pages() -> None:
-    assert {"unroll.md", "from_higher.md"} <= {page.name for page in PAGES}
+    assert {"unroll.md", "from_higher.md", "own_pictures.md"} <= {page.name for page in PAGES}

@@ -32,6 +32,8 @@ def run(config: EvalConfig, directory: str | Path) -> float:
         The score.
     """
     # Imported here, so that --help and --cfg answer without waiting for torch.
+    from metarun.inference.calibrated import calibrated_figures, lines, refuse_calibration
+    from metarun.inference.trained import Trained
     from metarun.rundir import checkpoint, top
     from metarun.system.files import write_json
     from metarun.system.interrupts import Interruption
@@ -88,6 +90,8 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                     f"{trained.task.way} classes apart; train one with that task.way, or with an "
                     "algorithm without a head of its own, such as protonet or r2d2"
                 )
+            if config.calibrate:
+                refuse_calibration(setup, config.split)
             other = _otherwise(trained, train_config)
             remark = check_evaluated(setup, content, trained, config)
             metas = [_restored(setup, each, other) for each in contents]
@@ -113,11 +117,23 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                 ranks=ranks,
             )
         figures = results.describe(setup, evaluation, best) | remark
+        if config.calibrate:
+            with stop.deferred():
+                figures["calibration"] = calibrated_figures(
+                    Trained(path, contents[0]["step"], setup, metas[0], None),
+                    config.split,
+                    evaluation.scores.shape[0],
+                    config.coverage,
+                    config.false_alarms,
+                    on_progress=lambda done: stop.check(),
+                )
         if ranks.first:
             of_checkpoint = {"ckpt": str(path), "step": content["step"], "changed": other}
             write_json(stored, of_checkpoint | {config.split: figures})
     print(results.line(figures, config.split))
     for further in results.per_inner_step(figures):
+        print(further)
+    for further in lines(figures["calibration"], config.split) if config.calibrate else ():
         print(further)
     print(f"written to {stored}")
     return evaluation.score

@@ -27,6 +27,7 @@ _USAGE = {
         "metarun predict ckpt=<run directory or checkpoint file> support=<folder of class folders> "
         "query=<folder or pictures> [key=value …]"
     ),
+    "explain": "metarun explain ckpt=<run directory or checkpoint file> [key=value …]",
 }
 _FOOTERS = {
     "train": [
@@ -41,9 +42,8 @@ _FOOTERS = {
         ("--cfg job", "prints the config and does nothing else"),
         ("--hydra-help", "Hydra's other options"),
     ],
-    "predict": [
-        ("--cfg job", "prints the config and does nothing else"),
-    ],
+    "predict": [("--cfg job", "prints the config and does nothing else")],
+    "explain": [("--cfg job", "prints the config and does nothing else")],
 }
 _INDENT = 32
 
@@ -65,7 +65,7 @@ def command_help(command: str, what: str, config: Any) -> str:
     """The help text of a command, as wide as the terminal is (80 columns in a pipe).
 
     Args:
-        command: "train", "eval" or "predict".
+        command: "train", "eval", "predict" or "explain".
         what: one line on what it does.
         config: its composed config, as dataclasses.
     """

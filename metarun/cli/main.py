@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "meta-train, validate, test; resumes an unfinished run",
     "eval": "evaluate a checkpoint on fresh tasks",
     "predict": "label your own pictures by a few examples of each class",
+    "explain": "draw one task: examples, queries, predictions after each inner step",
     "report": "compare runs: tables and plots",
     "data": "list data sets, make them ready, look into them",
     "completion": "print what makes bash, zsh or fish complete commands",

@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from metarun.cli.eval import changed
-from metarun.config.run import EvalConfig, PredictConfig
+from metarun.config.run import EvalConfig, EvalData, PredictConfig
 from metarun.sweeps.job import job
 
 
@@ -25,7 +25,8 @@ def run(config: PredictConfig, directory: str | Path) -> float:
         The mean probability of the labels.
     """
     # Imported here, so that --help and --cfg answer without waiting for torch.
-    from metarun.inference import predict
+    from metarun.inference import predict, table
+    from metarun.inference.judgement import judge
     from metarun.inference.sheet import MOST
     from metarun.inference.support import list_queries, list_support, read_support
     from metarun.inference.trained import load
@@ -33,33 +34,47 @@ def run(config: PredictConfig, directory: str | Path) -> float:
 
     collect_from_here()
     out, skip = Path(config.out), config.data.skip_unreadable
-    predict.refuse_foreign(out)
+    table.refuse_foreign(out)
     paths = list_queries(config.query)
     listing = list_support(Path(config.support))
+    way = len(listing.class_names)
     asked = EvalConfig(
-        config.ckpt, device=config.device, algo=config.algo, backbone=config.backbone
+        config.ckpt,
+        device=config.device,
+        algo=config.algo,
+        backbone=config.backbone,
+        data=EvalData(config.data.root),
     )
     trained = load(
-        config.ckpt, config.device, len(listing.class_names), lambda own: changed(own, asked)
+        config.ckpt, config.device, way, lambda own: changed(own, asked), config.calibrate
     )
     support = read_support(listing, predict.inputs_of_run(trained), skip)
     for line in predict.conditions(trained, support):
         print(line)
+    judgement = None
+    if config.calibrate:
+        counts = list(support.counts.values())
+        judgement = judge(
+            trained, counts, config.calibration_tasks, config.coverage, config.false_alarms
+        )
     found = predict.label_pictures(
         trained,
         support,
         paths,
+        judgement=judgement,
         batch=config.batch,
         skip_unreadable=skip,
         shown=0 if config.sheet is None else MOST,
     )
-    counts = Counter(found.labels)
-    shown = ", ".join(f"{name} {counts[name]}" for name in found.class_names)
+    given = Counter(found.labels)
+    shown = ", ".join(f"{name} {given[name]}" for name in found.class_names)
     print(f"labelled {len(found.paths)} pictures: {shown}")
-    predict.write_csv(out, found)
+    for line in predict.trust(found, judgement):
+        print(line)
+    table.write_csv(out, found)
     written = [str(out)]
     if config.sheet is not None:
-        predict.write_sheet_of(Path(config.sheet), found)
+        table.write_sheet_of(Path(config.sheet), found)
         written.append(config.sheet)
     print(f"written to {', '.join(written)}")
     return float(found.probabilities.amax(1).mean())

@@ -27,7 +27,7 @@ from metarun.config._hydra import Hydra
 from metarun.config.catalogue import GROUPS, plugins, schemas
 from metarun.config.checks import check_types
 from metarun.config.launchers import register as register_launchers
-from metarun.config.run import NEEDED, EvalConfig, PredictConfig, TrainConfig, flat
+from metarun.config.run import NEEDED, EvalConfig, ExplainConfig, PredictConfig, TrainConfig, flat
 from metarun.errors import ConfigError, did_you_mean, first_line
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
@@ -37,9 +37,13 @@ def register_schemas() -> None:
     """Tell Hydra the schemas. They live in a group of their own, out of the users' sight."""
     register_launchers()
     store = ConfigStore.instance()
-    store.store(group="_schema", name="train", node=TrainConfig, package="_global_")
-    store.store(group="_schema", name="eval", node=EvalConfig, package="_global_")
-    store.store(group="_schema", name="predict", node=PredictConfig, package="_global_")
+    for name, config in (
+        ("train", TrainConfig),
+        ("eval", EvalConfig),
+        ("predict", PredictConfig),
+        ("explain", ExplainConfig),
+    ):
+        store.store(group="_schema", name=name, node=config, package="_global_")
     for group in GROUPS:
         for name, schema in schemas(group).items():
             store.store(group=f"_schema/{group}", name=name, node=schema, package=group)

@@ -197,6 +197,12 @@ class EvalData:
     download: bool | None = None  # fetch the files if they are not there
 
 
+def _fractions(coverage: float, false_alarms: float) -> None:
+    for key, value in (("coverage", coverage), ("false_alarms", false_alarms)):
+        if not 0 < value < 1:
+            raise ConfigError(f"{key}={value}: must be above 0 and below 1")
+
+
 @section("")
 class EvalConfig:
     """`metarun eval`: what null leaves open is taken from the checkpoint."""
@@ -207,6 +213,9 @@ class EvalConfig:
     ensemble: int | None = None  # best checkpoints whose outputs are averaged; null: one
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     seed: int | None = None  # of the episodes
+    calibrate: bool = False  # on as many validation tasks, and measure what that is worth
+    coverage: float = 0.9  # calibrate: how often the true label is to be in the set of labels
+    false_alarms: float = 0.05  # calibrate: how often a known picture may be called none of these
     plugins: list[str] = field(default_factory=list)  # modules imported for their components
     task: EvalTask = field(default_factory=EvalTask)
     algo: EvalAlgo = field(default_factory=EvalAlgo)
@@ -223,13 +232,19 @@ class EvalConfig:
         for name in ("episodes", "ensemble"):
             if getattr(self, name) is not None:
                 between(name, getattr(self, name), 1, MOST)
+        _fractions(self.coverage, self.false_alarms)
+        if self.calibrate and self.ensemble not in (None, 1):
+            raise ConfigError(
+                f"calibrate=true is of one checkpoint, and ensemble={self.ensemble}: leave one out"
+            )
 
 
 @section("data.")
 class PredictData:
-    """How the pictures are read."""
+    """How the pictures are read, and where the data of the run are."""
 
     skip_unreadable: bool = False  # leave out pictures that cannot be read, and name them
+    root: str | None = None  # calibrate: folder of data sets, or that of the run's data=folder
 
 
 @section("")
@@ -241,6 +256,10 @@ class PredictConfig:
     query: Any = "???"  # pictures to label: a folder, a file, a pattern, or [a.png,b.png]
     out: str = "predictions.csv"  # the table: path, label, its probability, that of each class
     sheet: str | None = None  # a PNG file for the pictures with their labels
+    calibrate: bool = False  # by validation tasks of the run, whose data must be there
+    calibration_tasks: int = 200  # how many; kept for the next time
+    coverage: float = 0.9  # calibrate: how often the true label is to be in the set of labels
+    false_alarms: float = 0.05  # calibrate: how often a known picture may be called none of these
     batch: int | None = None  # pictures at a time; null: the queries of a task of the run
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     plugins: list[str] = field(default_factory=list)  # modules imported for their components
@@ -258,6 +277,28 @@ class PredictConfig:
             raise ConfigError(f"sheet={self.sheet}: must end in .png")
         if self.batch is not None:
             between("batch", self.batch, 1, MOST_TASKS)
+        between("calibration_tasks", self.calibration_tasks, 2, MOST_TASKS)
+        _fractions(self.coverage, self.false_alarms)
+
+
+@section("")
+class ExplainConfig:
+    """`metarun explain`: one task as a picture."""
+
+    ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
+    episode: int = 0  # the number of the task
+    split: Literal["train", "val", "test"] = "test"  # whose tasks
+    out: str = "explain.png"  # the picture
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    plugins: list[str] = field(default_factory=list)  # modules imported for their components
+    algo: EvalAlgo = field(default_factory=EvalAlgo)
+    backbone: EvalBackbone = field(default_factory=EvalBackbone)
+    data: EvalData = field(default_factory=EvalData)
+
+    def __post_init__(self) -> None:
+        between("episode", self.episode, 0, MOST)
+        if not self.out.lower().endswith(".png"):
+            raise ConfigError(f"out={self.out}: must end in .png")
 
 
 NEEDED = {

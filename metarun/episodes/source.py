@@ -103,6 +103,15 @@ class ImageEpisodes:
         other.way, other.shot, other.query, other.outputs = way, shot, query, way
         return other
 
+    def with_more_classes(self, more: int) -> "ImageEpisodes":
+        """The same episodes with further classes, which have the labels behind the others.
+
+        The support and query images of the classes that were there are the same.
+        """
+        other = copy.copy(self)
+        other.way = other.outputs = self.way + more
+        return other
+
     def sample(self, split: str, start: int, count: int) -> Episodes:
         """Draw episodes; images become floats in [0, 1]."""
         store = self.stores[split]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from metarun.components.build import dtype_of
 from metarun.inference.examples import to_examples
-from metarun.inference.predict import batches_of, inputs_of_run, probabilities_of, usual_batch
+from metarun.inference.predict import batches_of, checked, inputs_of_run, usual_batch
 from metarun.inference.trained import Trained, load
 from metarun.rundir import checkpoint
 
@@ -104,7 +104,7 @@ class FewShotClassifier:
         found = np.empty((len(examples), len(self.classes_)))
         for places in batches_of(len(examples), self.batch or usual_batch(trained)):
             own = examples[list(places)].to(trained.setup.device, dtype_of(trained.config))
-            found[list(places)] = probabilities_of(self._predict(own)).numpy()
+            found[list(places)] = checked(self._predict(own)).softmax(1).numpy()
         return found
 
     def predict(self, images: Any) -> NDArray[Any]:

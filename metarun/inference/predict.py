@@ -1,11 +1,8 @@
 """Labels for pictures, by a trained run and a few examples of each class."""
 
-import csv
-import io
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,16 +10,11 @@ from tqdm import tqdm
 
 from metarun.components.algo.adapting import Predictor
 from metarun.errors import ConfigError, DataError, RunError
-from metarun.inference.sheet import sheet_of, write_sheet
+from metarun.inference.judgement import Judgement
 from metarun.inference.support import Labelled, read_pictures
 from metarun.inference.trained import Trained
 from metarun.pictures.inputs import Inputs
 from metarun.pictures.listing import Picture
-from metarun.system.files import write_atomically
-
-log = logging.getLogger(__name__)
-
-FIRST_COLUMNS = ("path", "label", "probability")
 
 
 @dataclass(frozen=True)
@@ -34,12 +26,14 @@ class Predictions:
         class_names: the classes.
         probabilities: float64 (pictures, classes).
         pixels: uint8 (shown pictures, channels, height, width), of the first of them, as seen.
+        judged: what `Judgement.columns` says of each; empty without one.
     """
 
     paths: list[str]
     class_names: tuple[str, ...]
     probabilities: Tensor
     pixels: Tensor
+    judged: list[list[str]]
 
     @property
     def labels(self) -> list[str]:
@@ -85,6 +79,29 @@ def conditions(trained: Trained, support: Labelled) -> list[str]:
     return lines
 
 
+def trust(found: Predictions, judgement: Judgement | None) -> list[str]:
+    """How far the labels are to be trusted, for people to read."""
+    if judgement is None:
+        return [
+            "probabilities are the network's own, not calibrated; calibrate=true compares with the "
+            "data of the run"
+        ]
+    sets, none, far = zip(*found.judged, strict=True)
+    middle = torch.tensor(list(map(float, far))).quantile(0.5)
+    sizes = [row.count("|") + 1 if row else 0 for row in sets]
+    tasks = len(judgement.calibration.misfits)
+    return [
+        f"calibrated on {tasks} validation tasks of so many classes and examples, which holds as "
+        "far as these classes are like those of the run's data:",
+        f"  label sets for a coverage of {100 * judgement.coverage:g} % have "
+        f"{sum(sizes) / len(sizes):.2f} labels on average",
+        f"  {sum(map(bool, none))} pictures are called none of these, at "
+        f"{100 * judgement.false_alarms:g} % false alarms",
+        f"  unfamiliarity {middle:.0f} % (median): as many of the run's validation pictures are "
+        "nearer to its training pictures, in pixels; 50 % is usual, 100 % is far away",
+    ]
+
+
 def batches_of(count: int, size: int) -> list[range]:
     """Places of pictures in as few batches as sizes up to `size` allow.
 
@@ -100,8 +117,8 @@ def usual_batch(trained: Trained) -> int:
     return trained.config.task.way * trained.config.task.query
 
 
-def probabilities_of(scores: Tensor) -> Tensor:
-    """The softmax of scores (pictures, classes), float64 on the CPU.
+def checked(scores: Tensor) -> Tensor:
+    """The scores (pictures, classes), float64 on the CPU.
 
     Raises:
         RunError: they are no numbers.
@@ -113,7 +130,7 @@ def probabilities_of(scores: Tensor) -> Tensor:
             "the adapted network gives scores that are no finite numbers: a lower "
             "algo.eval_inner_steps may help, or more examples of each class"
         )
-    return scores.softmax(1)
+    return scores
 
 
 def label_pictures(
@@ -121,6 +138,7 @@ def label_pictures(
     support: Labelled,
     paths: Sequence[str],
     *,
+    judgement: Judgement | None = None,
     batch: int | None = None,
     skip_unreadable: bool = False,
     shown: int = 0,
@@ -131,6 +149,7 @@ def label_pictures(
         trained: the run.
         support: pictures of each class.
         paths: files of the pictures to be labelled.
+        judgement: how far to trust the scores; None: as they are.
         batch: how many are labelled together; None: as many as in an evaluation of the run.
         skip_unreadable: leave out pictures that cannot be read.
         shown: of how many, the first ones, the pixels are kept.
@@ -141,23 +160,37 @@ def label_pictures(
         RunError: the scores are no finite numbers.
     """
     inputs, predict = inputs_of_run(trained), adapted(trained, support)
-    kept: dict[int, Tensor] = {}
+    kept: dict[int, _Kept] = {}
     pixels: dict[int, Tensor] = {}
     for places, own in _read(paths, inputs, batch or usual_batch(trained), skip_unreadable):
         if not places:
             continue
-        found = probabilities_of(predict(trained.to_inputs(own)))
-        kept |= dict(zip(places, found, strict=True))
+        x = trained.to_inputs(own)
+        scores = checked(predict(x))
+        columns: list[list[str]] = [[]] * len(places)
+        if judgement is None:
+            probabilities = scores.softmax(1)
+        else:
+            probabilities = judgement.calibration.probabilities(scores)
+            columns = judgement.columns(scores, x, support.class_names)
+        kept |= dict(zip(places, map(_Kept, probabilities, columns), strict=True))
         pixels |= {place: one for place, one in zip(places, own, strict=True) if place < shown}
     if not kept:
         raise DataError(f"none of {len(paths)} pictures can be read")
+    ordered = [kept[place] for place in sorted(kept)]
     seen = [torch.from_numpy(inputs.as_seen(pixels[place].numpy())) for place in sorted(pixels)]
     return Predictions(
         [paths[place] for place in sorted(kept)],
         support.class_names,
-        torch.stack([kept[place] for place in sorted(kept)]),
+        torch.stack([one.probabilities for one in ordered]),
         torch.stack(seen) if seen else torch.empty(0, *inputs.shape, dtype=torch.uint8),
+        [] if judgement is None else [one.columns for one in ordered],
     )
+
+
+class _Kept(NamedTuple):
+    probabilities: Tensor
+    columns: list[str]
 
 
 def _read(
@@ -169,63 +202,3 @@ def _read(
             pixels, there = read_pictures(pictures, inputs, skip_unreadable)
             yield [chosen[place] for place in there], pixels
             bar.update(len(chosen))
-
-
-def to_csv(predictions: Predictions) -> str:
-    """A line for each picture: its path, its label, its probability, and that of each class."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*FIRST_COLUMNS, *predictions.class_names])
-    rows = zip(predictions.paths, predictions.labels, predictions.probabilities, strict=True)
-    for path, label, row in rows:
-        writer.writerow([path, label, repr(float(row.max())), *map(repr, row.tolist())])
-    return text.getvalue()
-
-
-def refuse_foreign(path: Path) -> None:
-    """Refuse to overwrite a file that is no table of predictions.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    if path.is_dir():
-        raise ConfigError(f"out={path} is a folder: name a file, e.g. out=predictions.csv")
-    if path.exists():
-        with open(path, "rb") as file:
-            if not file.read(100).startswith(",".join(FIRST_COLUMNS).encode()):
-                raise ConfigError(f"{path} is no table of predictions: choose another out=")
-
-
-def write_csv(path: Path, predictions: Predictions) -> None:
-    """Write the table.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    try:
-        # Names of files need not be text: such bytes are written as they are.
-        content = to_csv(predictions).encode(errors="surrogateescape")
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}; choose out=…") from error
-
-
-def write_sheet_of(path: Path, predictions: Predictions) -> None:
-    """Draw the first pictures with their labels.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    best = predictions.probabilities.amax(1).tolist()
-    captions = [
-        [label, f"{100 * probability:.0f} %  {Path(name).name}"]
-        for label, probability, name in zip(
-            predictions.labels, best, predictions.paths, strict=True
-        )
-    ][: len(predictions.pixels)]
-    if (left := len(predictions.paths) - len(captions)) > 0:
-        log.info("%s shows the first %d pictures, and %d others not", path, len(captions), left)
-    try:
-        write_sheet(path, sheet_of(predictions.pixels, captions))
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}; choose sheet=…") from error

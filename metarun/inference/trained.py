@@ -15,6 +15,7 @@ from metarun.components.backbone.norm import BatchNorm
 from metarun.components.build import dtype_of, norm_of
 from metarun.config.catalogue import builder
 from metarun.config.run import TrainConfig
+from metarun.episodes.identity import is_sampled, same_data
 from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore
 from metarun.errors import ConfigError
@@ -123,6 +124,7 @@ def load(
     device: str = "auto",
     way: int | None = None,
     change: Callable[[TrainConfig], TrainConfig] | None = None,
+    with_data: bool = False,
 ) -> Trained:
     """Load a trained run.
 
@@ -131,9 +133,12 @@ def load(
         device: "auto", "cpu", "cuda" or "cuda:N".
         way: classes of the tasks to come; None: as many as in the run's evaluations.
         change: gives the config to use in place of the run's; its network stays the same.
+        with_data: whether its source is the data of the run.
 
     Raises:
-        ConfigError: there is no such run, or the algorithm cannot do tasks of so many classes.
+        ConfigError: there is no such run, the algorithm cannot do tasks of so many classes, or
+            these are other data than the run was trained on.
+        DataError: the data are missing or damaged.
         CheckpointError: the checkpoint is damaged, or needs a component that is not there.
 
     Example:
@@ -150,13 +155,25 @@ def load(
     builder("data", config.data.name)  # imports its file, which says what it does to pictures
     inputs = inputs_of(config.data)
     where = choose_device(device)
-    source = None if inputs is None else stand_in(config, inputs, content, where)
+    with_data = with_data or inputs is None
+    source = None if inputs is None or with_data else stand_in(config, inputs, content, where)
     setup = build(
         config, where, planned_for=content["planned_for"], trained_with=own.seed, source=source
     )
     if way is not None and setup.source.kind == "classification" and way != own.task.way:
         _refuse_fixed_way(setup.algorithm, own, way)
+    if source is None:
+        _refuse_other_data(content["data_identity"], setup)
     return Trained(path, content["step"], setup, restore_meta(setup, content), inputs)
+
+
+def _refuse_other_data(before: str | None, setup: Setup) -> None:
+    known = before is not None and not is_sampled(before)
+    if known and not same_data(str(before), setup.identity):
+        raise ConfigError(
+            f"data={setup.config.data.name} here has another content than the run was trained on: "
+            "give data.root=… with the folder of its data"
+        )
 
 
 def refuse_way(trained: Trained, way: int) -> None:

@@ -1,0 +1,150 @@
+"""A run calibrated on its validation tasks, and what that is worth on others."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from metarun.errors import ConfigError
+from metarun.inference import calibration
+from metarun.inference.outcomes import Outcomes, outcomes, source_of
+from metarun.inference.trained import Trained
+from metarun.training.setup import Setup
+
+
+class Calibration(NamedTuple):
+    """What validation tasks tell of a run's scores.
+
+    Attributes:
+        temperature: what scores are divided by.
+        misfits: float64 (tasks, queries), of the true labels.
+        strangeness: float64 (tasks, queries), of queries of the classes of their task.
+    """
+
+    temperature: float
+    misfits: Tensor
+    strangeness: Tensor
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Calibrated probabilities of scores (…, way), float64."""
+        return (scores.double() / self.temperature).softmax(-1)
+
+    def sets(self, scores: Tensor, coverage: float) -> Tensor:
+        """Which labels are in the set of each query, bool (…, way).
+
+        The true label of a query of a new task is in it with a probability of `coverage` or more.
+        """
+        bound = calibration.task_quantile(self.misfits, coverage)
+        return calibration.label_sets(self.probabilities(scores), bound)
+
+    def is_none(self, scores: Tensor, false_alarms: float) -> Tensor:
+        """Which queries are called none of the classes, bool (…).
+
+        Of queries that are of one, a fraction of `false_alarms` or less is.
+        """
+        bound = calibration.task_quantile(self.strangeness, 1 - false_alarms)
+        return calibration.strangeness(scores) > bound
+
+
+def calibrate(found: Outcomes) -> Calibration:
+    """Calibrate on tasks."""
+    temperature = calibration.fit_temperature(found.scores, found.labels)
+    probabilities = (found.scores / temperature).softmax(-1)
+    return Calibration(
+        temperature,
+        calibration.misfit(probabilities, found.labels),
+        calibration.strangeness(found.scores),
+    )
+
+
+def measured(
+    own: Calibration, found: Outcomes, coverage: float, false_alarms: float
+) -> dict[str, Any]:
+    """What a calibration is worth on other tasks, as plain values.
+
+    Args:
+        own: from validation tasks.
+        found: of other tasks.
+        coverage: what label sets are to cover.
+        false_alarms: what fraction of known queries may be called none.
+    """
+    before = calibration.reliability(found.scores.softmax(-1), found.labels)
+    after = calibration.reliability(own.probabilities(found.scores), found.labels)
+    sets = own.sets(found.scores, coverage)
+    covered = sets.gather(-1, found.labels[..., None]).double()
+    sizes = sets.sum(-1).double()
+    figures = {
+        "calibration_tasks": len(own.misfits),
+        "tasks": len(found.labels),
+        "temperature": own.temperature,
+        "ece_before": calibration.calibration_error(before),
+        "ece": calibration.calibration_error(after),
+        "coverage": coverage,
+        "measured_coverage": float(covered.mean()),
+        "labels_in_a_set": float(sizes.mean()),
+        "empty_sets": float((sizes == 0).double().mean()),
+        "false_alarms": false_alarms,
+        "measured_false_alarms": float(own.is_none(found.scores, false_alarms).double().mean()),
+        "reliability_before": [one._asdict() for one in before],
+        "reliability": [one._asdict() for one in after],
+    }
+    if found.unknown is not None:
+        flagged = own.is_none(found.unknown, false_alarms)
+        known, unknown = map(calibration.strangeness, (found.scores, found.unknown))
+        figures["unknown_found"] = float(flagged.double().mean())
+        figures["unknown_auroc"] = calibration.ranking(known, unknown)
+    return figures
+
+
+def refuse_calibration(setup: Setup, split: str) -> None:
+    """Refuse to calibrate where that says nothing of new tasks, or cannot be done.
+
+    Raises:
+        ConfigError: the split is that of the calibration, the data are no labelled images, or
+            several processes evaluate.
+    """
+    source_of(setup)
+    if split == "val":
+        raise ConfigError(
+            "calibrate=true calibrates on validation tasks, and would measure on the same ones: "
+            "choose split=test"
+        )
+    if setup.ranks.count > 1:
+        raise ConfigError("calibrate=true is for one process: start it without torchrun")
+
+
+def calibrated_figures(
+    trained: Trained, split: str, tasks: int, coverage: float, false_alarms: float, **progress: Any
+) -> dict[str, Any]:
+    """Calibrate on validation tasks, and measure on as many of another split.
+
+    Args:
+        trained: the run, with its data.
+        progress: `on_progress` of `outcomes`.
+    """
+    own = calibrate(outcomes(trained, "val", tasks, **progress))
+    return measured(own, outcomes(trained, split, tasks, **progress), coverage, false_alarms)
+
+
+def lines(figures: dict[str, Any], split: str) -> list[str]:
+    """What a person reads of the figures."""
+    unknown = ""
+    if "unknown_found" in figures:
+        unknown = (
+            f", and {_percent(figures['unknown_found'])} of those of other classes (AUROC "
+            f"{figures['unknown_auroc']:.3f})"
+        )
+    return [
+        f"calibrated on {figures['calibration_tasks']} validation tasks, measured on "
+        f"{figures['tasks']} {split} tasks:",
+        f"  temperature {figures['temperature']:.3g}; expected calibration error "
+        f"{_percent(figures['ece'])}, {_percent(figures['ece_before'])} without",
+        f"  label sets for a coverage of {_percent(figures['coverage'])} cover "
+        f"{_percent(figures['measured_coverage'])}; they have {figures['labels_in_a_set']:.2f} "
+        f"labels on average, and {_percent(figures['empty_sets'])} are empty",
+        f"  none of these, at {_percent(figures['false_alarms'])} false alarms: said of "
+        f"{_percent(figures['measured_false_alarms'])} of the queries{unknown}",
+    ]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

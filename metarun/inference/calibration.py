@@ -1,0 +1,133 @@
+"""Probabilities that mean what they say, sets of labels that cover, and "none of these".
+
+All of it is learned from tasks of classes that the run has not trained on, and holds for new tasks
+in so far as their classes are drawn like those.
+
+References:
+    Guo, Pleiss, Sun and Weinberger 2017, On calibration of modern neural networks (temperature;
+    expected calibration error, section 2).
+    Sadinle, Lei and Wasserman 2019, Least ambiguous set-valued classifiers (the label sets).
+    Lee, Barber and Willett 2023, Distribution-free inference with hierarchical data (tasks, not
+    queries, are exchangeable).
+    Hendrycks et al. 2022, Scaling out-of-distribution detection for real-world settings (the
+    largest score tells of unknown classes).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+BINS = 15  # of confidence, as Guo et al.
+LEAST_LOG = -100.0  # of a probability in the fit: a single zero would decide it
+LOG_TEMPERATURES = (-6.0, 6.0)
+
+
+class Bin(NamedTuple):
+    """Predictions whose confidence, the probability of their label, lies in (low, high].
+
+    Attributes:
+        predictions: how many there are.
+        confidence: their mean confidence; NaN where there are none.
+        accuracy: the fraction of them that is right; likewise.
+    """
+
+    low: float
+    high: float
+    predictions: int
+    confidence: float
+    accuracy: float
+
+
+def fit_temperature(scores: Tensor, labels: Tensor) -> float:
+    """The T for which softmax(scores / T) has the least cross entropy (Guo et al., equation 9).
+
+    Args:
+        scores: (…, way).
+        labels: int64 (…).
+    """
+    flat, truth = scores.double().flatten(0, -2), labels.flatten()
+
+    def cross_entropy(log_temperature: float) -> float:
+        logs = (flat / math.exp(log_temperature)).log_softmax(1).clamp_min(LEAST_LOG)
+        return float(-logs.gather(1, truth[:, None]).mean())
+
+    found = minimize_scalar(cross_entropy, bounds=LOG_TEMPERATURES, method="bounded")
+    return math.exp(float(found.x))
+
+
+def reliability(probabilities: Tensor, labels: Tensor) -> list[Bin]:
+    """How often predictions of each confidence are right, in `BINS` bins of equal width.
+
+    Args:
+        probabilities: (…, way).
+        labels: int64 (…).
+    """
+    confidence, label = probabilities.double().flatten(0, -2).max(1)
+    right = (label == labels.flatten()).double()
+    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    counts = torch.bincount(place, minlength=BINS)
+    sums = [torch.bincount(place, values, minlength=BINS) for values in (confidence, right)]
+    means = [(total / counts).tolist() for total in sums]
+    rows = zip(counts.tolist(), *means, strict=True)
+    return [Bin(n / BINS, (n + 1) / BINS, *row) for n, row in enumerate(rows)]
+
+
+def calibration_error(bins: list[Bin]) -> float:
+    """The expected calibration error: mean |accuracy − confidence| of the bins, by their counts."""
+    total = sum(one.predictions for one in bins)
+    return (
+        sum(one.predictions * abs(one.accuracy - one.confidence) for one in bins if one.predictions)
+        / total
+    )
+
+
+def task_quantile(values: Tensor, level: float) -> float:
+    """A bound that a value of a new task exceeds with a probability of 1 − level or less.
+
+    With tasks exchangeable, and values within a task as well, that holds for the quantile of the
+    values in which each of K tasks weighs 1 / (K + 1), and ∞ weighs the rest (Lee, Barber and
+    Willett 2023, hierarchical conformal prediction). Values of one task depend on each other:
+    the quantile of all values alike would promise more than it keeps.
+
+    Args:
+        values: (tasks, queries).
+        level: above 0 and below 1.
+
+    Returns:
+        Infinity where there are too few tasks for such a level.
+    """
+    tasks, queries = values.shape
+    ordered = values.double().flatten().sort().values
+    needed = level * (tasks + 1) / tasks  # of the weight of the values alone
+    place = math.ceil(needed * tasks * queries - 1e-9)
+    return float(ordered[place - 1]) if place <= tasks * queries else math.inf
+
+
+def misfit(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """1 − the probability of the true label, (tasks, queries)."""
+    return 1 - probabilities.gather(-1, labels[..., None])[..., 0]
+
+
+def label_sets(probabilities: Tensor, bound: float) -> Tensor:
+    """Which labels are in the set of each query: those of misfit `bound` or less; bool (…, way).
+
+    A set may be empty: then no label is likely enough.
+    """
+    return 1 - probabilities <= bound
+
+
+def strangeness(scores: Tensor) -> Tensor:
+    """How little a query looks like any of the classes: minus its largest score, (…)."""
+    return -scores.double().amax(-1)
+
+
+def ranking(known: Tensor, unknown: Tensor) -> float:
+    """The probability that an unknown query is stranger than a known one (AUROC); ties are half."""
+    ordered = known.flatten().sort().values
+    asked = unknown.flatten()
+    below = torch.searchsorted(ordered, asked, right=False)
+    up_to = torch.searchsorted(ordered, asked, right=True)
+    return float((below + up_to).double().mean() / (2 * len(ordered)))

@@ -1,0 +1,86 @@
+"""What a run makes of many tasks: the scores of every query, known or not."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from metarun.episodes.source import Episodes, ImageEpisodes
+from metarun.errors import ConfigError
+from metarun.inference.trained import Trained
+from metarun.training.setup import Setup
+
+
+class Outcomes(NamedTuple):
+    """Scores of tasks.
+
+    Attributes:
+        scores: float64 (tasks, queries, way), of queries of the classes of their task.
+        labels: int64 (tasks, queries).
+        unknown: (tasks, queries, way), of queries of other classes; None where a split has no
+            more classes than a task.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    unknown: Tensor | None
+
+
+def source_of(setup: Setup) -> ImageEpisodes:
+    """The images of the run's data.
+
+    Raises:
+        ConfigError: they are no labelled images.
+    """
+    if not isinstance(setup.source, ImageEpisodes):
+        raise ConfigError(
+            f"calibrate=true is for data of labelled images, not for data={setup.config.data.name}"
+        )
+    return setup.source
+
+
+def outcomes(
+    trained: Trained,
+    split: str,
+    tasks: int,
+    counts: Sequence[int] | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Outcomes:
+    """Adapt to tasks 0 … `tasks` - 1 of a split and score their queries.
+
+    Queries of other classes are those of further classes of the split. Where predictions depend
+    on all queries of a batch, they are scored together with the known ones, as in a folder that
+    has both.
+
+    Args:
+        counts: examples of each class; None: as many as in an evaluation.
+        on_progress: called with the number of tasks done.
+
+    Raises:
+        ConfigError: the data are no labelled images.
+    """
+    source = source_of(trained.setup)
+    way, shot = source.way, source.shot
+    others = min(way, len(source.stores[split].class_names) - way)
+    wide = source.with_more_classes(others)
+    kept = list(range(way * shot))
+    if counts is not None:
+        kept = [label * shot + one for label, count in enumerate(counts) for one in range(count)]
+    scores, labels, unknown = [], [], []
+    for index in tqdm(range(tasks), desc=f"{split} tasks", unit="task", disable=None):
+        task = Episodes(*(part[0] for part in wide.sample(split, index, 1)))
+        predict = trained.adapt(task.support_x[kept], task.support_y[kept], way)
+        known = task.query_y < way
+        queries, strangers = task.query_x[known], task.query_x[~known]
+        scores.append(predict(queries).double().cpu())
+        labels.append(task.query_y[known].cpu())
+        if others:
+            together = trained.predict_together is not None
+            asked = torch.cat([queries, strangers]) if together else strangers
+            unknown.append(predict(asked)[-len(strangers) :].double().cpu())
+        on_progress(index + 1)
+    return Outcomes(
+        torch.stack(scores), torch.stack(labels), torch.stack(unknown) if others else None
+    )

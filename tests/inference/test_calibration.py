@@ -1,0 +1,177 @@
+"""Temperature, reliability, label sets and strangers, against definitions written out."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+from torch import Tensor
+
+from metarun.episodes.source import ImageEpisodes
+from metarun.inference import calibration
+from metarun.inference.calibrated import calibrate, measured
+from metarun.inference.familiarity import familiar, unfamiliarity
+from metarun.inference.outcomes import Outcomes, outcomes
+from metarun.inference.trained import load
+from tests.conftest import Metarun
+from tests.inference.runs import GLYPHS, write_run, write_task
+from tests.setups import task_of
+
+
+def drawn(tasks: int, seed: int, sharpness: float = 1.0) -> Outcomes:
+    """Scores whose softmax, sharpened, is how labels are drawn; tasks differ in how hard they are.
+
+    Unknown queries have scores that are lower.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    hard = torch.rand(tasks, 1, 1, generator=generator, dtype=torch.float64) * 3
+    scores = torch.randn(tasks, 12, 4, generator=generator, dtype=torch.float64) * hard
+    labels = torch.multinomial(scores.flatten(0, 1).softmax(1), 1, generator=generator)
+    unknown = torch.randn(tasks, 8, 4, generator=generator, dtype=torch.float64) - 2
+    return Outcomes(scores * sharpness, labels.view(tasks, 12), unknown * sharpness)
+
+
+def test_the_temperature_is_where_the_cross_entropy_is_least() -> None:
+    found = drawn(400, 0, sharpness=3.0)
+    own = calibration.fit_temperature(found.scores, found.labels)
+    assert own == pytest.approx(3.0, rel=0.06)
+
+    def theirs(temperature: float) -> float:
+        probabilities = (found.scores.flatten(0, 1) / temperature).softmax(1)
+        return float(log_loss(found.labels.flatten(), probabilities))
+
+    assert theirs(own) < min(theirs(own * 1.01), theirs(own / 1.01))
+    zero = torch.tensor([[[0.0, -math.inf], [0.0, 0.5]]])  # a probability of 0
+    assert math.isfinite(calibration.fit_temperature(zero, torch.tensor([[1, 0]])))
+
+
+def test_reliability_is_that_of_its_definition() -> None:
+    found = drawn(50, 1)
+    probabilities = found.scores.softmax(-1)
+    bins = calibration.reliability(probabilities, found.labels)
+    rows, truth = probabilities.flatten(0, 1).tolist(), found.labels.flatten().tolist()
+    error = 0.0
+    for one in bins:
+        inside = [(row, y) for row, y in zip(rows, truth, strict=True)
+                  if one.low < max(row) <= one.high]  # fmt: skip
+        assert one.predictions == len(inside)
+        if inside:
+            right = sum(row.index(max(row)) == y for row, y in inside) / len(inside)
+            sure = sum(max(row) for row, _ in inside) / len(inside)
+            assert (one.accuracy, one.confidence) == pytest.approx((right, sure))
+            error += len(inside) / len(rows) * abs(right - sure)
+    assert calibration.calibration_error(bins) == pytest.approx(error)
+    assert len(bins) == 15 and bins[-1].high == 1
+
+
+def weighed_quantile(values: Tensor, level: float) -> float:
+    """The quantile of Lee, Barber and Willett, by its definition."""
+    tasks, queries = values.shape
+    total = 0.0
+    for value in values.flatten().sort().values.tolist():
+        total += 1 / ((tasks + 1) * queries)
+        if total >= level - 1e-12:
+            return float(value)
+    return math.inf
+
+
+@pytest.mark.parametrize("level", [0.05, 0.5, 0.9, 10 / 11, 0.95])
+def test_the_bound_is_the_quantile_in_which_tasks_weigh_the_same(level: float) -> None:
+    values = torch.rand(10, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert calibration.task_quantile(values, level) == weighed_quantile(values, level)
+
+
+def test_sets_cover_and_false_alarms_come_as_promised_on_new_tasks() -> None:
+    """Over many calibrations, in tasks of which some are much harder than others."""
+    covered, alarms = [], []
+    for seed in range(60):
+        own = calibrate(drawn(60, seed, sharpness=2.0))
+        figures = measured(own, drawn(60, 1000 + seed, sharpness=2.0), 0.8, 0.1)
+        covered.append(figures["measured_coverage"])
+        alarms.append(figures["measured_false_alarms"])
+    few = sum(covered) / 60, sum(alarms) / 60
+    assert 0.8 <= few[0] < 0.83 and 0.07 < few[1] <= 0.1
+    own = calibrate(drawn(9, 0))
+    assert measured(own, drawn(5, 1), 0.95, 0.1)["measured_coverage"] == 1  # too few tasks
+
+
+def test_strangers_rank_as_in_scikit_learn() -> None:
+    known, unknown = torch.randint(9, (40,)).double(), torch.randint(2, 12, (30,)).double()
+    truth = [0] * 40 + [1] * 30
+    expected = roc_auc_score(truth, torch.cat([known, unknown]))
+    assert calibration.ranking(known, unknown) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("norm", ["support", "transductive"])
+def test_known_queries_are_those_of_the_evaluation(tmp_path: Path, norm: str) -> None:
+    setup = write_run(tmp_path, *GLYPHS, "algo=protonet", f"backbone.norm={norm}")
+    trained = load(tmp_path, with_data=True)
+    found = outcomes(trained, "test", 3)
+    trace = setup.trace(trained.meta, setup.source.sample("test", 0, 3))
+    right = (found.scores.argmax(-1) == found.labels).double().mean(1)
+    assert right.tolist() == trace.query_score[:, -1].tolist()
+    assert found.unknown is not None and found.unknown.shape == (3, 6, 3)
+    uneven = outcomes(trained, "test", 1, counts=[2, 1, 1])
+    task = task_of(setup, 0, "test")
+    kept = [0, 1, 2, 4]
+    expected = trained.adapt(task.support_x[kept], task.support_y[kept], 3)(task.query_x)
+    torch.testing.assert_close(uneven.scores[0], expected)
+
+
+def test_unfamiliarity_is_the_share_of_validation_pictures_that_are_nearer(tmp_path: Path) -> None:
+    setup = write_run(tmp_path, *GLYPHS, "algo=protonet")
+    assert isinstance(setup.source, ImageEpisodes)
+    compared = familiar(setup.source)
+    assert len(compared.training) == len(compared.distances) == 1000
+    validation = setup.source.sample("val", 0, 20).query_x.flatten(0, 1)
+    assert 35 < float(unfamiliarity(validation, compared).mean()) < 65
+    training = setup.source.values(setup.source.stores["train"].images[:1])
+    assert float(unfamiliarity(training, compared)) == 0  # it is one of them
+    assert float(unfamiliarity(1 - validation, compared).min()) == 100  # black paper
+
+
+def test_an_evaluation_says_what_its_probabilities_are_worth(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "run", *GLYPHS, "algo=protonet")
+    evaluate = ("eval", "ckpt=run", "episodes=40", "hydra.run.dir=eval")
+    done = metarun(*evaluate, "calibrate=true", "coverage=0.8", "false_alarms=0.2")
+    stored = json.loads((tmp_path / "eval" / "result.json").read_text())["test"]["calibration"]
+    assert "calibrated on 40 validation tasks, measured on 40 test tasks" in done.stdout
+    assert f"cover {100 * stored['measured_coverage']:.1f} %" in done.stdout
+    assert abs(stored["measured_coverage"] - 0.8) < 0.15
+    assert abs(stored["measured_false_alarms"] - 0.2) < 0.15
+    assert len(stored["reliability"]) == 15
+    for wrong, words in (
+        ("split=val", "would measure on the same ones: choose split=test"),
+        ("coverage=1", "coverage=1.0: must be above 0 and below 1"),
+    ):
+        refused = metarun("eval", "ckpt=run", "calibrate=true", wrong, code=2)
+        assert words in refused.stderr
+    write_run(tmp_path / "sine", "data=sinusoid", "backbone=mlp", "backbone.hidden=[4]")
+    refused = metarun("eval", "ckpt=sine", "calibrate=true", code=2)
+    assert "calibrate=true is for data of labelled images" in refused.stderr
+
+
+def test_labels_are_judged_by_the_data_of_the_run(metarun: Metarun, tmp_path: Path) -> None:
+    setup = write_run(tmp_path / "run", *GLYPHS, "algo=protonet")
+    write_task(tmp_path, task_of(setup, 3, "test"))
+    (tmp_path / "support" / "class1" / "2.png").unlink()
+    command = ("predict", "ckpt=run", "support=support", "query=query", "calibrate=true",
+               "calibration_tasks=30")  # fmt: skip
+    done = metarun(*command)
+    first = (tmp_path / "predictions.csv").read_text()
+    header = "path,label,probability,set,none_of_these,unfamiliarity,class0,class1,class2"
+    assert first.splitlines()[0] == header
+    assert "calibrated on 30 validation tasks" in done.stdout and "50 % is usual" in done.stdout
+    assert "kept for the next time" in done.stderr
+    again = metarun(*command)
+    assert "kept for the next time" not in again.stderr
+    assert (tmp_path / "predictions.csv").read_text() == first
+    for number in range(40):
+        (tmp_path / "support" / "class1" / f"more{number}.png").write_bytes(
+            (tmp_path / "support" / "class1" / "3.png").read_bytes()
+        )
+    assert "validation tasks of 41 shots" in metarun(*command, code=2).stderr
