@@ -33,6 +33,7 @@ def run(config: EvalConfig, directory: str | Path) -> float:
     """
     # Imported here, so that --help and --cfg answer without waiting for torch.
     from metarun.inference.calibrated import calibrated_figures, lines, refuse_calibration
+    from metarun.inference.diagram import write_diagram
     from metarun.inference.trained import Trained
     from metarun.rundir import checkpoint, top
     from metarun.system.files import write_json
@@ -129,6 +130,8 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                 )
         if ranks.first:
             of_checkpoint = {"ckpt": str(path), "step": content["step"], "changed": other}
+            if config.calibrate:
+                write_diagram(directory / "reliability.png", figures["calibration"])
             write_json(stored, of_checkpoint | {config.split: figures})
     print(results.line(figures, config.split))
     for further in results.per_inner_step(figures):

@@ -12,6 +12,7 @@ from torch import Tensor
 from metarun.episodes.source import ImageEpisodes
 from metarun.inference import calibration
 from metarun.inference.calibrated import calibrate, measured
+from metarun.inference.diagram import reliability_diagram
 from metarun.inference.familiarity import familiar, unfamiliarity
 from metarun.inference.outcomes import Outcomes, outcomes
 from metarun.inference.trained import load
@@ -107,12 +108,19 @@ def test_strangers_rank_as_in_scikit_learn() -> None:
 @pytest.mark.parametrize("norm", ["support", "transductive"])
 def test_known_queries_are_those_of_the_evaluation(tmp_path: Path, norm: str) -> None:
     setup = write_run(tmp_path, *GLYPHS, "algo=protonet", f"backbone.norm={norm}")
+    assert isinstance(setup.source, ImageEpisodes)
     trained = load(tmp_path, with_data=True)
     found = outcomes(trained, "test", 3)
     trace = setup.trace(trained.meta, setup.source.sample("test", 0, 3))
     right = (found.scores.argmax(-1) == found.labels).double().mean(1)
     assert right.tolist() == trace.query_score[:, -1].tolist()
     assert found.unknown is not None and found.unknown.shape == (3, 6, 3)
+    wide = setup.source.with_more_classes(3).sample("test", 1, 1)
+    both = wide.query_x[0] if norm == "transductive" else wide.query_x[0, 6:]
+    task = task_of(setup, 1, "test")
+    strangers = trained.adapt(task.support_x, task.support_y, 3)(both)[-6:]
+    torch.testing.assert_close(found.unknown[1], strangers)
+    assert len(wide.query_y[0].unique()) == 6
     uneven = outcomes(trained, "test", 1, counts=[2, 1, 1])
     task = task_of(setup, 0, "test")
     kept = [0, 1, 2, 4]
@@ -144,6 +152,11 @@ def test_an_evaluation_says_what_its_probabilities_are_worth(
     assert abs(stored["measured_coverage"] - 0.8) < 0.15
     assert abs(stored["measured_false_alarms"] - 0.2) < 0.15
     assert len(stored["reliability"]) == 15
+    filled = [one for one in stored["reliability"] if one["predictions"]]
+    (axes,) = reliability_diagram(stored).axes
+    points = axes.collections[1].get_offsets()
+    assert points.tolist() == [[one["confidence"], one["accuracy"]] for one in filled]
+    assert (tmp_path / "eval" / "reliability.png").read_bytes().startswith(b"\x89PNG")
     for wrong, words in (
         ("split=val", "would measure on the same ones: choose split=test"),
         ("coverage=1", "coverage=1.0: must be above 0 and below 1"),

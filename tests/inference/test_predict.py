@@ -14,8 +14,8 @@ from metarun.components.data.folder import FolderConfig, load
 from metarun.components.data.omniglot import OmniglotConfig, shrink
 from metarun.config.catalogue import schemas
 from metarun.errors import ConfigError
-from metarun.inference.predict import batches_of
-from metarun.inference.support import list_queries
+from metarun.inference.predict import batches_of, inputs_of_run, label_pictures
+from metarun.inference.support import list_queries, list_support, read_support
 from metarun.inference.trained import load as load_run
 from metarun.pictures.inputs import inputs_of
 from metarun.pictures.listing import Picture
@@ -62,6 +62,23 @@ def test_a_task_in_files_has_the_scores_of_its_evaluation(
     assert ("depends on the other pictures" in done.stdout) == together
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert min(sheet.size) > 100
+
+
+def test_labels_stay_with_their_pictures_whatever_the_batch(tmp_path: Path) -> None:
+    setup = write_run(tmp_path / "run", *GLYPHS, "algo=protonet", "backbone.norm=support")
+    write_task(tmp_path, task_of(setup, 3, "test"))
+    trained = load_run(tmp_path / "run")
+    inputs = inputs_of_run(trained)
+    support = read_support(list_support(tmp_path / "support"), inputs)
+    paths = list_queries(str(tmp_path / "query"))
+    whole = label_pictures(trained, support, paths)
+    pieces = label_pictures(trained, support, paths, batch=2, shown=3)
+    assert pieces.paths == whole.paths == paths
+    torch.testing.assert_close(pieces.probabilities, whole.probabilities)
+    for path, pixels in zip(paths, pieces.pixels, strict=False):
+        with Image.open(path) as picture:
+            assert pixels.flatten().tolist() == list(picture.tobytes())
+    assert len(pieces.pixels) == 3
 
 
 CLASSIFIERS = [name for name in ALGORITHMS if name != "cnp"]
