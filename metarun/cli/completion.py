@@ -21,6 +21,7 @@ from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from metarun.cli.help import Setting, as_typed, options, settings
 from metarun.config import compose
 from metarun.config._hydra import get_args_parser
+from metarun.config.typed import with_more
 from metarun.errors import ConfigError
 
 HELP = """\
@@ -126,7 +127,7 @@ def _complete_data_command(before: list[str], word: str) -> list[Candidate]:
 
 def _complete_hydra_command(command: str, before: list[str], word: str) -> list[Candidate]:
     key, equals, value = word.partition("=")
-    known = options() if command == "train" else {}
+    known = options(command)
     chosen = [o.partition(",")[0] for o in before if o.partition("=")[0] in known]
     if word.startswith("hydra.") and not equals:
         return _complete_by_hydra(command, chosen, word)
@@ -176,7 +177,8 @@ def _listed(key: str, value: str, known: dict[str, str]) -> list[Candidate]:
 def _settings(command: str, chosen: list[str]) -> list[Setting]:
     for overrides in (chosen, []):
         try:
-            return settings(compose.composed(command, overrides))
+            given = with_more(overrides) if command == "eval" else overrides
+            return settings(compose.composed(command, given))
         except (*compose.COMPOSITION_ERRORS, ConfigError):
             continue  # one of them is misspelt, or a plugin's: the keys of the defaults
     return []

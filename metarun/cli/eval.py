@@ -1,18 +1,15 @@
 """`metarun eval`."""
 
 import logging
-import os
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig
 
-from metarun.config.catalogue import is_plugin
-from metarun.config.checks import read
-from metarun.config.run import NEUTRAL_KEYS, EvalConfig, EvalData, TrainConfig, flat
-from metarun.errors import ConfigError, did_you_mean
+from metarun.cli.changes import changed, is_other_domain, otherwise
+from metarun.config.run import EvalConfig, TrainConfig
+from metarun.errors import ConfigError
 from metarun.rundir import SWEEP_FILE
 from metarun.sweeps.job import job
 
@@ -42,6 +39,8 @@ def run(config: EvalConfig, directory: str | Path) -> float:
     from metarun.system.ranks import join
     from metarun.training import result as results
     from metarun.training.data_check import check_evaluated
+    from metarun.training.domain import KEY as EXAMPLES
+    from metarun.training.domain import Domain
     from metarun.training.ensemble import ensemble_trace
     from metarun.training.evaluation import evaluate
     from metarun.training.inert import without_effect
@@ -77,8 +76,21 @@ def run(config: EvalConfig, directory: str | Path) -> float:
         with ranks.together():
             trained = from_plain(content["config"])
             train_config = changed(trained, config)
+            domain = None
+            if is_other_domain(trained, config):
+                domain = Domain(
+                    trained.data.name,
+                    content.get(EXAMPLES),
+                    bool(config.data.fit),
+                    bool(config.data.invert),
+                )
             setup = build(
-                train_config, device, ranks, content["planned_for"], trained_with=trained.seed
+                train_config,
+                device,
+                ranks,
+                content["planned_for"],
+                trained_with=trained.seed,
+                domain=domain,
             )
             if setup.source.kind != "classification" and config.task.way is not None:
                 raise ConfigError(
@@ -93,7 +105,7 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                 )
             if config.calibrate:
                 refuse_calibration(setup, config.split)
-            other = _otherwise(trained, train_config)
+            other = otherwise(trained, train_config) | _of_fitting(config)
             remark = check_evaluated(setup, content, trained, config)
             metas = [_restored(setup, each, other) for each in contents]
             trace = setup.trace if not best else ensemble_trace(setup, contents, metas)
@@ -162,70 +174,12 @@ def _restored(setup: Any, content: dict[str, Any], other: dict[str, Any]) -> dic
         raise
 
 
-def _otherwise(trained: TrainConfig, config: TrainConfig) -> dict[str, Any]:
-    """The settings that are not those of the run: what of them can change a figure."""
-    before = flat(asdict(trained))
-    return {
-        key: value
-        for key, value in flat(asdict(config)).items()
-        if value != before[key]
-        and key != "device"
-        and not key.startswith("engine.")
-        and key not in NEUTRAL_KEYS
-    }
-
-
-def _checked(part: str, own: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Settings to change in a part of a checkpoint's config.
-
-    Raises:
-        ConfigError: the part has no such setting, or it is of training alone.
-    """
-    for key in given:
-        if key not in vars(own) or key == "name":
-            hint = did_you_mean(key, [k for k in vars(own) if k != "name"], prefix=f"{part}.")
-            raise ConfigError(f"{part}.{key}: {part}={own.name} has no such setting{hint}")
-        if part == "inner_opt" and key in ("learn", "granularity", "groups", "precondition"):
-            raise ConfigError(f"{part}.{key}: it is of training alone")
-        if part == "inner_opt" and key in own.learn:
-            raise ConfigError(f"{part}.{key}: the run has learned it")
-        if key in getattr(own, "of_training", ()):
-            raise ConfigError(f"{part}.{key}: it is of training alone, and changes no evaluation")
-    return given
+def _of_fitting(config: EvalConfig) -> dict[str, Any]:
+    """What is done to the images of another domain."""
+    given = {"data.fit": config.data.fit, "data.invert": config.data.invert}
+    return {key: value for key, value in given.items() if value}
 
 
 def default_episodes(config: TrainConfig, split: str) -> int:
     """As many tasks as the training run took of that split to score itself."""
     return config.trainer.eval_episodes if split == "val" else config.trainer.test_episodes
-
-
-def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
-    """The checkpoint's config with what the command line changes."""
-    parts: dict[str, Any] = {}
-    if config.data.root is None and hasattr(stored.data, "root"):
-        # Of a plugin's data, and of a folder that is one data set, the folder is what the run was
-        # given, whatever the environment says.
-        ours = not is_plugin("data", stored.data.name) and not getattr(
-            stored.data, "own_root", False
-        )
-        root = os.environ.get("METARUN_DATA") if ours else None
-        download = config.data.download
-        if root is None and stored.data.root is not None and hasattr(stored.data, "download"):
-            # A checkpoint may say where to read, but only the command line where to write.
-            download = bool(download)
-        config = replace(config, data=EvalData(root, download))
-    wants, has = config.backbone.norm, vars(stored.backbone).get("norm")
-    if wants == "running" and has not in (None, "running"):
-        raise ConfigError(
-            f"backbone.norm=running: the run was trained with backbone.norm={has}, which keeps no "
-            "moving averages: train one with backbone.norm=running"
-        )
-    for part in ("task", "algo", "backbone", "engine", "data", "inner_opt"):
-        wanted = vars(getattr(config, part)) if hasattr(config, part) else {}
-        given = {key: value for key, value in wanted.items() if value is not None}
-        own = getattr(stored, part)
-        given = _checked(part, own, given | config.more.get(part, {}))
-        parts[part] = read(part, type(own), vars(own) | given)
-    if config.seed is not None:
-        parts["seed"] = config.seed
-    return replace(stored, device=config.device, **parts)

@@ -19,10 +19,11 @@ from omegaconf import OmegaConf
 
 from metarun.config.catalogue import GROUPS, schemas, source_of
 from metarun.config.component import choices_of
+from metarun.config.run import EvalConfig
 
 _USAGE = {
     "train": "metarun train [group=option …] [key=value …]",
-    "eval": "metarun eval ckpt=<run directory or checkpoint file> [key=value …]",
+    "eval": "metarun eval ckpt=<run directory or checkpoint file> [data=option] [key=value …]",
     "predict": (
         "metarun predict ckpt=<run directory or checkpoint file> support=<folder of class folders> "
         "query=<folder or pictures> [key=value …]"
@@ -71,16 +72,17 @@ def command_help(command: str, what: str, config: Any) -> str:
     """
     lines = [*_wrapped(f"metarun {command}: {what}"), ""]
     lines += [*_wrapped(f"usage: {_USAGE[command]}", behind="    "), ""]
-    if command == "train":
-        lines += ["groups and their options; * is what this command has:"]
-        for group, described in options().items():
+    if described_groups := options(command):
+        what = "groups and their options" if command == "train" else "data of another domain"
+        lines += [f"{what}; * is what this command has:"]
+        for group, described in described_groups.items():
             chosen = getattr(getattr(config, group, None), "name", None)
             lines.append("")
             for option, meaning in described.items():
                 lines += _entry(f"{group}={option}", meaning, "* " if option == chosen else "  ")
         lines.append("")
     lines.append("settings, with the values that this command has:")
-    for heading, own in _sections(config):
+    for heading, own in _all_sections(config):
         lines += ["", *_wrapped(heading, "  # ", "  # ")]
         for setting in own:
             lines += _entry(setting.typed(), setting.meaning)
@@ -90,8 +92,13 @@ def command_help(command: str, what: str, config: Any) -> str:
     return "\n".join(lines)
 
 
-def options() -> dict[str, dict[str, str]]:
-    """Group -> option -> one line on it: components, experiments, launchers and sweepers."""
+def options(command: str = "train") -> dict[str, dict[str, str]]:
+    """Group -> option -> one line on it: components, experiments, launchers and sweepers.
+
+    An evaluation has those of its data: another domain.
+    """
+    if command == "eval":
+        return {"data": {name: _first_line(schema) for name, schema in schemas("data").items()}}
     found = {
         group: {name: _first_line(schema) for name, schema in schemas(group).items()}
         for group in GROUPS
@@ -109,7 +116,19 @@ def options() -> dict[str, dict[str, str]]:
 
 def settings(config: Any) -> list[Setting]:
     """Every setting of a composed config (a dataclass), top-level ones first."""
-    return [setting for _, own in _sections(config) for setting in own]
+    return [setting for _, own in _all_sections(config) for setting in own]
+
+
+def _all_sections(config: Any) -> list[tuple[str, list[Setting]]]:
+    """Those of a config; for an evaluation also those of the other data that it names."""
+    found = _sections(config)
+    schema = schemas("data").get(str(config.data.name)) if isinstance(config, EvalConfig) else None
+    if schema is not None:
+        known = {setting.key for _, own in found for setting in own}
+        title = f"data={config.data.name}: {_first_line(schema)}"
+        heading, own = _sections(schema(), "data.", title)[0]
+        found.append((heading, [setting for setting in own if setting.key not in known]))
+    return found
 
 
 def _sections(config: Any, prefix: str = "", heading: str = "") -> list[tuple[str, list[Setting]]]:

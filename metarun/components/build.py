@@ -44,7 +44,7 @@ from metarun.config.catalogue import (
 from metarun.config.component import as_keywords, with_name
 from metarun.config.run import TrainConfig
 from metarun.episodes.ahead import Ahead
-from metarun.episodes.source import Batches, EpisodeSource, ImageEpisodes
+from metarun.episodes.source import Batches, EpisodeSource, ImageEpisodes, training_classes
 from metarun.errors import ConfigError
 from metarun.system.memory import machine_memory
 from metarun.unroll import (
@@ -220,6 +220,7 @@ def build_algorithm(
     record: Record = unrecorded,
     compares: bool = True,
     train_source: EpisodeSource | None = None,
+    classes: int | None = None,
 ) -> Algorithm:
     """The algorithm for a network and a data set.
 
@@ -227,6 +228,7 @@ def build_algorithm(
         record: applied to what is computed at each inner step.
         compares: whether it gets examples, to find out by them how it may compute the network.
         train_source: of training episodes, if they have another shape.
+        classes: of the data that the network was trained on, if these are others.
 
     Raises:
         ConfigError: a pattern matches no parameter, or an optimizer's settings contradict.
@@ -249,7 +251,7 @@ def build_algorithm(
         inputs if compares else None,
         ways,
         tuple(source.input_shape),
-        len(source.stores["train"].class_names) if isinstance(source, ImageEpisodes) else None,
+        classes or training_classes(source),
         norm_of(config),
     )
     algorithm = build_component("algo", config.algo, problem, **as_keywords(config.algo))

@@ -191,10 +191,13 @@ class EvalEngine:
 
 @section("data.")
 class EvalData:
-    """Where the data are now."""
+    """Where the data are now; data=… for another domain, with the settings of its own."""
 
+    name: str | None = None  # another data set; null: that of the run
     root: str | None = None  # folder of data sets
     download: bool | None = None  # fetch the files if they are not there
+    fit: bool | None = None  # another domain's images get the size and the channels of training
+    invert: bool | None = None  # dark and light change places in another domain's images
 
 
 def _fractions(coverage: float, false_alarms: float) -> None:

@@ -12,8 +12,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from metarun.config.catalogue import schemas
 from metarun.config.run import EvalAlgo, EvalData
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, did_you_mean
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 PATHS = ("ckpt", "data.root", "backbone.weights", "support", "query", "out", "sheet", *FOLDERS)
@@ -25,7 +26,11 @@ def with_more(arguments: Sequence[str]) -> list[str]:
     """The arguments of `metarun eval`, in which the run's own settings go where they are kept.
 
     `algo.…`, `data.…` and `inner_opt.…` may be any setting of what the checkpoint names. Which
-    those are is known when it is read: until then they are entries of `more`.
+    those are is known when it is read: until then they are entries of `more`. `data=…` is the name
+    of another data set.
+
+    Raises:
+        ConfigError: there is no data set of that name.
     """
     known = {
         "algo": {f.name for f in fields(EvalAlgo)},
@@ -34,12 +39,30 @@ def with_more(arguments: Sequence[str]) -> list[str]:
     }
 
     def moved(argument: str) -> str:
+        if argument.lstrip("+").startswith("data="):
+            text = argument.partition("=")[2]
+            for name in text.split(","):  # as a sweep has them
+                check_data(name.strip("'\" "))
+            return f"data.name={text}"
         group, dot, rest = argument.lstrip("+").partition(".")
         name, equals, _ = rest.partition("=")
         own = group in known and name not in known[group]
         return f"+more.{group}.{rest}" if dot and equals and own else argument
 
     return [moved(argument) for argument in arguments]
+
+
+def check_data(name: str) -> None:
+    """Refuse a name that no data set has.
+
+    Raises:
+        ConfigError: says which there are.
+    """
+    if name not in schemas("data"):
+        hint = did_you_mean(name, schemas("data"), prefix="data=")
+        raise ConfigError(
+            f"data={name}: there is no such option{hint}; choose from {', '.join(schemas('data'))}"
+        )
 
 
 def with_paths(arguments: Sequence[str], multirun: bool) -> list[str]:

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from metarun.episodes.fitting import fitted
 from metarun.episodes.rng import random_bits, stream_key, uniform
 from metarun.episodes.store import ClassStore, moved
 
@@ -83,14 +84,30 @@ class ImageEpisodes:
         """
         for split, store in stores.items():
             _check_feasible(split, store, way, shot, query)
-        contents = repr(sorted((split, store.identity) for split, store in stores.items()))
-        digest = f"sha256:{hashlib.sha256(contents.encode()).hexdigest()}"
-        self.identity = digest if type(self).sample is ImageEpisodes.sample else None
+        self.identity = self._identity_of(stores)
         self.stores = moved(stores, device)
         self.way, self.shot, self.query, self.seed = way, shot, query, seed
         self.dtype = dtype
         self.input_shape = tuple(next(iter(stores.values())).images.shape[1:])
         self.outputs = way
+
+    def _identity_of(self, stores: dict[str, ClassStore]) -> str | None:
+        if type(self).sample is not ImageEpisodes.sample:
+            return None
+        contents = repr(sorted((split, store.identity) for split, store in stores.items()))
+        return f"sha256:{hashlib.sha256(contents.encode()).hexdigest()}"
+
+    def fitted(self, shape: tuple[int, ...], invert: bool = False) -> "ImageEpisodes":
+        """The same episodes, with images as `metarun.episodes.fitting.fitted` makes them.
+
+        Raises:
+            ValueError: as there.
+        """
+        other = copy.copy(self)
+        other.stores = {split: fitted(own, shape, invert) for split, own in self.stores.items()}
+        other.identity = self._identity_of(other.stores)
+        other.input_shape = tuple(shape)
+        return other
 
     def of_shape(self, way: int, shot: int, query: int) -> "ImageEpisodes":
         """Training episodes of another shape, from the same images.
@@ -134,6 +151,13 @@ class ImageEpisodes:
         """What a network gets of examples: images in [0, 1], features as they are."""
         values = drawn.to(self.dtype)
         return values if drawn.is_floating_point() else values.div_(255.0)
+
+
+def training_classes(source: EpisodeSource) -> int | None:
+    """How many classes there are to train on; None without labelled examples of them."""
+    if not isinstance(source, ImageEpisodes) or "train" not in source.stores:
+        return None
+    return len(source.stores["train"].class_names)
 
 
 class Batches:

@@ -26,6 +26,7 @@ Its fields, which `metarun.rundir.checkpoint_fields` checks:
     last_eval           step of the last validation
     recent              training metrics since the last log line, by name, (meta-steps, …)
     data_identity       which data it has seen (see `metarun.episodes.identity`); text
+    examples            what its examples are (see `metarun.training.domain`), or None
     rng                 torch's random states: {"cpu": tensor, "cuda": [tensors]}
 
 The files of a run end in `.safetensors`: `last` and `best`, which are replaced; `step-<step>`,

@@ -42,6 +42,7 @@ def check_fields(content: Mapping[str, Any]) -> None:
         "top": _is_list(content.get("top"), lambda item: _is_validation(item, step)),
         "recent": _is_metrics(recent),
         "data_identity": isinstance(content.get("data_identity"), str | None),
+        "examples": _is_examples(content.get("examples")),
         "rng": isinstance(rng, dict)
         and is_random_state(rng.get("cpu"))
         and _is_list(rng.get("cuda"), is_random_state),
@@ -88,6 +89,18 @@ def _is_validation(value: Any, step: Any) -> bool:
         and type(value["score"]) is float
         and math.isfinite(value["score"])
         and type(value["ci95"]) is float
+    )
+
+
+def _is_examples(value: Any) -> bool:
+    """Nothing, as in an older checkpoint, or what `metarun.training.domain` says of examples."""
+    return value is None or (
+        isinstance(value, dict)
+        and value.keys() == {"kind", "shape", "outputs", "classes"}
+        and isinstance(value["kind"], str)
+        and _is_list(value["shape"], lambda size: is_count(size, 10**6))
+        and is_count(value["outputs"])
+        and (value["classes"] is None or is_count(value["classes"]))
     )
 
 

@@ -71,15 +71,22 @@ def check_evaluated(
 
     Args:
         stored: the checkpoint's config.
-        asked: the command's; `data.root` in it asks for other data.
+        asked: the command's; `data.root` or `data=…` in it asks for other data.
 
     Returns:
-        What the figures say of it: `other_data`, if they are from other data.
+        What the figures say of it: `other_data`, if they are from other data; and
+        `training_data`, the name of the run's, if it is another domain.
 
     Raises:
         ConfigError: says what was there and what is here.
     """
     before, here = content.get(KEY), setup.identity
+    if setup.config.data.name != stored.data.name:
+        return {
+            "other_data": True,
+            "training_data": stored.data.name,
+            "training_" + KEY: before,
+        }
     if before is None:
         log.info("the checkpoint does not say which data it has seen: they are not compared")
         return {}

@@ -169,6 +169,8 @@ def line(figures: dict[str, Any], split: str) -> str:
     else:
         shape = f"{figures['shot']} shots, {figures['query']} queries"
     other = ", other data than in training" if figures.get("other_data") else ""
+    if domain := figures.get("training_data"):
+        other = f", data {figures['data']}: another domain than in training ({domain})"
     if trained := figures.get("trained_on"):
         ways = f"{trained['way']}-way " if name == "accuracy" else ""
         queries = "" if trained["query"] == figures["query"] else f", {trained['query']} queries"

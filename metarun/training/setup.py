@@ -32,6 +32,7 @@ from metarun.system.memory import keep_memory, machine_memory
 from metarun.system.ranks import ALONE, Ranks
 from metarun.training.batching import TriedByVmap
 from metarun.training.buffers import settle, with_kept_buffers
+from metarun.training.domain import Domain
 from metarun.training.outer_groups import group_of_each
 from metarun.training.plan import Plan, make_plan, with_gradient
 from metarun.training.programs import (
@@ -82,6 +83,7 @@ def build(
     planned_for: int | None = None,
     trained_with: int | None = None,
     source: EpisodeSource | None = None,
+    domain: Domain | None = None,
 ) -> Setup:
     """Load the data, make the network and the algorithm.
 
@@ -92,6 +94,7 @@ def build(
         trained_with: the seed of the run whose network is evaluated, which may be another one
             than that of the episodes; None for a run that is trained.
         source: what has tasks of the config's shape; None: the data of the config.
+        domain: says that the data are of another domain than those of that run.
 
     Raises:
         ConfigError: the parts of the config do not fit together.
@@ -100,8 +103,11 @@ def build(
     keep_compiled()
     # Attention has a fast path for evaluations alone, which cannot be recorded.
     torch.backends.mha.set_fastpath_enabled(False)
-    source = build_data(config, device) if source is None else source
-    train_source = training_source(config, source, device)
+    if domain is not None:  # which nothing is trained on
+        train_source = source = domain.source(config, device)
+    else:
+        source = build_data(config, device) if source is None else source
+        train_source = training_source(config, source, device)
     _check_size(config, source)
     torch.manual_seed(seed_of_weights(config.seed if trained_with is None else trained_with))
     model = build_model(config, source, loads=trained_with is None)
@@ -117,7 +123,10 @@ def build(
     computed = with_gradient(begun, model, device)
     plan = make_plan(computed, model, device)
     record_step = Recorder(plan.inner_step, "inner steps", tells=False)
-    algorithm = build_algorithm(computed, model, source, record_step, train_source=train_source)
+    classes = None if domain is None else domain.classes
+    algorithm = build_algorithm(
+        computed, model, source, record_step, train_source=train_source, classes=classes
+    )
     check_fits(config, algorithm, source, train_source)
     if algorithm.learns:
         group_of_each(config.outer_opt, [n for n in algorithm.init() if n not in algorithm.kept])

@@ -12,6 +12,8 @@ from metarun.config.run import TrainConfig
 from metarun.errors import CheckpointError
 from metarun.rundir.checkpoint_fields import same_structure
 from metarun.training import metrics
+from metarun.training.domain import KEY as EXAMPLES
+from metarun.training.domain import examples_of
 from metarun.training.metrics import Metrics
 from metarun.training.outer_groups import outer_groups
 from metarun.training.setup import Setup, to_plain
@@ -159,6 +161,7 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
         "last_eval": state.last_eval,
         "recent": metrics.to_plain(state.recent),
         "data_identity": setup.identity,
+        EXAMPLES: examples_of(setup.source),
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
         "buffers": setup.network.buffers(),
         "frozen": setup.network.frozen_values(),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metarun.cli.eval import changed
+from metarun.cli.changes import changed
 from metarun.components.algo.maml import MamlConfig
 from metarun.components.backbone.conv4 import Conv4Config
 from metarun.components.backbone.mlp import MlpConfig

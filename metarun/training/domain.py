@@ -1,0 +1,119 @@
+"""Evaluation on another domain: data of another kind than those that a run was trained on."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from metarun.components.build import build_data
+from metarun.config.run import TrainConfig
+from metarun.episodes.source import EpisodeSource, training_classes
+from metarun.errors import ConfigError
+
+KEY = "examples"
+"""Of checkpoints: what `examples_of` gives."""
+
+
+def examples_of(source: EpisodeSource) -> dict[str, Any]:
+    """What a network was made for: plain values, kept in a checkpoint.
+
+    Returns:
+        kind: "classification" or "regression".
+        shape: of an example, such as [1, 28, 28].
+        outputs: of the network.
+        classes: of the training data, where there are labelled examples of them; else None.
+    """
+    return {
+        "kind": source.kind,
+        "shape": [int(size) for size in source.input_shape],
+        "outputs": source.outputs,
+        "classes": training_classes(source),
+    }
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The other domain that a run is evaluated on.
+
+    Attributes:
+        trained_on: name of the run's data.
+        examples: what the checkpoint says of them (`examples_of`); None of an older one.
+        fit: whether images may be brought to the shape of those of training.
+        invert: whether dark and light change places.
+    """
+
+    trained_on: str
+    examples: dict[str, Any] | None
+    fit: bool
+    invert: bool
+
+    @property
+    def classes(self) -> int | None:
+        """Number of the classes that the run was trained on, if that is known."""
+        return None if self.examples is None else self.examples["classes"]
+
+    def source(self, config: TrainConfig, device: torch.device) -> EpisodeSource:
+        """The source, if a network of the run can take its examples; brought to them if asked.
+
+        Raises:
+            ConfigError: says what differs, and what to type.
+        """
+        name, task = config.data.name, config.task
+        if self.examples is not None and self.examples["kind"] != "classification":
+            # Such tasks have a way of 1, which must not hide that the others have classes.
+            config = replace(config, task=replace(task, way=2))
+        source = build_data(config, device)
+        if self.examples is None:
+            if self.fit or self.invert:
+                raise ConfigError(
+                    "data.fit, data.invert: the checkpoint is of an older metarun and does not say "
+                    "what its examples were; leave them out"
+                )
+            return source
+        if source.kind != self.examples["kind"]:
+            raise ConfigError(
+                f"data={name}: its tasks are {source.kind}, and the run was trained on "
+                f"{self.examples['kind']} (data={self.trained_on})"
+            )
+        if source.kind != "classification" and source.outputs != self.examples["outputs"]:
+            raise ConfigError(
+                f"data={name}: its targets have {source.outputs} numbers, those of "
+                f"data={self.trained_on} have {self.examples['outputs']}"
+            )
+        wanted, found = tuple(self.examples["shape"]), tuple(source.input_shape)
+        if self.fit or self.invert:
+            if not hasattr(source, "fitted"):
+                raise ConfigError(
+                    f"data.fit, data.invert: data={name} has no images that could be changed"
+                )
+            try:
+                source = source.fitted(wanted if self.fit else found, self.invert)
+            except ValueError as error:
+                raise ConfigError(f"data.fit: {error}") from error
+        elif wanted != found:
+            raise ConfigError(self._refusal(config, wanted, found))
+        return source
+
+    def _refusal(self, config: TrainConfig, wanted: tuple[int, ...], found: tuple[int, ...]) -> str:
+        name, own = config.data.name, vars(config.data)
+        text = (
+            f"data={name}: its examples are {_shown(found)}, the run was trained on "
+            f"{_shown(wanted)} (data={self.trained_on})"
+        )
+        if len(wanted) != 3 or len(found) != 3:
+            return text
+        remedies = []
+        if wanted[1:] != found[1:] and "size" in own and wanted[1] == wanted[2]:
+            remedies.append(f"data.size={wanted[1]}")
+        if wanted[0] != found[0] and "color" in own and wanted[0] in (1, 3):
+            remedies.append(f"data.color={'grey' if wanted[0] == 1 else 'rgb'}")
+        right = (wanted[1:] == found[1:] or "size" in own) and (
+            wanted[0] == found[0] or "color" in own
+        )
+        by_own = f"give {' '.join(remedies)}, or " if remedies and right else "give "
+        return f"{text}: {by_own}data.fit=true, which brings its images to that shape"
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    sides = "×".join(map(str, shape))
+    return f"images of {sides} (channels × height × width)" if len(shape) == 3 else sides
