@@ -193,6 +193,8 @@ OTHER: Changes = {
     "task.train.way": 3,
     "task.train.shot": 1,
     "task.train.query": 3,
+    "task.within": "group",
+    "task.train.within": "group",
     "train.seed": 7,
     "eval.split": "train",
     "eval.episodes": 2,
@@ -202,6 +204,7 @@ OTHER: Changes = {
     "eval.task.way": 3,
     "eval.task.shot": 3,
     "eval.task.query": 3,
+    "eval.task.within": "group",
     "eval.algo.eval_inner_steps": 3,
 }
 
@@ -226,6 +229,8 @@ COMPANY: dict[str, Changes] = {
     "omniglot.rotations": {**IMAGES, "data": "omniglot"},
     "min_lr": {"outer_opt.schedule": "cosine"},
     "task.way": IMAGES,
+    "task.within": IMAGES,
+    "task.train.within": IMAGES,
     "task.train.way": {**IMAGES, "algo": "protonet"},
     "r2d2.scale": IMAGES,
     "proto_maml.first_order_until": {"algo.order": 2},
@@ -363,6 +368,8 @@ INERT = {
     "eval.engine.chunk": COMPUTED,
     "eval.data.root": "where the data lie",
     "eval.data.download": "how they come there",
+    "eval.data.fit": "for another domain: tests/cli/test_domains.py",
+    "eval.data.invert": "for another domain: tests/cli/test_domains.py",
 }
 """Settings that change no figure, and why."""
 

@@ -97,7 +97,12 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
     )
     if is_plugin("data", config.data.name):
         check_source(config.data.name, source, device, dtype_of(config))
-        return cast(EpisodeSource, CheckedSource(config.data.name, source))
+        source = cast(EpisodeSource, CheckedSource(config.data.name, source))
+    if getattr(source, "within", "all") != config.task.within:
+        raise ConfigError(
+            f"task.within={config.task.within}: data={config.data.name} has no classes in groups; "
+            "leave it out"
+        )
     return source
 
 
@@ -119,7 +124,7 @@ def training_source(
         )
     if isinstance(source, ImageEpisodes):  # which share their images
         try:
-            return source.of_shape(task.way, task.shot, task.query)
+            return source.of_shape(task.way, task.shot, task.query, task.within)
         except ValueError as error:
             raise ConfigError(str(error).replace("task.", "task.train.")) from error
     return build_data(replace(config, task=task), device)

@@ -16,6 +16,9 @@ MOST = 10**9
 MOST_TASKS = 10**5  # and what tasks are made of
 
 
+Within = Literal["all", "group"]
+
+
 @section("task.train.")
 class TrainTaskConfig:
     """The shape of a training episode, where it is another one; null: that of an evaluation."""
@@ -23,6 +26,7 @@ class TrainTaskConfig:
     way: int | None = None  # classes
     shot: int | None = None  # support examples of each class
     query: int | None = None  # query examples of each class
+    within: Within | None = None  # of what the classes are drawn
 
     def __post_init__(self) -> None:
         for name in ("way", "shot", "query"):
@@ -37,6 +41,7 @@ class TaskConfig:
     way: int = 5  # classes
     shot: int = 1  # support examples of each class
     query: int = 15  # query examples of each class
+    within: Within = "all"  # of what a task's classes are drawn: all, or one group (an alphabet)
     train: TrainTaskConfig = field(default_factory=TrainTaskConfig)
 
     def __post_init__(self) -> None:
@@ -165,6 +170,7 @@ class EvalTask:
     way: int | None = None  # classes: another number only where the algorithm has no head
     shot: int | None = None  # support examples of each class
     query: int | None = None  # query examples of each class
+    within: Within | None = None  # of what a task's classes are drawn
 
 
 @section("algo.")

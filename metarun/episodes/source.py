@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metarun.episodes.fitting import fitted
+from metarun.episodes.groups import Groups, groups_for
 from metarun.episodes.rng import random_bits, stream_key, uniform
 from metarun.episodes.store import ClassStore, moved
 
@@ -75,21 +76,32 @@ class ImageEpisodes:
         seed: int,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        within: str = "all",
     ) -> None:
         """Check that every split can supply the episodes, and move the images to `device`.
 
+        Args:
+            within: "group" for episodes whose classes are all of one group.
+
         Raises:
             ValueError: a split has fewer classes than `way`, or a class fewer images than
-                `shot + query`.
+                `shot + query`, or no group has enough classes.
         """
         for split, store in stores.items():
             _check_feasible(split, store, way, shot, query)
         self.identity = self._identity_of(stores)
         self.stores = moved(stores, device)
         self.way, self.shot, self.query, self.seed = way, shot, query, seed
-        self.dtype = dtype
+        self.dtype, self.within = dtype, within
+        self._groups = {split: self._groups_of(split) for split in stores}
         self.input_shape = tuple(next(iter(stores.values())).images.shape[1:])
         self.outputs = way
+
+    def _groups_of(self, split: str) -> Groups | None:
+        if self.within != "group":
+            return None
+        store = self.stores[split]
+        return groups_for(split, store.class_names, self.way).to(store.sizes.device)
 
     def _identity_of(self, stores: dict[str, ClassStore]) -> str | None:
         if type(self).sample is not ImageEpisodes.sample:
@@ -109,7 +121,7 @@ class ImageEpisodes:
         other.input_shape = tuple(shape)
         return other
 
-    def of_shape(self, way: int, shot: int, query: int) -> "ImageEpisodes":
+    def of_shape(self, way: int, shot: int, query: int, within: str) -> "ImageEpisodes":
         """Training episodes of another shape, from the same images.
 
         Raises:
@@ -118,6 +130,8 @@ class ImageEpisodes:
         _check_feasible("train", self.stores["train"], way, shot, query)
         other = copy.copy(self)
         other.way, other.shot, other.query, other.outputs = way, shot, query, way
+        other.within = within
+        other._groups = {"train": other._groups_of("train")}
         return other
 
     def with_more_classes(self, more: int) -> "ImageEpisodes":
@@ -139,6 +153,7 @@ class ImageEpisodes:
             count=count,
             way=self.way,
             per_class=self.shot + self.query,
+            groups=self._groups[split],
         )
         support_x = self.values(store.take(chosen[:, :, : self.shot].flatten(1, 2)))
         query_x = self.values(store.take(chosen[:, :, self.shot :].flatten(1, 2)))
@@ -193,7 +208,14 @@ class Batches:
 
 
 def sample_indices(
-    store: ClassStore, *, key: int, start: int, count: int, way: int, per_class: int
+    store: ClassStore,
+    *,
+    key: int,
+    start: int,
+    count: int,
+    way: int,
+    per_class: int,
+    groups: Groups | None = None,
 ) -> Tensor:
     """Choose images for episodes `start` … `start + count - 1`.
 
@@ -201,13 +223,22 @@ def sample_indices(
     that order; the images of a chosen class are ranked likewise. So classes are distinct,
     their labels are random, and support and query are disjoint.
 
+    With groups, all classes of an episode are of one. Each group that has `way` classes or more is
+    as likely as any other, however many it has.
+
     Returns:
         int64 (count, way, per_class): indices into `store.images`.
     """
     device = store.sizes.device
     episodes = torch.arange(start, start + count, device=device)
     episode_keys = random_bits(key, episodes)[:, None]
-    class_ranks = random_bits(episode_keys, torch.arange(len(store.class_names), device=device))
+    number = len(store.class_names)
+    class_ranks = random_bits(episode_keys, torch.arange(number, device=device))
+    if groups is not None:
+        counter = torch.tensor([-1 - number], device=device)  # unused by what is drawn below
+        place = (uniform(episode_keys, counter) * len(groups.large)).long()
+        elsewhere = groups.of_class != groups.large[place]
+        class_ranks = class_ranks.masked_fill(elsewhere, torch.iinfo(torch.int64).min)
     classes = class_ranks.topk(way, dim=1).indices  # (count, way)
 
     class_keys = random_bits(episode_keys, -1 - classes)[:, :, None]  # negative: unused so far

@@ -149,11 +149,15 @@ def packed(store: ClassStore) -> ClassStore:
 def with_rotations(store: ClassStore) -> ClassStore:
     """Every class four times: turned by 0, 90, 180 and 270 degrees, each a class of its own.
 
-    The augmentation of Santoro et al. 2016 and Vinyals et al. 2016 for Omniglot.
+    The augmentation of Santoro et al. 2016 and Vinyals et al. 2016 for Omniglot. A turned class is
+    in a turned group: 'Greek/character01' becomes 'Greek/rot0/character01' to 'Greek/rot270/…'.
     """
     own = packed(store)
     turned = [torch.rot90(own.images, turn, dims=(-2, -1)) for turn in range(4)]
-    names = [f"{name}/rot{90 * turn}" for turn in range(4) for name in store.class_names]
+    split = [name.rpartition("/") for name in store.class_names]
+    names = [
+        f"{group}{slash}rot{90 * turn}/{own}" for turn in range(4) for group, slash, own in split
+    ]
     known = derived(store, "rotations")
     return from_sizes(torch.cat(turned), store.sizes.repeat(4), names, known)
 

@@ -145,8 +145,16 @@ def describe(
     if ensemble:
         figures["ensemble"] = list(ensemble)
     if trained != config.task:  # training tasks had another shape
-        shape = {"way": trained.way, "shot": trained.shot, "query": trained.query}
+        shape: dict[str, Any] = {
+            "way": trained.way,
+            "shot": trained.shot,
+            "query": trained.query,
+        }
+        if trained.within != config.task.within:
+            shape["within"] = trained.within
         figures["trained_on"] = shape
+    if config.task.within != "all":
+        figures["within"] = config.task.within
     return {
         **figures,
         "score": setup.objective.score_name,
@@ -161,11 +169,16 @@ def describe(
     }
 
 
+WITHIN = {None: "", "group": " within a group", "all": " of all classes"}
+"""How a result line says of what the classes of a task are drawn, where that has to be said."""
+
+
 def line(figures: dict[str, Any], split: str) -> str:
     """One line with a figure, its confidence interval and its protocol."""
     name = figures["score"]
     if name == "accuracy":
-        shape = f"{figures['way']}-way {figures['shot']}-shot, {figures['query']} queries a class"
+        shape = f"{figures['way']}-way {figures['shot']}-shot{WITHIN[figures.get('within')]}"
+        shape += f", {figures['query']} queries a class"
     else:
         shape = f"{figures['shot']} shots, {figures['query']} queries"
     other = ", other data than in training" if figures.get("other_data") else ""
@@ -174,7 +187,8 @@ def line(figures: dict[str, Any], split: str) -> str:
     if trained := figures.get("trained_on"):
         ways = f"{trained['way']}-way " if name == "accuracy" else ""
         queries = "" if trained["query"] == figures["query"] else f", {trained['query']} queries"
-        other = f", trained on {ways}{trained['shot']}-shot{queries}{other}"
+        within = WITHIN[trained.get("within")]
+        other = f", trained on {ways}{trained['shot']}-shot{within}{queries}{other}"
     if not figures.get("meta_learned", True):
         other += ", nothing meta-learned"
     steps = figures["inner_steps"]

@@ -432,7 +432,7 @@ def test_load_hands_each_split_its_own_images(split, rotations, monkeypatch):
     for part, members in parts.items():
         count = len(members)
         assert len(stores[part].class_names) == count * (4 if rotations else 1)
-        upright = [f"{name}/rot0" for name in members] if rotations else members
+        upright = ["/rot0/".join(name.split("/")) for name in members] if rotations else members
         assert list(stores[part].class_names[:count]) == upright
         pixels = packed(stores[part]).images[:count, 0, 0].long()
         found = [names[high * 256 + low] for high, low in pixels.tolist()]

@@ -156,9 +156,9 @@ def test_impossible_episodes_are_refused(changes: dict, message: str) -> None:
 def test_rotations_are_classes_of_their_own() -> None:
     images = torch.arange(24, dtype=torch.uint8).reshape(3, 2, 1, 2, 2)
     turned = with_rotations(from_equal_classes(images, ["a", "b", "c"]))
-    assert turned.class_names[:4] == ("a/rot0", "b/rot0", "c/rot0", "a/rot90")
+    assert turned.class_names[:4] == ("rot0/a", "rot0/b", "rot0/c", "rot90/a")
     assert turned.sizes.tolist() == [2] * 12
-    quarter = turned.images[turned.starts[3], 0]  # the first image of a/rot90
+    quarter = turned.images[turned.starts[3], 0]  # the first image of rot90/a
     assert quarter.tolist() == [[1, 3], [0, 2]]
 
 

@@ -31,6 +31,7 @@ def image_episodes(load: Callable[..., dict[str, ClassStore]]) -> Callable[..., 
             seed=seed,
             device=device,
             dtype=dtype,
+            within=task.within,
         )
 
     return build
