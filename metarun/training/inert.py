@@ -137,8 +137,8 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
         "backbone.width": (network.get("widths") is not None, "backbone.widths is given"),
         "backbone.drop_size": (not network.get("drop", 1), "backbone.drop is 0"),
         "data.split_seed": (
-            getattr(data, "split", "random") != "random",
-            "it is for data.split=random",
+            getattr(data, "split", "random") == "vinyals",
+            "data.split=vinyals is a published list",
         ),
         "trainer.max_skipped": (
             trainer.nonfinite == "stop",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -18,7 +19,13 @@ from PIL import Image
 
 from metarun.components.data import omniglot
 from metarun.components.data._omniglot_files import download_missing, find
-from metarun.components.data.splits import omniglot_names, omniglot_random, omniglot_vinyals
+from metarun.components.data.splits import (
+    OMNIGLOT_EVALUATION,
+    omniglot_background,
+    omniglot_names,
+    omniglot_random,
+    omniglot_vinyals,
+)
 from metarun.episodes.store import from_equal_classes, packed
 from metarun.errors import DataError
 
@@ -417,7 +424,41 @@ def test_vinyals_split_goes_by_alphabet():
     ]
 
 
-@pytest.mark.parametrize("split", ["random", "vinyals"])
+def test_lakes_split_holds_back_whole_alphabets():
+    names = omniglot_names()
+    parts = omniglot_background(names, 0)
+    check_partition(parts, names)
+    alphabets = {part: {name.split("/")[0] for name in own} for part, own in parts.items()}
+    assert {part: len(own) for part, own in alphabets.items()} == {
+        "train": 25,
+        "val": 5,
+        "test": 20,
+    }
+    assert alphabets["test"] == set(OMNIGLOT_EVALUATION)
+    assert len(parts["test"]) == 659 and len(parts["train"] + parts["val"]) == 964
+    assert not alphabets["train"] & alphabets["val"], "no character of a validation alphabet trains"
+    other = omniglot_background(names, 1)
+    assert other["test"] == parts["test"] and other["val"] != parts["val"]
+    assert omniglot_background(reversed(names), 0) == parts
+    assert sorted(alphabets["val"]) == VALIDATION
+
+
+VALIDATION = [
+    "Burmese_(Myanmar)",
+    "Futurama",
+    "Inuktitut_(Canadian_Aboriginal_Syllabics)",
+    "Ojibwe_(Canadian_Aboriginal_Syllabics)",
+    "Syriac_(Estrangelo)",
+]
+
+
+def test_lakes_evaluation_set_is_that_of_the_files(real_data):
+    with zipfile.ZipFile(real_data / "omniglot-py" / "images_evaluation.zip") as archive:
+        found = {name.split("/")[1] for name in archive.namelist() if name.count("/") > 2}
+    assert found == set(OMNIGLOT_EVALUATION)
+
+
+@pytest.mark.parametrize("split", ["random", "vinyals", "background"])
 @pytest.mark.parametrize("rotations", [False, True])
 def test_load_hands_each_split_its_own_images(split, rotations, monkeypatch):
     names = omniglot_names()
@@ -428,7 +469,8 @@ def test_load_hands_each_split_its_own_images(split, rotations, monkeypatch):
     if rotations:  # a turn needs squares
         store = from_equal_classes(images.expand(1623, 1, 1, 2, 2), names)
     stores = omniglot.load(None, download=False, split=split, rotations=rotations)
-    parts = omniglot_vinyals(names) if split == "vinyals" else omniglot_random(names, 0)
+    seeded = {"random": omniglot_random, "background": omniglot_background}
+    parts = seeded[split](names, 0) if split in seeded else omniglot_vinyals(names)
     for part, members in parts.items():
         count = len(members)
         assert len(stores[part].class_names) == count * (4 if rotations else 1)
@@ -467,13 +509,18 @@ def test_real_images_are_complete(real):
 
 
 @pytest.mark.parametrize(
-    ("split", "sizes"), [("random", (1100, 100, 423)), ("vinyals", (1028, 172, 423))]
+    ("split", "sizes"),
+    [
+        ("random", (1100, 100, 423)),
+        ("vinyals", (1028, 172, 423)),
+        ("background", (851, 113, 659)),
+    ],
 )
 def test_real_splits_share_no_character(split, sizes, real):
     stores = omniglot.load(real, download=False, split=split)
     assert tuple(len(store.class_names) for store in stores.values()) == tuple(4 * n for n in sizes)
     drawn = {
-        part: {name.rsplit("/", 1)[0] for name in store.class_names}
+        part: {re.sub(r"/rot\d+(?=/)", "", name) for name in store.class_names}
         for part, store in stores.items()
     }
     assert tuple(map(len, drawn.values())) == sizes

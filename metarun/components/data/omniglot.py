@@ -30,7 +30,12 @@ from metarun.components.data._omniglot_files import (
     missing,
 )
 from metarun.components.data.images import image_episodes
-from metarun.components.data.splits import omniglot_names, omniglot_random, omniglot_vinyals
+from metarun.components.data.splits import (
+    omniglot_background,
+    omniglot_names,
+    omniglot_random,
+    omniglot_vinyals,
+)
 from metarun.config.checks import absolute
 from metarun.config.component import as_keywords, builds, finds, settings
 from metarun.config.run import TaskConfig
@@ -45,7 +50,7 @@ from metarun.system.files import cache_dir
 SIDE = 28  # pixels, of the 105 of the originals
 MOST_SIDE = 1000  # pixels of a drawing that is read
 MOST_BYTES = 10**6  # of its file; the largest of the originals has 522
-SPLITS = ("random", "vinyals")
+SPLITS = ("random", "vinyals", "background")
 
 
 @settings
@@ -54,8 +59,10 @@ class OmniglotConfig:
 
     root: str | None = None  # folder of data sets; null: a cache folder of the user
     download: bool = True  # fetch the files if they are not there
-    split: Literal["random", "vinyals"] = "random"  # 1100/100/423 or 1028/172/423 characters
-    split_seed: int = 0  # of the random split
+    split: Literal["random", "vinyals", "background"] = (
+        "random"  # of characters; Lake's: background
+    )
+    split_seed: int = 0  # of the random split, and of background's validation alphabets
     rotations: bool = True  # each character turned by 90, 180, 270 degrees is a class too
 
     def __post_init__(self) -> None:
@@ -99,10 +106,10 @@ def load(
     Args:
         root: the data folder; None is a folder in the user's cache.
         download: fetch the images (14 MB) into `root` where they are missing.
-        split: 'random', 1100/100/423 characters by `split_seed`; or 'vinyals', 1028/172/423
-            by alphabet.
+        split: 'random', 1100/100/423 characters by `split_seed`; 'vinyals', 1028/172/423 by
+            alphabet; or 'background', 25, 5 and 20 alphabets, those of Lake et al. for the test.
         rotations: each character turned by 0, 90, 180 and 270 degrees is four classes.
-        split_seed: of the random split; the other has no use for it.
+        split_seed: of the random split, and of the alphabets that validate in 'background'.
 
     Returns:
         Stores 'train', 'val' and 'test'; images (classes * 20, 1, 28, 28).
@@ -112,10 +119,14 @@ def load(
         DataError: the images are missing, incomplete or damaged.
     """
     if split not in SPLITS:
-        raise ValueError(f"omniglot has no split {split!r}; it has {' and '.join(SPLITS)}")
+        raise ValueError(f"omniglot has no split {split!r}; it has {', '.join(SPLITS)}")
     store = characters(root, download=download)
     names = store.class_names
-    parts = omniglot_random(names, split_seed) if split == "random" else omniglot_vinyals(names)
+    parts = {
+        "random": lambda: omniglot_random(names, split_seed),
+        "vinyals": lambda: omniglot_vinyals(names),
+        "background": lambda: omniglot_background(names, split_seed),
+    }[split]()
     index = {name: number for number, name in enumerate(names)}
     stores = {}
     for part, members in parts.items():

@@ -85,6 +85,31 @@ OMNIGLOT_VINYALS_TEST = (
     "Gurmukhi/character45",
 )
 
+# Lake et al. 2015: the alphabets of their evaluation set; the other 30 are the background set.
+OMNIGLOT_EVALUATION = (
+    "Angelic",
+    "Atemayar_Qelisayer",
+    "Atlantean",
+    "Aurek-Besh",
+    "Avesta",
+    "Ge_ez",
+    "Glagolitic",
+    "Gurmukhi",
+    "Kannada",
+    "Keble",
+    "Malayalam",
+    "Manipuri",
+    "Mongolian",
+    "Old_Church_Slavonic_(Cyrillic)",
+    "Oriya",
+    "Sylheti",
+    "Syriac_(Serto)",
+    "Tengwar",
+    "Tibetan",
+    "ULOG",
+)
+BACKGROUND_VAL = 5  # alphabets of the background set that are for validation
+
 
 def omniglot_names() -> list[str]:
     """The 1623 characters as 'Alphabet/characterNN', sorted; NN counts from 01."""
@@ -107,6 +132,29 @@ def omniglot_random(names: Iterable[str], seed: int) -> dict[str, list[str]]:
     order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
     parts = {"train": order[:1100], "val": order[1100:1200], "test": order[1200:]}
     return {part: sorted(members) for part, members in parts.items()}
+
+
+def omniglot_background(names: Iterable[str], seed: int) -> dict[str, list[str]]:
+    """The split of Lake et al. 2015: the test has the 20 alphabets of their evaluation set.
+
+    Theirs has no validation. Here five of the 30 background alphabets are for it, the first five by
+    a hash of `seed` and the name; the other 25 train.
+
+    Returns:
+        The sorted names of 'train', 'val' and 'test'.
+    """
+
+    def rank(alphabet: str) -> str:
+        return hashlib.sha256(f"{seed}:{alphabet}".encode()).hexdigest()
+
+    background = sorted({*OMNIGLOT_ALPHABETS}.difference(OMNIGLOT_EVALUATION), key=rank)
+    held_out = background[:BACKGROUND_VAL]
+    parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for name in sorted(names):
+        alphabet = name.split("/")[0]
+        part = "val" if alphabet in held_out else "train"
+        parts["test" if alphabet in OMNIGLOT_EVALUATION else part].append(name)
+    return parts
 
 
 def omniglot_vinyals(names: Iterable[str]) -> dict[str, list[str]]:
