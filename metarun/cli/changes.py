@@ -48,6 +48,10 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
         if part == "data":
             given = {key: given[key] for key in WHERE if key in given}
         own = getattr(stored, part)
+        if part == "task" and "data" in parts:
+            # A data set with fixed tasks has one shape; others are evaluated in that of the run.
+            fixed = getattr(parts["data"], "fixed_task", {})
+            own = replace(own, **fixed)
         given = _checked(part, own, given | config.more.get(part, {}))
         parts[part] = read(part, type(own), vars(own) | given)
     if config.seed is not None:

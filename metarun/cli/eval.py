@@ -40,7 +40,7 @@ def run(config: EvalConfig, directory: str | Path) -> float:
     from metarun.training import result as results
     from metarun.training.data_check import check_evaluated
     from metarun.training.domain import KEY as EXAMPLES
-    from metarun.training.domain import Domain
+    from metarun.training.domain import Domain, episodes_of
     from metarun.training.ensemble import ensemble_trace
     from metarun.training.evaluation import evaluate
     from metarun.training.inert import without_effect
@@ -105,6 +105,8 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                 )
             if config.calibrate:
                 refuse_calibration(setup, config.split)
+            name = train_config.data.name
+            episodes = episodes_of(name, setup.source, config.split, config.episodes)
             other = otherwise(trained, train_config) | _of_fitting(config)
             remark = check_evaluated(setup, content, trained, config)
             metas = [_restored(setup, each, other) for each in contents]
@@ -124,7 +126,7 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                 metas[0],
                 setup.source,
                 config.split,
-                config.episodes or default_episodes(train_config, config.split),
+                episodes or default_episodes(train_config, config.split),
                 train_config.engine.chunk,
                 on_progress=lambda done: stop.check(),
                 ranks=ranks,
@@ -146,7 +148,7 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                 write_diagram(directory / "reliability.png", figures["calibration"])
             write_json(stored, of_checkpoint | {config.split: figures})
     print(results.line(figures, config.split))
-    for further in results.per_inner_step(figures):
+    for further in [*results.per_source(figures), *results.per_inner_step(figures)]:
         print(further)
     for further in lines(figures["calibration"], config.split) if config.calibrate else ():
         print(further)

@@ -44,7 +44,13 @@ from metarun.config.catalogue import (
 from metarun.config.component import as_keywords, with_name
 from metarun.config.run import TrainConfig
 from metarun.episodes.ahead import Ahead
-from metarun.episodes.source import Batches, EpisodeSource, ImageEpisodes, training_classes
+from metarun.episodes.source import (
+    Batches,
+    EpisodeSource,
+    ImageEpisodes,
+    an_episode,
+    training_classes,
+)
 from metarun.errors import ConfigError
 from metarun.system.memory import machine_memory
 from metarun.unroll import (
@@ -98,7 +104,7 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
     if is_plugin("data", config.data.name):
         check_source(config.data.name, source, device, dtype_of(config))
         source = cast(EpisodeSource, CheckedSource(config.data.name, source))
-    if getattr(source, "within", "all") != config.task.within:
+    if config.task.within == "group" and getattr(source, "within", "all") != "group":
         raise ConfigError(
             f"task.within={config.task.within}: data={config.data.name} has no classes in groups; "
             "leave it out"
@@ -244,7 +250,7 @@ def build_algorithm(
     trained = source if train_source is None else train_source
 
     def inputs() -> list[torch.Tensor]:
-        task = trained.sample("train", 0, 1)
+        task = an_episode(trained)
         return [task.support_x[0], task.query_x[0]]
 
     ways = (trained.outputs, source.outputs) if source.kind == "classification" else None

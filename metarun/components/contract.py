@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metarun.components.algo.base import Algorithm, Trace
 from metarun.config.run import TrainConfig
-from metarun.episodes.source import EpisodeSource
+from metarun.episodes.source import EpisodeSource, an_episode
 from metarun.errors import ConfigError
 from metarun.unroll import InnerOptimizer, LossOptimizer
 from metarun.unroll.advice import explained
@@ -62,7 +62,7 @@ def check_outputs(name: str, model: nn.Module, source: EpisodeSource) -> None:
     Raises:
         ConfigError: says what it gives and what it should.
     """
-    x = source.sample("train", 0, 1).support_x[0]
+    x = an_episode(source).support_x[0]
     with torch.no_grad(), undisturbed(x.device), explained():
         outputs = copy.deepcopy(model).to(x.device).eval()(x)
     wanted = (len(x), source.outputs)

@@ -41,8 +41,14 @@ class Batch(NamedTuple):
     y: Tensor
 
 
+SPLITS = ("train", "val", "test")
+
+
 class EpisodeSource(Protocol):
     """What a data set offers to the rest of the program.
+
+    It may have `splits`, where it has not all of `SPLITS`, and `tasks`, the number of tasks of a
+    split where that is fixed.
 
     It may have an `identity`, a text that another content would not have; see
     `metarun.episodes.identity`.
@@ -96,6 +102,11 @@ class ImageEpisodes:
         self._groups = {split: self._groups_of(split) for split in stores}
         self.input_shape = tuple(next(iter(stores.values())).images.shape[1:])
         self.outputs = way
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that it has."""
+        return tuple(self.stores)
 
     def _groups_of(self, split: str) -> Groups | None:
         if self.within != "group":
@@ -166,6 +177,17 @@ class ImageEpisodes:
         """What a network gets of examples: images in [0, 1], features as they are."""
         values = drawn.to(self.dtype)
         return values if drawn.is_floating_point() else values.div_(255.0)
+
+
+def splits_of(source: EpisodeSource) -> tuple[str, ...]:
+    """The splits that a source has."""
+    found: tuple[str, ...] = getattr(source, "splits", SPLITS)
+    return found
+
+
+def an_episode(source: EpisodeSource) -> Episodes:
+    """One episode, of training if there are such: to see what form they have."""
+    return source.sample(splits_of(source)[0], 0, 1)
 
 
 def training_classes(source: EpisodeSource) -> int | None:

@@ -19,7 +19,7 @@ from metarun.components.build import build_algorithm, training_tasks
 from metarun.components.inner import build_inner_optimizer
 from metarun.components.network import Network, kept, untouched
 from metarun.config.run import EngineConfig, TrainConfig
-from metarun.episodes.source import EpisodeSource
+from metarun.episodes.source import EpisodeSource, an_episode
 from metarun.errors import ConfigError
 from metarun.system.ranks import Ranks
 from metarun.training.plan import choose_batching
@@ -85,9 +85,7 @@ def look(model: nn.Module, algorithm: Algorithm, source: EpisodeSource) -> Chang
             try:
                 learns = compute is algorithm.loss
                 tasks: Any = (
-                    training_tasks(algorithm, source).sample(0, 1)
-                    if learns
-                    else source.sample("train", 0, 1)
+                    training_tasks(algorithm, source).sample(0, 1) if learns else an_episode(source)
                 )
                 with torch.no_grad():
                     compute(algorithm.init(), pytree.tree_map(lambda x: x[0], tasks))

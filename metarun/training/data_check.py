@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from metarun.components.build import build_data
+from metarun.components.data.lake import has_seen
 from metarun.config.run import EvalConfig, TrainConfig
 from metarun.episodes.identity import brief_identity, identity_of, is_sampled, same_data
 from metarun.errors import ConfigError
@@ -82,11 +83,14 @@ def check_evaluated(
     """
     before, here = content.get(KEY), setup.identity
     if setup.config.data.name != stored.data.name:
-        return {
-            "other_data": True,
-            "training_data": stored.data.name,
-            "training_" + KEY: before,
-        }
+        found = {"other_data": True, "training_data": stored.data.name, "training_" + KEY: before}
+        if setup.config.data.name == "lake" and has_seen(stored.data):
+            log.warning(
+                "the run was trained on characters of these alphabets: this is not Lake's "
+                "protocol, for which train with data.split=background"
+            )
+            found["seen_in_training"] = True
+        return found
     if before is None:
         log.info("the checkpoint does not say which data it has seen: they are not compared")
         return {}

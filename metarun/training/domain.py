@@ -7,7 +7,7 @@ import torch
 
 from metarun.components.build import build_data
 from metarun.config.run import TrainConfig
-from metarun.episodes.source import EpisodeSource, training_classes
+from metarun.episodes.source import EpisodeSource, splits_of, training_classes
 from metarun.errors import ConfigError
 
 KEY = "examples"
@@ -112,6 +112,54 @@ class Domain:
         )
         by_own = f"give {' '.join(remedies)}, or " if remedies and right else "give "
         return f"{text}: {by_own}data.fit=true, which brings its images to that shape"
+
+
+def refuse_no_training(name: str, source: EpisodeSource) -> None:
+    """Refuse to train on data that are for evaluation alone.
+
+    Raises:
+        ConfigError: says how they are used.
+    """
+    if "train" not in splits_of(source):
+        raise ConfigError(
+            f"data={name} has only {_listed(source)}: train on other data, then "
+            f"metarun eval ckpt=… data={name}"
+        )
+
+
+def refuse_other_shape(config: TrainConfig, source: EpisodeSource) -> None:
+    """Refuse a shape of tasks that data with fixed tasks do not have.
+
+    Raises:
+        ConfigError: says which they have.
+    """
+    if not hasattr(source, "tasks"):
+        return
+    for name in ("way", "shot", "query", "within"):
+        asked, has = getattr(config.task, name), getattr(source, name)
+        if asked != has:
+            raise ConfigError(
+                f"task.{name}={asked}: the tasks of data={config.data.name} are fixed, with "
+                f"task.{name}={has}; leave it out"
+            )
+
+
+def episodes_of(name: str, source: EpisodeSource, split: str, asked: int | None) -> int | None:
+    """How many tasks to evaluate on: those asked for, or all where their number is fixed.
+
+    Raises:
+        ConfigError: there is no such split, or there are not so many tasks.
+    """
+    if split not in splits_of(source):
+        raise ConfigError(f"split={split}: data={name} has only {_listed(source)}")
+    fixed: int | None = getattr(source, "tasks", {}).get(split)
+    if fixed is not None and asked not in (None, fixed):
+        raise ConfigError(f"episodes={asked}: data={name} has {fixed} tasks; leave it out")
+    return asked if fixed is None else fixed
+
+
+def _listed(source: EpisodeSource) -> str:
+    return " and ".join(f"a {split} split" for split in splits_of(source))
 
 
 def _shown(shape: tuple[int, ...]) -> str:

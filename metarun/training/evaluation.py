@@ -1,7 +1,7 @@
 """From episodes to a figure with its uncertainty."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,16 @@ class Evaluation:
             "loss_per_inner_step": self.losses.mean(dim=0).tolist(),
             f"{name}_per_task": self.scores[:, -1].tolist(),
         }
+
+    def by_turns(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The figures of each source, where task `i` is of source `i` modulo their number."""
+        found = {}
+        for place, name in enumerate(names[: len(self.scores)]):
+            scores, losses = (whole[place :: len(names)] for whole in (self.scores, self.losses))
+            whole = Evaluation(self.objective, scores, losses).summary()
+            kept = (self.objective.score_name, "ci95", "episodes")
+            found[name] = {key: whole[key] for key in kept}
+        return found
 
 
 def confidence95(values: Tensor) -> float:

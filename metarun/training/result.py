@@ -153,6 +153,10 @@ def describe(
         if trained.within != config.task.within:
             shape["within"] = trained.within
         figures["trained_on"] = shape
+    if names := getattr(setup.source, "names", ()):
+        figures["per_source"] = evaluation.by_turns(names)
+    if getattr(setup.source, "reports_error", False):
+        figures["error"] = 1 - figures[setup.objective.score_name]
     if config.task.within != "all":
         figures["within"] = config.task.within
     return {
@@ -183,7 +187,8 @@ def line(figures: dict[str, Any], split: str) -> str:
         shape = f"{figures['shot']} shots, {figures['query']} queries"
     other = ", other data than in training" if figures.get("other_data") else ""
     if domain := figures.get("training_data"):
-        other = f", data {figures['data']}: another domain than in training ({domain})"
+        seen = " on characters of these alphabets" if figures.get("seen_in_training") else ""
+        other = f", data {figures['data']}: another domain than in training ({domain}{seen})"
     if trained := figures.get("trained_on"):
         ways = f"{trained['way']}-way " if name == "accuracy" else ""
         queries = "" if trained["query"] == figures["query"] else f", {trained['query']} queries"
@@ -197,10 +202,11 @@ def line(figures: dict[str, Any], split: str) -> str:
         inner += f"mean outputs of {len(ensemble)} checkpoints, "
     if figures.get("transductive"):
         inner += "adapted to the queries together (transductive), "
+    error = f", error {100 * figures['error']:.2f} %" if "error" in figures else ""
     return (
         f"{split} {name} {format_score(name, figures[name])} ± "
-        f"{format_score(name, figures['ci95'])} (95 % CI; {figures['episodes']} tasks, {shape}, "
-        f"{inner}batch norm: {figures['batch_norm']}{other})"
+        f"{format_score(name, figures['ci95'])}{error} (95 % CI; "
+        f"{figures['episodes']} tasks, {shape}, {inner}batch norm: {figures['batch_norm']}{other})"
     )
 
 
@@ -220,6 +226,17 @@ def per_inner_step(figures: dict[str, Any]) -> list[str]:
         steps = [step for step in round_ones if step < last]
         shown, after = [values[s] for s in [*steps, last]], ", ".join(map(str, [*steps, last]))
     return [f"{name} after {after} inner steps: {', '.join(shown)}"]
+
+
+def per_source(figures: dict[str, Any]) -> list[str]:
+    """A line with the score on each of several sources, if there are any."""
+    name = figures["score"]
+    shown = [
+        f"{source} {format_score(name, own[name])} ± {format_score(name, own['ci95'])} "
+        f"({own['episodes']} tasks)"
+        for source, own in figures.get("per_source", {}).items()
+    ]
+    return [f"{name} on each: {', '.join(shown)}"] if shown else []
 
 
 def is_whole(result: dict[str, Any]) -> bool:
@@ -253,7 +270,7 @@ def summary(result: dict[str, Any], directory: Path, plugins: Sequence[str] = ()
             f"{result['test_seconds']:.0f} s of test, peak memory {memory:.2f} GiB",
             f"  best validation {name} {best_score}, at meta-step {best['step']}",
             f"  {line(test, 'test')}",
-            *(f"  {further}" for further in per_inner_step(test)),
+            *(f"  {further}" for further in [*per_source(test), *per_inner_step(test)]),
             *(f"  {line(together, 'test')}" for together in ensemble),
             *counted(result.get("parameters")),
             f"  run directory {directory}",

@@ -32,7 +32,7 @@ from metarun.system.memory import keep_memory, machine_memory
 from metarun.system.ranks import ALONE, Ranks
 from metarun.training.batching import TriedByVmap
 from metarun.training.buffers import settle, with_kept_buffers
-from metarun.training.domain import Domain
+from metarun.training.domain import Domain, refuse_no_training, refuse_other_shape
 from metarun.training.outer_groups import group_of_each
 from metarun.training.plan import Plan, make_plan, with_gradient
 from metarun.training.programs import (
@@ -105,8 +105,10 @@ def build(
     torch.backends.mha.set_fastpath_enabled(False)
     if domain is not None:  # which nothing is trained on
         train_source = source = domain.source(config, device)
+        refuse_other_shape(config, source)
     else:
         source = build_data(config, device) if source is None else source
+        refuse_no_training(config.data.name, source)
         train_source = training_source(config, source, device)
     _check_size(config, source)
     torch.manual_seed(seed_of_weights(config.seed if trained_with is None else trained_with))
@@ -143,7 +145,7 @@ def build(
         source,
         model,
         network,
-        training_tasks(algorithm, train_source),
+        training_tasks(algorithm, train_source) if domain is None else Ahead(source, "train"),
         algorithm,
         OBJECTIVES[source.kind],
         plan,

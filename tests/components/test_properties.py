@@ -24,6 +24,7 @@ from metarun.config.compose import composed, register_schemas
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.source import Episodes, EpisodeSource, ImageEpisodes
 from metarun.episodes.store import ClassStore, from_equal_classes, packed, split_stores
+from tests.conftest import REPO
 
 register_schemas()
 
@@ -39,6 +40,7 @@ VARIANTS = {
         ("data=omniglot", "data.rotations=false"),
         ("data=omniglot", "data.rotations=true"),
         ("data=omniglot", "data.split=vinyals"),
+        ("data=omniglot", "data.split=background"),
     ],
     "emoji": [("data=emoji",), ("data=emoji", "data.split=group")],
     "mini_imagenet": [("data=mini_imagenet",)],
@@ -46,12 +48,20 @@ VARIANTS = {
     "cifar_fs": [("data=cifar_fs",)],
     "fc100": [("data=fc100",)],
     "cub": [("data=cub",), ("data=cub", "data.split=140-30-30")],
+    "multi": [("data=multi", "data.sources=[{name:omniglot},{name:glyphs}]")],
     "sinusoid": [("data=sinusoid",)],
     "sinusoid_line": [("data=sinusoid_line",)],
     "harmonic": [("data=harmonic", "data.noise=0.1")],
     "gp_curves": [("data=gp_curves",)],
 }
 """How each data set of the catalogue is tried; one that is not here fails these tests."""
+
+ELSEWHERE = {
+    "folder": "tests/components/test_folder.py",
+    "features": "tests/components/test_features.py",
+    "lake": "tests/components/test_lake.py",
+}
+"""Data sets that need files, or have fixed tasks, and where they are tried."""
 
 OWN_SEEDS = {"glyphs": ["seed"], "omniglot": ["split_seed"]}
 """The settings that are seeds, of each data set that has any."""
@@ -134,8 +144,11 @@ def class_of_image(store: ClassStore) -> dict[bytes, int]:
 
 
 def test_every_data_set_and_every_seed_of_it_is_tried() -> None:
-    assert VARIANTS.keys() == schemas("data").keys()
+    assert VARIANTS.keys() | ELSEWHERE.keys() == schemas("data").keys()
+    assert all((REPO / path).is_file() for path in ELSEWHERE.values())
     for name, schema in schemas("data").items():
+        if name in ELSEWHERE:
+            continue
         seeds = [own.name for own in fields(schema) if "seed" in own.name]
         assert seeds == OWN_SEEDS.get(name, [])
 
