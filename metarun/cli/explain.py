@@ -6,7 +6,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.cli.eval import changed
+from metarun.cli.changes import changed
 from metarun.config.run import EvalConfig, ExplainConfig
 from metarun.sweeps.job import job
 

@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.cli.eval import changed
+from metarun.cli.changes import changed
 from metarun.config.run import EvalConfig, EvalData, PredictConfig
 from metarun.sweeps.job import job
 

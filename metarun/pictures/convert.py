@@ -82,14 +82,33 @@ def converted(
         key = f"{VERSION} {fingerprint(listing)} {tuple(how)}"
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
-    store = kept(
+    return opened(
         path,
-        lambda: open_store(path, key),
+        key,
+        listing.root,
+        skip_unreadable,
         lambda: convert(path, listing, how, key, skip_unreadable, read),
     )
+
+
+def opened(
+    path: Path, key: str, root: Path, skip_unreadable: bool, write: Callable[[], None]
+) -> ClassStore:
+    """The store in a file, which `write` writes where it is not there or stale.
+
+    Args:
+        key: what it has to be made of.
+        root: where the pictures lie, for messages.
+        skip_unreadable: whether pictures may have been left out; they are named each time.
+        write: calls `convert`.
+
+    Raises:
+        DataError: pictures have been left out, and may not be.
+    """
+    store = kept(path, lambda: open_store(path, key), write)
     if left_out := skipped_names(store):
         if not skip_unreadable:
-            raise DataError(f"cannot read the picture {left_out[0]} of {listing.root}. {_REMEDY}")
+            raise DataError(f"cannot read the picture {left_out[0]} of {root}. {_REMEDY}")
         more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
         log.warning("left out, unreadable: %s%s", ", ".join(left_out[:SHOWN]), more)
     return store

@@ -19,11 +19,9 @@ from metarun.components.data._unpacking import unpacked
 from metarun.components.data.pictures import Filter, PicturesConfig, Resize, preprocessing
 from metarun.config.checks import absolute
 from metarun.config.component import settings
-from metarun.episodes.cache import kept
 from metarun.episodes.store import ClassStore, split_stores
-from metarun.episodes.store_file import open_store
 from metarun.errors import DataError
-from metarun.pictures.convert import convert
+from metarun.pictures.convert import convert, opened
 from metarun.pictures.listing import Listing, Picture, bounds, fingerprint, listed
 from metarun.system.files import cache_dir
 from metarun.system.untrusted import UntrustedError
@@ -90,12 +88,14 @@ def read_source(
     key = f"{VERSION} {state} {tuple(how)}"
 
     def write() -> None:
-        with _opened(benchmark, source, path.with_name(f".{path.name}.unpacked")) as opened:
-            listing = ready or checked(benchmark, opened)
+        with _opened(
+            benchmark, source, path.with_name(f".{path.name}.unpacked")
+        ) as unpacked_source:
+            listing = ready or checked(benchmark, unpacked_source)
             reader = partial(read_part, side=benchmark.side)
             convert(path, listing, how, key, own.skip_unreadable, reader)
 
-    store = kept(path, lambda: open_store(path, key, own.skip_unreadable), write)
+    store = opened(path, key, place, own.skip_unreadable, write)
     ends = [0, *accumulate(len(names) for names in benchmark.splits.values())]
     numbers = {s: [*range(*ends[i : i + 2])] for i, s in enumerate(benchmark.splits)}
     return split_stores(store, numbers)

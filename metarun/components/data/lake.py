@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from metarun.components.data._data_root import home
 from metarun.components.data._lake_files import RUNS, WAY, find, list_drawings, missing
 from metarun.components.data.multi import MultiConfig, source_settings
-from metarun.components.data.omniglot import convert, home
+from metarun.components.data.omniglot import convert
 from metarun.config.checks import absolute
 from metarun.config.component import builds, finds, settings
 from metarun.config.run import TaskConfig
