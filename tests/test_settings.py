@@ -24,16 +24,18 @@ from metarun.config.catalogue import GROUPS, schemas
 from metarun.config.run import (
     NEUTRAL_KEYS,
     EngineConfig,
+    TaskConfig,
+    TrainConfig,
+    TrainerConfig,
+    TrainTaskConfig,
+)
+from metarun.config.trained import (
     EvalAlgo,
     EvalBackbone,
     EvalConfig,
     EvalData,
     EvalEngine,
     EvalTask,
-    TaskConfig,
-    TrainConfig,
-    TrainerConfig,
-    TrainTaskConfig,
 )
 from metarun.episodes.store import from_equal_classes
 from metarun.errors import MetarunError

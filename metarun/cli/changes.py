@@ -6,7 +6,8 @@ from typing import Any
 
 from metarun.config.catalogue import is_plugin, schemas
 from metarun.config.checks import read
-from metarun.config.run import NEUTRAL_KEYS, EvalConfig, EvalData, TrainConfig, flat
+from metarun.config.run import NEUTRAL_KEYS, TrainConfig, flat
+from metarun.config.trained import EvalConfig, EvalData
 from metarun.config.typed import check_data
 from metarun.errors import ConfigError, did_you_mean
 

@@ -8,7 +8,8 @@ import hydra
 from omegaconf import DictConfig
 
 from metarun.cli.changes import changed, is_other_domain, otherwise
-from metarun.config.run import EvalConfig, TrainConfig
+from metarun.config.run import TrainConfig
+from metarun.config.trained import EvalConfig
 from metarun.errors import ConfigError
 from metarun.rundir import SWEEP_FILE
 from metarun.sweeps.job import job

@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from metarun.cli.changes import changed
-from metarun.config.run import EvalConfig, ExplainConfig
+from metarun.config.trained import EvalConfig, ExplainConfig
 from metarun.sweeps.job import job
 
 

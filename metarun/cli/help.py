@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from metarun.config.catalogue import GROUPS, schemas, source_of
 from metarun.config.component import choices_of
-from metarun.config.run import EvalConfig
+from metarun.config.trained import EvalConfig
 
 _USAGE = {
     "train": "metarun train [group=option …] [key=value …]",

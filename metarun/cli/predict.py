@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from metarun.cli.changes import changed
-from metarun.config.run import EvalConfig, EvalData, PredictConfig
+from metarun.config.trained import EvalConfig, EvalData, PredictConfig
 from metarun.sweeps.job import job
 
 

@@ -27,7 +27,8 @@ from metarun.config._hydra import Hydra
 from metarun.config.catalogue import GROUPS, plugins, schemas
 from metarun.config.checks import check_types
 from metarun.config.launchers import register as register_launchers
-from metarun.config.run import NEEDED, EvalConfig, ExplainConfig, PredictConfig, TrainConfig, flat
+from metarun.config.run import TrainConfig, flat
+from metarun.config.trained import NEEDED, EvalConfig, ExplainConfig, PredictConfig
 from metarun.errors import ConfigError, did_you_mean, first_line
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.config.catalogue import schemas
-from metarun.config.run import EvalAlgo, EvalData
+from metarun.config.trained import EvalAlgo, EvalData
 from metarun.errors import ConfigError, did_you_mean
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")

@@ -10,7 +10,8 @@ import torch
 
 from metarun.components.build import build_data
 from metarun.components.data.lake import has_seen
-from metarun.config.run import EvalConfig, TrainConfig
+from metarun.config.run import TrainConfig
+from metarun.config.trained import EvalConfig
 from metarun.episodes.identity import brief_identity, identity_of, is_sampled, same_data
 from metarun.errors import ConfigError
 from metarun.rundir import directory as rundir

@@ -19,7 +19,7 @@ from metarun.components.backbone.norm import BatchNorm
 from metarun.components.backbone.resnet12 import resnet12
 from metarun.components.backbone.timm import timm
 from metarun.components.weights import freeze, load_weights
-from metarun.config.run import EvalConfig
+from metarun.config.trained import EvalConfig
 from metarun.errors import ConfigError
 from metarun.rundir import checkpoint
 from metarun.training.loop import meta_step

@@ -21,7 +21,8 @@ from metarun.components.data.omniglot import OmniglotConfig, characters, shrink
 from metarun.components.data.sinusoid import SinusoidConfig
 from metarun.components.inner_opt.sgd import SgdConfig
 from metarun.components.outer_opt.adam import OuterAdamConfig
-from metarun.config.run import EvalConfig, TrainConfig
+from metarun.config.run import TrainConfig
+from metarun.config.trained import EvalConfig
 from metarun.episodes.cache import cached
 from metarun.episodes.store import from_equal_classes
 from metarun.errors import CheckpointError, ConfigError, DataError, explain

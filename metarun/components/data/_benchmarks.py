@@ -88,10 +88,9 @@ def read_source(
     key = f"{VERSION} {state} {tuple(how)}"
 
     def write() -> None:
-        with _opened(
-            benchmark, source, path.with_name(f".{path.name}.unpacked")
-        ) as unpacked_source:
-            listing = ready or checked(benchmark, unpacked_source)
+        folder = path.with_name(f".{path.name}.unpacked")
+        with _opened(benchmark, source, folder) as found:
+            listing = ready or checked(benchmark, found)
             reader = partial(read_part, side=benchmark.side)
             convert(path, listing, how, key, own.skip_unreadable, reader)
 
