@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from metarun.components.build import build_data
@@ -35,6 +37,8 @@ SIDE = 4  # pixels of the made-up images
 DRAWINGS = 6  # of each class
 
 VARIANTS = {
+    "features": [("data=features", "data.root=features.npz")],
+    "folder": [("data=folder", "data.root=pictures", f"data.size={SIDE}")],
     "glyphs": [("data=glyphs",)],
     "omniglot": [
         ("data=omniglot", "data.rotations=false"),
@@ -56,19 +60,21 @@ VARIANTS = {
 }
 """How each data set of the catalogue is tried; one that is not here fails these tests."""
 
-ELSEWHERE = {
-    "folder": "tests/components/test_folder.py",
-    "features": "tests/components/test_features.py",
-    "lake": "tests/components/test_lake.py",
-}
-"""Data sets that need files, or have fixed tasks, and where they are tried."""
+ELSEWHERE = {"lake": "tests/components/test_lake.py"}
+"""What has fixed tasks and no training, and where it is tried."""
 
-OWN_SEEDS = {"glyphs": ["seed"], "omniglot": ["split_seed"]}
+OWN_SEEDS = {
+    "features": ["split_seed"],
+    "folder": ["split_seed"],
+    "glyphs": ["seed"],
+    "omniglot": ["split_seed"],
+}
 """The settings that are seeds, of each data set that has any."""
 
 ALL = [variant for variants in VARIANTS.values() for variant in variants]
 PUBLISHED = ("mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100", "cub")
-IMAGES = [v for name in ("glyphs", "omniglot", "emoji", *PUBLISHED) for v in VARIANTS[name]]
+DRAWN = ("folder", "glyphs", "omniglot", "emoji", *PUBLISHED)
+IMAGES = [variant for name in DRAWN for variant in VARIANTS[name]]
 by_name = pytest.mark.parametrize("data", ALL, ids=" ".join)
 
 
@@ -102,11 +108,19 @@ def made_up_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             splits[split] = [names.index(name) for name in own]
         return split_stores(store, splits)
 
+    here = tmp_path_factory.mktemp("data")
+    rng, numbers = np.random.default_rng(0), np.repeat(np.arange(26), DRAWINGS)
+    for place, number in enumerate(numbers):
+        path = here / "pictures" / f"{number}" / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(path)
+    np.savez(here / "features.npz", features=rng.normal(size=(len(numbers), 9)), labels=numbers)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(emoji, "drawn", emojis)
         for module in (_benchmarks, _cifar100):
             patch.setattr(module, "find", lambda *given: None)
             patch.setattr(module, "read_source", published)
+        patch.chdir(here)
         patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("METARUN_DATA", raising=False)
         patch.setattr(glyphs, "draw", draw)
@@ -125,7 +139,7 @@ source_of = cache(built)
 def stores_of(*overrides: str) -> dict[str, ClassStore]:
     source = source_of(*overrides)
     assert isinstance(source, ImageEpisodes)
-    return source.stores
+    return {split: packed(store) for split, store in source.stores.items()}
 
 
 def keys(examples: Tensor) -> list[bytes]:
@@ -139,8 +153,13 @@ def parts_equal(one: Episodes, other: Episodes) -> bool:
 
 def class_of_image(store: ClassStore) -> dict[bytes, int]:
     """The class of each image as an episode shows it, by its value."""
-    pixels = keys(store.images.double() / 255)
+    pixels = keys(packed(store).images.double() / 255)
     return {key: i // DRAWINGS for i, key in enumerate(pixels)}
+
+
+def shown(source: ImageEpisodes, split: str) -> Tensor:
+    """The images of a split, class by class, as episodes show them."""
+    return packed(source.stores[split]).images.double() / 255
 
 
 def test_every_data_set_and_every_seed_of_it_is_tried() -> None:
@@ -200,8 +219,8 @@ def test_a_split_draws_from_its_own_images_alone(data: tuple[str, ...]) -> None:
     for split in SPLITS:
         own = class_of_image(source.stores[split])
         episodes = source.sample(split, 0, 60)
-        shown = keys(episodes.support_x.flatten(0, 1)) + keys(episodes.query_x.flatten(0, 1))
-        assert set(shown) <= own.keys()
+        seen = keys(episodes.support_x.flatten(0, 1)) + keys(episodes.query_x.flatten(0, 1))
+        assert set(seen) <= own.keys()
 
 
 @pytest.mark.parametrize("data", IMAGES, ids=" ".join)
@@ -239,7 +258,7 @@ def test_labels_are_permuted_from_episode_to_episode(data: tuple[str, ...]) -> N
 def test_each_drawing_may_be_support_and_may_be_query(data: tuple[str, ...]) -> None:
     source = source_of(*data, "task.way=2")
     assert isinstance(source, ImageEpisodes)
-    order = {key: i for i, key in enumerate(keys(source.stores["test"].images.double() / 255))}
+    order = {key: i for i, key in enumerate(keys(shown(source, "test")))}
     episodes = source.sample("test", 0, 200)
     for x in (episodes.support_x, episodes.query_x):
         drawings = {order[key] % DRAWINGS for key in keys(x.flatten(0, 1))}
@@ -251,7 +270,7 @@ def test_the_drawings_of_one_class_say_nothing_of_those_of_another(data: tuple[s
     """Drawing d is by the same person throughout: all by one hand would be another task."""
     source = source_of(*data)
     assert isinstance(source, ImageEpisodes)
-    order = {key: i for i, key in enumerate(keys(source.stores["train"].images.double() / 255))}
+    order = {key: i for i, key in enumerate(keys(shown(source, "train")))}
     episodes = source.sample("train", 0, 100)
     drawings = [order[key] % DRAWINGS for key in keys(episodes.support_x.flatten(0, 1))]
     first, second = torch.tensor(drawings).view(100, 4, 3).unbind(1)[:2]

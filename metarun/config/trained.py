@@ -1,0 +1,167 @@
+"""The config of the commands that use a trained run: eval, predict, explain.
+
+What null leaves open is taken from the run's checkpoint. Imports neither torch nor Hydra.
+"""
+
+from dataclasses import field
+from typing import Any, Literal
+
+from metarun.config.checks import between
+from metarun.config.component import section
+from metarun.config.run import MOST, MOST_TASKS, Batching, Norm, Within
+from metarun.errors import ConfigError
+
+
+@section("task.")
+class EvalTask:
+    """Changes to the episode's shape; null keeps the checkpoint's."""
+
+    way: int | None = None  # classes: another number only where the algorithm has no head
+    shot: int | None = None  # support examples of each class
+    query: int | None = None  # query examples of each class
+    within: Within | None = None  # of what a task's classes are drawn
+
+
+@section("algo.")
+class EvalAlgo:
+    """Changes to the adaptation."""
+
+    eval_inner_steps: int | None = None  # inner steps
+
+
+@section("backbone.")
+class EvalBackbone:
+    """Changes to the network's evaluation."""
+
+    norm: Norm | None = None  # whose moments normalise the queries of a task
+
+
+@section("engine.")
+class EvalEngine:
+    """Changes to the computation."""
+
+    batching: Batching | None = None  # of the tasks
+    chunk: int | None = None  # tasks at a time
+
+
+@section("data.")
+class EvalData:
+    """Where the data are now; data=… for another domain, with the settings of its own."""
+
+    name: str | None = None  # another data set; null: that of the run
+    root: str | None = None  # folder of data sets
+    download: bool | None = None  # fetch the files if they are not there
+    fit: bool | None = None  # another domain's images get the size and the channels of training
+    invert: bool | None = None  # dark and light change places in another domain's images
+
+
+def _fractions(coverage: float, false_alarms: float) -> None:
+    for key, value in (("coverage", coverage), ("false_alarms", false_alarms)):
+        if not 0 < value < 1:
+            raise ConfigError(f"{key}={value}: must be above 0 and below 1")
+
+
+@section("")
+class EvalConfig:
+    """`metarun eval`: what null leaves open is taken from the checkpoint."""
+
+    ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
+    split: Literal["train", "val", "test"] = "test"  # whose tasks
+    episodes: int | None = None  # tasks; null: as many as the run itself took (600)
+    ensemble: int | None = None  # best checkpoints whose outputs are averaged; null: one
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    seed: int | None = None  # of the episodes
+    calibrate: bool = False  # on as many validation tasks, and measure what that is worth
+    coverage: float = 0.9  # calibrate: how often the true label is to be in the set of labels
+    false_alarms: float = 0.05  # calibrate: how often a known picture may be called none of these
+    plugins: list[str] = field(default_factory=list)  # modules imported for their components
+    task: EvalTask = field(default_factory=EvalTask)
+    algo: EvalAlgo = field(default_factory=EvalAlgo)
+    backbone: EvalBackbone = field(default_factory=EvalBackbone)
+    engine: EvalEngine = field(default_factory=EvalEngine)
+    data: EvalData = field(default_factory=EvalData)
+    more: dict[str, Any] = field(default_factory=dict)  # written algo.…, data.…, inner_opt.…
+
+    def __post_init__(self) -> None:
+        between("seed", self.seed or 0, 0, 2**63 - 1)
+        for group, settings in self.more.items():
+            if group not in ("algo", "data", "inner_opt") or not isinstance(settings, dict):
+                raise ConfigError("more: write algo.<setting>=…, data.… or inner_opt.…")
+        for name in ("episodes", "ensemble"):
+            if getattr(self, name) is not None:
+                between(name, getattr(self, name), 1, MOST)
+        _fractions(self.coverage, self.false_alarms)
+        if self.calibrate and self.ensemble not in (None, 1):
+            raise ConfigError(
+                f"calibrate=true is of one checkpoint, and ensemble={self.ensemble}: leave one out"
+            )
+
+
+@section("data.")
+class PredictData:
+    """How the pictures are read, and where the data of the run are."""
+
+    skip_unreadable: bool = False  # leave out pictures that cannot be read, and name them
+    root: str | None = None  # calibrate: folder of data sets, or that of the run's data=folder
+
+
+@section("")
+class PredictConfig:
+    """`metarun predict`: labels for pictures, by a few examples of each class."""
+
+    ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
+    support: str = "???"  # a folder with a folder of pictures for each class
+    query: Any = "???"  # pictures to label: a folder, a file, a pattern, or [a.png,b.png]
+    out: str = "predictions.csv"  # the table: path, label, its probability, that of each class
+    sheet: str | None = None  # a PNG file for the pictures with their labels
+    calibrate: bool = False  # by validation tasks of the run, whose data must be there
+    calibration_tasks: int = 200  # how many; kept for the next time
+    coverage: float = 0.9  # calibrate: how often the true label is to be in the set of labels
+    false_alarms: float = 0.05  # calibrate: how often a known picture may be called none of these
+    batch: int | None = None  # pictures at a time; null: the queries of a task of the run
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    plugins: list[str] = field(default_factory=list)  # modules imported for their components
+    algo: EvalAlgo = field(default_factory=EvalAlgo)
+    backbone: EvalBackbone = field(default_factory=EvalBackbone)
+    data: PredictData = field(default_factory=PredictData)
+
+    def __post_init__(self) -> None:
+        given = [self.query] if isinstance(self.query, str) else self.query
+        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+            raise ConfigError(f"query={self.query}: name a folder, a file, or [several,of,them]")
+        if not given or not all(one.strip() for one in given):
+            raise ConfigError("query= is empty: name a folder or pictures")
+        if self.sheet is not None and not self.sheet.lower().endswith(".png"):
+            raise ConfigError(f"sheet={self.sheet}: must end in .png")
+        if self.batch is not None:
+            between("batch", self.batch, 1, MOST_TASKS)
+        between("calibration_tasks", self.calibration_tasks, 2, MOST_TASKS)
+        _fractions(self.coverage, self.false_alarms)
+
+
+@section("")
+class ExplainConfig:
+    """`metarun explain`: one task as a picture."""
+
+    ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
+    episode: int = 0  # the number of the task
+    split: Literal["train", "val", "test"] = "test"  # whose tasks
+    out: str = "explain.png"  # the picture
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    plugins: list[str] = field(default_factory=list)  # modules imported for their components
+    algo: EvalAlgo = field(default_factory=EvalAlgo)
+    backbone: EvalBackbone = field(default_factory=EvalBackbone)
+    data: EvalData = field(default_factory=EvalData)
+
+    def __post_init__(self) -> None:
+        between("episode", self.episode, 0, MOST)
+        if not self.out.lower().endswith(".png"):
+            raise ConfigError(f"out={self.out}: must end in .png")
+
+
+NEEDED = {
+    "ckpt": "run directory or checkpoint file",
+    "support": "folder of class folders",
+    "query": "folder or pictures",
+}
+"""What is to be given for a setting without a default."""
