@@ -18,7 +18,7 @@ SIDE = 48  # pixels of a picture
 CELL = 64  # width of what an inner step says
 GAP = 6
 LINE = 18
-MOST_QUERIES = 5  # of a class that are drawn
+MOST_QUERIES = 3  # of a class that are drawn
 MOST_SHOTS = 10  # of a class that are drawn
 MOST_STEPS = 8  # inner steps that are drawn, the first and the last among them
 RIGHT, WRONG = (46, 125, 50), (198, 40, 40)  # at a probability of 1; white at 0
@@ -89,39 +89,35 @@ def letter(label: int) -> str:
 def sheet_of(found: Explained, trained: Trained) -> Image.Image:
     """The picture of a task.
 
-    On the left are the examples of each class. On the right is a row for each query: its class,
-    and for each inner step the predicted class with its probability, green where it is right. The
+    On the left are the examples of each class. Beside them is a row for each query: its class, and
+    for each inner step the predicted class with its probability, green where it is right. The
     last rows have the loss and the accuracy of all queries of the task.
     """
     task, way = found.task, found.probabilities.shape[2]
     steps = steps_to_draw(len(found.losses) - 1)
-    rows = [
-        place
-        for label in range(way)
-        for place in (task.query_y == label).nonzero()[:MOST_QUERIES, 0].tolist()
-    ]
-    shots = max(int((task.support_y == label).sum()) for label in range(way))
-    middle = 2 * GAP + LINE + min(shots, MOST_SHOTS) * (SIDE + GAP) + 2 * GAP
+    labels = range(way)
+    asked = {label: _places(task.query_y, label, MOST_QUERIES) for label in labels}
+    rows = [place for label in labels for place in asked[label]]
+    shots = max(len(_places(task.support_y, label, MOST_SHOTS)) for label in labels)
+    middle = 2 * GAP + LINE + shots * (SIDE + GAP) + 2 * GAP
     cells = middle + SIDE + GAP + LINE
-    size = (
-        cells + len(steps) * (CELL + GAP) + 12 * GAP,
-        2 * LINE + max(way, len(rows)) * (SIDE + GAP) + 2 * LINE + GAP,
-    )
-    sheet = Image.new("RGB", size, "white")
+    bottom = 2 * LINE + len(rows) * (SIDE + GAP)
+    heading = "queries, and predictions"
+    if trained.algorithm.has_inner_loop:
+        heading += " after inner steps:"
+    right = max(cells + len(steps) * (CELL + GAP), middle + round(font().getlength(heading)))
+    sheet = Image.new("RGB", (right + GAP, bottom + 2 * LINE + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, GAP), "examples", fill="black", font=font())
-    draw.text(
-        (middle, GAP), "queries, and predictions after inner steps:", fill="black", font=font()
-    )
-    for label in range(way):
-        top = 2 * LINE + label * (SIDE + GAP)
+    draw.text((middle, GAP), heading, fill="black", font=font())
+    for label in labels:
+        top = 2 * LINE + sum(len(asked[before]) for before in range(label)) * (SIDE + GAP)
         draw.text((GAP, top + SIDE // 3), letter(label), fill="black", font=font(14))
-        own = (task.support_y == label).nonzero()[:MOST_SHOTS, 0].tolist()
-        for column, place in enumerate(own):
+        for column, place in enumerate(_places(task.support_y, label, MOST_SHOTS)):
             left = 2 * GAP + LINE + column * (SIDE + GAP)
             sheet.paste(_picture(task.support_x[place], trained), (left, top))
-    for column, step in enumerate(steps):
-        at = (cells + column * (CELL + GAP), LINE)
+    for column, step in enumerate(steps if trained.algorithm.has_inner_loop else ()):
+        at = (cells + column * (CELL + GAP), LINE + 2)
         draw.text(at, str(step), fill="black", font=font())
     for row, place in enumerate(rows):
         top, truth = 2 * LINE + row * (SIDE + GAP), int(task.query_y[place])
@@ -132,13 +128,19 @@ def sheet_of(found: Explained, trained: Trained) -> Image.Image:
             left = cells + column * (CELL + GAP)
             _cell(draw, (left, top), found.probabilities[step, place], truth)
     for line, (name, values) in enumerate((("loss", found.losses), ("accuracy", found.scores))):
-        top = 2 * LINE + max(way, len(rows)) * (SIDE + GAP) + line * LINE
+        top = bottom + line * LINE
         draw.text((middle, top), name, fill="black", font=font())
         for column, step in enumerate(steps):
             value = float(values[step])
             text = f"{value:.3f}" if name == "loss" else f"{100 * value:.0f} %"
             draw.text((cells + column * (CELL + GAP), top), text, fill="black", font=font())
     return sheet
+
+
+def _places(labels: Tensor, label: int, most: int) -> list[int]:
+    """The first examples of a class."""
+    found: list[int] = (labels == label).nonzero()[:most, 0].tolist()
+    return found
 
 
 def _picture(x: Tensor, trained: Trained) -> Image.Image:

@@ -9,16 +9,18 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
+from metarun.config.run import EvalConfig
 from metarun.episodes.source import ImageEpisodes
+from metarun.errors import ConfigError
 from metarun.inference import calibration
-from metarun.inference.calibrated import calibrate, measured
+from metarun.inference.calibrated import calibrate, measured, refuse_calibration
 from metarun.inference.diagram import reliability_diagram
 from metarun.inference.familiarity import familiar, unfamiliarity
 from metarun.inference.outcomes import Outcomes, outcomes
 from metarun.inference.trained import load
 from tests.conftest import Metarun
 from tests.inference.runs import GLYPHS, write_run, write_task
-from tests.setups import task_of
+from tests.setups import SINE, setup_of, task_of
 
 
 def drawn(tasks: int, seed: int, sharpness: float = 1.0) -> Outcomes:
@@ -87,12 +89,12 @@ def test_the_bound_is_the_quantile_in_which_tasks_weigh_the_same(level: float) -
 def test_sets_cover_and_false_alarms_come_as_promised_on_new_tasks() -> None:
     """Over many calibrations, in tasks of which some are much harder than others."""
     covered, alarms = [], []
-    for seed in range(60):
+    for seed in range(30):
         own = calibrate(drawn(60, seed, sharpness=2.0))
         figures = measured(own, drawn(60, 1000 + seed, sharpness=2.0), 0.8, 0.1)
         covered.append(figures["measured_coverage"])
         alarms.append(figures["measured_false_alarms"])
-    few = sum(covered) / 60, sum(alarms) / 60
+    few = sum(covered) / 30, sum(alarms) / 30
     assert 0.8 <= few[0] < 0.83 and 0.07 < few[1] <= 0.1
     own = calibrate(drawn(9, 0))
     assert measured(own, drawn(5, 1), 0.95, 0.1)["measured_coverage"] == 1  # too few tasks
@@ -144,10 +146,10 @@ def test_an_evaluation_says_what_its_probabilities_are_worth(
     metarun: Metarun, tmp_path: Path
 ) -> None:
     write_run(tmp_path / "run", *GLYPHS, "algo=protonet")
-    evaluate = ("eval", "ckpt=run", "episodes=40", "hydra.run.dir=eval")
+    evaluate = ("eval", "ckpt=run", "episodes=20", "hydra.run.dir=eval")
     done = metarun(*evaluate, "calibrate=true", "coverage=0.8", "false_alarms=0.2")
     stored = json.loads((tmp_path / "eval" / "result.json").read_text())["test"]["calibration"]
-    assert "calibrated on 40 validation tasks, measured on 40 test tasks" in done.stdout
+    assert "calibrated on 20 validation tasks, measured on 20 test tasks" in done.stdout
     assert f"cover {100 * stored['measured_coverage']:.1f} %" in done.stdout
     assert abs(stored["measured_coverage"] - 0.8) < 0.15
     assert abs(stored["measured_false_alarms"] - 0.2) < 0.15
@@ -157,15 +159,20 @@ def test_an_evaluation_says_what_its_probabilities_are_worth(
     points = axes.collections[1].get_offsets()
     assert points.tolist() == [[one["confidence"], one["accuracy"]] for one in filled]
     assert (tmp_path / "eval" / "reliability.png").read_bytes().startswith(b"\x89PNG")
-    for wrong, words in (
-        ("split=val", "would measure on the same ones: choose split=test"),
-        ("coverage=1", "coverage=1.0: must be above 0 and below 1"),
-    ):
-        refused = metarun("eval", "ckpt=run", "calibrate=true", wrong, code=2)
-        assert words in refused.stderr
-    write_run(tmp_path / "sine", "data=sinusoid", "backbone=mlp", "backbone.hidden=[4]")
-    refused = metarun("eval", "ckpt=sine", "calibrate=true", code=2)
-    assert "calibrate=true is for data of labelled images" in refused.stderr
+
+
+def test_what_says_nothing_of_new_tasks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"coverage=1.0: must be above 0 and below 1"):
+        EvalConfig(coverage=1.0)
+    with pytest.raises(ConfigError, match=r"false_alarms=0.0: must be above 0"):
+        EvalConfig(false_alarms=0.0)
+    setup = setup_of(*GLYPHS, "algo=protonet")
+    with pytest.raises(ConfigError, match="would measure on the same ones: choose split=test"):
+        refuse_calibration(setup, "val")
+    with pytest.raises(ConfigError, match="is for one checkpoint: leave ensemble out"):
+        refuse_calibration(setup, "test", is_ensemble=True)
+    with pytest.raises(ConfigError, match="is for data of labelled images, not for data=sinusoid"):
+        refuse_calibration(setup_of(*SINE), "test")
 
 
 def test_labels_are_judged_by_the_data_of_the_run(metarun: Metarun, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from metarun.cli.predict import run
 from metarun.components.data.folder import FolderConfig, load
 from metarun.components.data.omniglot import OmniglotConfig, shrink
 from metarun.config.catalogue import schemas
+from metarun.config.run import PredictConfig
 from metarun.errors import ConfigError
 from metarun.inference.predict import batches_of, inputs_of_run, label_pictures
 from metarun.inference.support import list_queries, list_support, read_support
@@ -164,37 +167,53 @@ def asked(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_cannot_be_labelled_is_refused_in_a_sentence(metarun: Metarun, asked: Path) -> None:
+REFUSED = {
+    "support=nowhere": "support=nowhere: there is no such folder",
+    "support=one": "support=one has the class 'a' alone: give two class folders or more",
+    "support=query": "support=query has none: give two class folders",
+    "query=empty": "query=empty has no pictures",
+    "query=nowhere.png": "query=nowhere.png: there is no such folder or picture",
+    "query= ": "query= is empty",
+    "out=mine.csv": "mine.csv is no table of predictions",
+    "out=empty": "out=empty is a folder",
+    "sheet=a.jpg": "sheet=a.jpg: must end in .png",
+    "ckpt=nowhere": "there is no such run directory",
+}
+
+
+def test_what_cannot_be_labelled_is_refused_in_a_sentence(
+    metarun: Metarun, asked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(asked)
     (asked / "empty").mkdir()
     draw(asked / "one" / "a" / "1.png", (5, 5))
     (asked / "mine.csv").write_text("my notes")
-    for changes, words in {
-        ("support=nowhere",): "support=nowhere: there is no such folder",
-        ("support=one",): "support=one has the class 'a' alone: give two class folders or more",
-        ("support=query",): "support=query has none: give two class folders",
-        ("query=empty",): "query=empty has no pictures",
-        ("query=nowhere.png",): "query=nowhere.png: there is no such folder or picture",
-        ("query=",): "query= is empty",
-        ("query=[]",): "query= is empty",
-        ("query=3",): "query=3: there is no such folder or picture",
-        ("out=mine.csv",): "mine.csv is no table of predictions",
-        ("out=empty",): "out=empty is a folder",
-        ("sheet=a.jpg",): "sheet=a.jpg: must end in .png",
-        ("batch=0",): "batch=0: must be from 1",
-        ("algo.eval_inner_steps=2",): "algo=protonet has no such setting",
-        ("-m",): "metarun predict has no sweeps",
-        ("ckpt=nowhere",): "there is no such run directory",
-    }.items():
-        done = (
-            metarun(*COMMAND, *changes, code=2)
-            if changes[0].startswith(("algo", "batch", "out", "sheet", "-m"))
-            else metarun(
-                *(part for part in COMMAND if part[:4] != changes[0][:4]), *changes, code=2
-            )
-        )
-        assert words in done.stderr, done.stderr
-        assert not (asked / "predictions.csv").exists()
-    assert "not given: query=<folder or pictures>" in metarun(*COMMAND[:3], code=2).stderr
+    given: dict[str, Any] = {"ckpt": "run", "support": "support", "query": "query"}
+    for change, words in REFUSED.items():
+        key, _, value = change.partition("=")
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            run(PredictConfig(**(given | {key: value})), asked)
+    with pytest.raises(ConfigError, match="query= is empty"):
+        PredictConfig(**(given | {"query": []}))
+    with pytest.raises(ConfigError, match="batch=0: must be from 1"):
+        PredictConfig(**given, batch=0)
+    for arguments, words in (
+        ([*COMMAND, "-m"], "metarun predict has no sweeps"),
+        (COMMAND[:3], "not given: query=<folder or pictures>"),
+        ([*COMMAND[:3], "query=3"], "query=3: there is no such folder or picture"),
+        ([*COMMAND, "algo.eval_inner_steps=2"], "algo=protonet has no such setting"),
+    ):
+        assert words in metarun(*arguments, code=2).stderr
+    assert not (asked / "predictions.csv").exists()
+
+
+def test_a_list_of_pictures_is_read_as_it_is_typed(metarun: Metarun, asked: Path) -> None:
+    save(asked / "2.png", torch.rand(1, 28, 28))
+    metarun(*COMMAND[:3], "query=['query/1 =[x].png',2.png]")
+    rows = table(asked / "predictions.csv")
+    assert [row["path"] for row in rows] == ["query/1 =[x].png", "2.png"]
+    metarun(*COMMAND[:3], "query=query/*.png")
+    assert [row["path"] for row in table(asked / "predictions.csv")] == ["query/1 =[x].png"]
 
 
 def test_a_regression_and_a_network_of_fixed_way_are_refused(metarun: Metarun, asked: Path) -> None:
