@@ -227,7 +227,7 @@ COMPANY: dict[str, Changes] = {
     "reduction": IMAGES,
     "outer_reduction": IMAGES,
     "glyphs.seed": IMAGES,
-    "multi.sources": IMAGES | {"data.sources": [{"name": "glyphs"}, {"name": "glyphs"}]},
+    "multi.sources": {"backbone": "mlp", "data.sources": [{"name": "glyphs"}, {"name": "glyphs"}]},
     "omniglot.split": {**IMAGES, "data": "omniglot"},
     "omniglot.split_seed": {**IMAGES, "data": "omniglot"},
     "omniglot.rotations": {**IMAGES, "data": "omniglot"},

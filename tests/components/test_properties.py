@@ -52,7 +52,7 @@ VARIANTS = {
     "cifar_fs": [("data=cifar_fs",)],
     "fc100": [("data=fc100",)],
     "cub": [("data=cub",), ("data=cub", "data.split=140-30-30")],
-    "multi": [("data=multi", "data.sources=[{name:omniglot},{name:glyphs}]")],
+    "multi": [("data=multi", "data.sources=[{name:glyphs},{name:glyphs,seed:1}]")],
     "sinusoid": [("data=sinusoid",)],
     "sinusoid_line": [("data=sinusoid_line",)],
     "harmonic": [("data=harmonic", "data.noise=0.1")],
