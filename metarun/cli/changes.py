@@ -4,7 +4,7 @@ import os
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from metarun.config.catalogue import is_plugin, schemas
+from metarun.config.catalogue import is_in_shared_root, schemas
 from metarun.config.checks import read
 from metarun.config.run import NEUTRAL_KEYS, TrainConfig, flat
 from metarun.config.trained import EvalConfig, EvalData
@@ -66,7 +66,7 @@ def _same_data(stored: TrainConfig, config: EvalConfig) -> EvalData:
         return config.data
     # Of a plugin's data, and of a folder that is one data set, the folder is what the run was
     # given, whatever the environment says.
-    root, download = _shared_root(type(stored.data), stored.data.name), config.data.download
+    root, download = _shared_root(stored.data.name), config.data.download
     if root is None and stored.data.root is not None and hasattr(stored.data, "download"):
         # A checkpoint may say where to read, but only the command line where to write.
         download = bool(download)
@@ -82,20 +82,14 @@ def _other_data(config: EvalConfig) -> Any:
     given = {key: getattr(config.data, key) for key in WHERE}
     given = {key: value for key, value in given.items() if value is not None}
     if "root" in {field.name for field in fields(schema)}:
-        given = {"root": _shared_root(schema, name)} | given
-    plain = schema()
-    return read("data", schema, {"name": name} | _checked("data", plain, given | _more(config)))
+        given = {"root": _shared_root(name)} | given
+    given = _checked("data", schema(), given | config.more.get("data", {}))
+    return read("data", schema, {"name": name} | given)
 
 
-def _more(config: EvalConfig) -> dict[str, Any]:
-    found: dict[str, Any] = config.more.get("data", {})
-    return found
-
-
-def _shared_root(schema: type, name: str) -> str | None:
+def _shared_root(name: str) -> str | None:
     """The folder of all data sets, if a data set is in it."""
-    ours = not is_plugin("data", name) and not getattr(schema, "own_root", False)
-    return os.environ.get("METARUN_DATA") if ours else None
+    return os.environ.get("METARUN_DATA") if is_in_shared_root(name) else None
 
 
 def _checked(part: str, own: Any, given: dict[str, Any]) -> dict[str, Any]:

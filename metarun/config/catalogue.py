@@ -9,6 +9,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +85,16 @@ def import_files() -> None:
 def is_plugin(group: str, name: str) -> bool:
     """Whether a component was registered by a plugin."""
     return name in components(group) and components(group)[name].is_plugin
+
+
+def is_in_shared_root(name: str) -> bool:
+    """Whether a data set lies in the folder of all data sets, which the environment may name.
+
+    Not so a plugin's, nor one whose folder is itself the data set.
+    """
+    schema = schemas("data")[name]
+    has_root = "root" in {field.name for field in fields(schema)}
+    return has_root and not is_plugin("data", name) and not getattr(schema, "own_root", False)
 
 
 def plugins() -> list[tuple[str, str]]:

@@ -1,11 +1,11 @@
 """Several data sets at once: each task is of one of them."""
 
-from dataclasses import field, fields
+from dataclasses import field
 from typing import Any
 
 import torch
 
-from metarun.config.catalogue import builder, is_plugin, schemas
+from metarun.config.catalogue import builder, is_in_shared_root, schemas
 from metarun.config.checks import absolute, between, finite, read
 from metarun.config.component import as_keywords, builds, finder_of, finds, settings
 from metarun.config.run import TaskConfig
@@ -56,11 +56,9 @@ def source_settings(own: MultiConfig, place: int) -> tuple[Any, float]:
     if type(weight) not in (int, float) or weight <= 0:
         raise ConfigError(f"{what}: weight={weight}: must be a number above 0")
     finite(f"{what}: weight", weight)
-    schema = schemas("data")[name]
-    shared = not is_plugin("data", name) and not getattr(schema, "own_root", False)
-    if shared and "root" in {each.name for each in fields(schema)}:
+    if is_in_shared_root(name):
         given = {"root": own.root} | given
-    return read(what, schema, {"name": name} | given), float(weight)
+    return read(what, schemas("data")[name], {"name": name} | given), float(weight)
 
 
 def names_of(own: MultiConfig) -> list[str]:
