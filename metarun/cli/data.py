@@ -9,7 +9,6 @@ from typing import Any
 
 from metarun.config.catalogue import builder, schemas
 from metarun.config.component import finder_of
-from metarun.config.plugins import import_plugins
 from metarun.config.run import TrainConfig
 from metarun.errors import ConfigError, DataError, did_you_mean
 
@@ -37,7 +36,7 @@ SHOWN = 5  # of the examples of a fault
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run `metarun data` with the arguments behind the command's name.
+    """Run `metarun data` with the arguments behind the command's name; plugins are imported.
 
     Raises:
         ConfigError: the arguments are wrong.
@@ -82,9 +81,6 @@ def configured(name: str, settings: Sequence[str]) -> TrainConfig:
     from metarun.config import compose
     from metarun.config.typed import with_paths
 
-    plugins = [s for s in settings if s.lstrip("+").startswith("plugins=")]
-    for setting in plugins:
-        import_plugins([p for p in setting.partition("=")[2].strip("[]").split(",") if p])
     if name not in schemas("data"):
         known = schemas("data")
         raise ConfigError(
@@ -95,8 +91,7 @@ def configured(name: str, settings: Sequence[str]) -> TrainConfig:
         if "=" not in setting:
             raise ConfigError(f"{setting!r} is no setting: write data.KEY=VALUE; usage: {USAGE}")
     compose.register_schemas()
-    own = [s for s in settings if s not in plugins]
-    overrides = [f"data={name}", *with_paths(own, multirun=False)]
+    overrides = [f"data={name}", *with_paths(settings, multirun=False)]
     try:
         with initialize_config_module(config_module="metarun.conf", version_base="1.3"):
             config: TrainConfig = compose.to_config(hydra_compose("train", overrides))
@@ -114,7 +109,7 @@ def list_data(settings: Sequence[str]) -> None:
     from metarun.cli.help import options
 
     for setting in settings:
-        if not setting.startswith("data.root="):
+        if not setting.startswith(("data.root=", "plugins=")):
             raise ConfigError(f"list takes data.root=<folder of data sets>, not {setting!r}")
     for name, schema in schemas("data").items():
         shared = hasattr(schema, "root") and not getattr(schema, "own_root", False)
@@ -212,9 +207,8 @@ def _built(config: TrainConfig, least: bool = False) -> Any:
 
 
 def _stores(source: Any) -> dict[str, Any]:
-    from metarun.episodes.source import ImageEpisodes
-
-    return source.stores if isinstance(source, ImageEpisodes) else {}
+    """The stores of a source that has some; a plugin's source is surrounded by its checks."""
+    return dict(getattr(source, "stores", {}))
 
 
 def _pairs(found: Sequence[tuple[Any, Any]]) -> list[str]:

@@ -98,7 +98,7 @@ def _run(command: str, arguments: list[str]) -> None:
         if os.environ.get("METARUN_DATA") == "":
             del os.environ["METARUN_DATA"]
         with imports_not_collected():
-            data.main(arguments)
+            data.main(_with_plugins(arguments))
         return
     if command == "completion":  # of the other commands; likewise
         from metarun.cli import completion

@@ -9,6 +9,7 @@ import signal
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,6 +196,8 @@ def _written(batches: _Batches) -> Iterator[tuple[int, Done]]:
     left = [number for number in range(partial.batches) if number not in partial.done]
     count = sum(len(partial.batch(number)) for number in left)
     workers = min(len(os.sched_getaffinity(0)), count // FEW)
+    if current_process().daemon:  # which may have no children
+        workers = 0
     loader = DataLoader(
         batches,
         batch_size=None,

@@ -84,6 +84,35 @@ def test_check_of_data_without_pictures(metarun: Metarun, tmp_path: Path) -> Non
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_plugins_data_are_checked_too(metarun: Metarun, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    found = metarun("data", "check", "spots", "+plugins=[mine]", "task.query=2").stdout
+    assert "test: 6 classes, 24 examples, 4 of each" in found
+    assert "spots: Spots." in metarun("data", "list", "+plugins=[mine]").stdout
+
+
+PLUGIN = '''
+from dataclasses import dataclass
+import torch
+from metarun.components import register
+from metarun.components.data.images import image_episodes
+from metarun.episodes.store import from_equal_classes
+
+@dataclass
+class SpotsConfig:
+    """Spots."""
+    name: str = "spots"
+
+def load():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (3, 6, 4, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    splits = zip(("train", "val", "test"), images, strict=True)
+    return {s: from_equal_classes(i, [f"{s}{c}" for c in range(6)]) for s, i in splits}
+
+register("data", "spots", SpotsConfig, image_episodes(load))
+'''
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,8 +9,9 @@ import torch
 from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem
 from metarun.components.algo.maml import maml
 from metarun.components.backbone.conv4 import Conv4
+from metarun.episodes import store as store_module
 from metarun.episodes.source import Episodes, ImageEpisodes
-from metarun.episodes.store import from_equal_classes
+from metarun.episodes.store import from_equal_classes, select_classes
 from metarun.rundir import checkpoint
 from metarun.unroll import meta_gradient, sgd, unroll
 from tests.conftest import Metarun
@@ -18,18 +19,25 @@ from tests.conftest import Metarun
 pytestmark = pytest.mark.gpu
 
 
-def test_episodes_are_those_of_the_cpu() -> None:
+@pytest.mark.parametrize("fits", [True, False])
+def test_episodes_are_those_of_the_cpu(fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the images have moved to the GPU, or what is drawn does."""
+    if not fits:
+        monkeypatch.setattr(store_module, "free_memory", lambda device: 0)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (20, 6, 1, 4, 4), dtype=torch.uint8, generator=generator)
     store = from_equal_classes(images, [str(c) for c in range(20)])
-    drawn = [
-        ImageEpisodes(
-            {"train": store}, way=5, shot=1, query=2, seed=3, device=torch.device(device)
-        ).sample("train", 5, 7)
-        for device in ("cpu", "cuda")
-    ]
+    splits = {"train": select_classes(store, range(9)), "val": select_classes(store, range(9, 20))}
+    drawn = []
+    for device in ("cpu", "cuda"):
+        own = ImageEpisodes(
+            splits, way=5, shot=1, query=2, seed=3, device=torch.device(device)
+        )  # fmt: skip
+        drawn.append([part for split in splits for part in own.sample(split, 5, 7)])
+    kept = {s.images.untyped_storage().data_ptr() for s in own.stores.values()}
+    assert len(kept) == 1 and own.stores["val"].images.is_cuda == fits
     for a, b in zip(*drawn, strict=True):
-        assert torch.equal(a, b.cpu())
+        assert b.is_cuda and torch.equal(a, b.cpu())
 
 
 @pytest.mark.parametrize("gradient", ["reverse", "checkpoint", "mixed"])
