@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
-from metarun.config.run import EvalConfig
+from metarun.config.trained import EvalConfig
 from metarun.episodes.source import ImageEpisodes
 from metarun.errors import ConfigError
 from metarun.inference import calibration

@@ -15,7 +15,7 @@ from metarun.cli.predict import run
 from metarun.components.data.folder import FolderConfig, load
 from metarun.components.data.omniglot import OmniglotConfig, shrink
 from metarun.config.catalogue import schemas
-from metarun.config.run import PredictConfig
+from metarun.config.trained import PredictConfig
 from metarun.errors import ConfigError
 from metarun.inference.predict import batches_of, inputs_of_run, label_pictures
 from metarun.inference.support import list_queries, list_support, read_support
