@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from metarun.cli.eval import run as evaluate
-from metarun.components.data import cub, glyphs, omniglot
+from metarun.components.data import cub, emoji, glyphs, omniglot
 from metarun.components.data._class_lists import ClassList
+from metarun.components.data._emoji_packages import SETS
 from metarun.components.data.splits import omniglot_names
 from metarun.config.catalogue import GROUPS, schemas
 from metarun.config.run import (
@@ -37,7 +38,7 @@ from metarun.config.trained import (
     EvalEngine,
     EvalTask,
 )
-from metarun.episodes.store import from_equal_classes
+from metarun.episodes.store import ClassStore, from_equal_classes
 from metarun.errors import MetarunError
 from metarun.rundir.metrics import read_metrics
 from metarun.system.interrupts import Interruption
@@ -153,6 +154,8 @@ OTHER: Changes = {
     "hidden": [3],
     "relationnet.hidden": 3,
     "omniglot.split": "vinyals",
+    "emoji.split": "group",
+    "emoji.twins": "keep",
     "multi.sources": [{"name": "glyphs"}, {"name": "glyphs", "seed": 1}],
     "reptile.inner_batch": 1,
     "baseline.inner_batch": 1,
@@ -324,6 +327,7 @@ SMALL_FILES: dict[str, Changes] = {
     "folder": {"data.root": "pictures", "data.size": 4},
     "features": {"data.root": "features.npz"},
     "cub": {"data.root": "pictures", "data.size": 4},
+    "emoji": {"data.size": 8},
 }
 """What `small_data` puts into the current folder."""
 COMPANY |= {
@@ -350,6 +354,7 @@ INERT = {
     "data.omniglot.root": "where the data lie",
     "folder.root": "where the data lie",
     "lake.root": "where the data lie",
+    "emoji.root": "where the data lie",
     "multi.root": "where the data lie",
     "multi.shape": "for images that do not agree: tests/cli/test_multi.py",
     "features.root": "where the data lie",
@@ -511,6 +516,15 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (here / "pictures" / str(number)).mkdir(parents=True)
         for place, example in enumerate(examples):
             Image.fromarray(example).save(here / "pictures" / str(number) / f"{place}.png")
+    every = [
+        f"{c.group}/{c.name}/{name}" for c in emoji.concepts() for name in emoji.arranged([*SETS])
+    ]
+
+    def emojis(root: Path | None, size: int) -> ClassStore:
+        rng = np.random.default_rng(0)
+        shape = (len(every), 1, 3, size, size)
+        return from_equal_classes(torch.from_numpy(rng.integers(0, 256, shape, np.uint8)), every)
+
     labels = np.repeat(np.arange(10), 4)
     np.savez(here / "features.npz", features=pixels.reshape(40, -1)[:, :6] / 255, labels=labels)
     birds = {
@@ -522,6 +536,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(cub, "published", lambda s: published(s, ClassList(birds[s], {}), total=40))
         patch.chdir(here)
         patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(emoji, "drawn", emojis)
         patch.setattr(glyphs, "draw", draw)
         patch.setattr(omniglot, "characters", lambda root, *, download: drawn)
         yield
