@@ -26,7 +26,7 @@ from metarun.errors import ConfigError, DataError
 from metarun.inference.examples import to_examples
 from metarun.pictures.decode import Preprocessing
 from metarun.pictures.inputs import Inputs
-from tests.inference.runs import GLYPHS, save, weights_of, write_run
+from tests.inference.runs import GLYPHS, draw, save, weights_of, write_run
 from tests.setups import task_of
 
 
@@ -99,6 +99,11 @@ def test_what_is_no_picture_is_refused(run: tuple[Path, Episodes], tmp_path: Pat
             to_examples(images, inputs)
     with pytest.raises(DataError, match="cannot read the picture"):
         to_examples([tmp_path / "nothing.png"], inputs)
+    draw(tmp_path / "whole.png", (90, 90))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
+    match = r"cannot read the picture images\[0\]"
+    with Image.open(tmp_path / "cut.png") as cut, pytest.raises(DataError, match=match):
+        to_examples([cut], inputs)
 
 
 def test_what_cannot_be_fitted_is_refused(run: tuple[Path, Episodes], tmp_path: Path) -> None:
