@@ -91,10 +91,8 @@ class EvalConfig:
             if getattr(self, name) is not None:
                 between(name, getattr(self, name), 1, MOST)
         _fractions(self.coverage, self.false_alarms)
-        if self.calibrate and self.ensemble not in (None, 1):
-            raise ConfigError(
-                f"calibrate=true is of one checkpoint, and ensemble={self.ensemble}: leave one out"
-            )
+        if self.calibrate and self.ensemble is not None:
+            raise ConfigError("calibrate=true is for one checkpoint: leave ensemble out")
 
 
 @section("data.")

@@ -108,7 +108,7 @@ def _example(place: int, image: Any, inputs: Inputs) -> Tensor:
             pixels = inputs.of_image(_opened(image))
         else:
             raise ValueError(f"images[{place}] is a {type(image).__name__}: give {FORMS}")
-    except UnreadableError as error:
+    except (UnreadableError, OSError) as error:  # Pillow reads a file when its pixels are needed
         shown = image if isinstance(image, str | os.PathLike) else f"images[{place}]"
         raise DataError(f"cannot read the picture {shown}: {error}") from error
     return torch.tensor(pixels, dtype=torch.float64) / 255

@@ -170,7 +170,7 @@ def test_what_says_nothing_of_new_tasks_is_refused() -> None:
     with pytest.raises(ConfigError, match="would measure on the same ones: choose split=test"):
         refuse_calibration(setup, "val")
     with pytest.raises(ConfigError, match="is for one checkpoint: leave ensemble out"):
-        refuse_calibration(setup, "test", is_ensemble=True)
+        EvalConfig(calibrate=True, ensemble=2)
     with pytest.raises(ConfigError, match="is for data of labelled images, not for data=sinusoid"):
         refuse_calibration(setup_of(*SINE), "test")
 
