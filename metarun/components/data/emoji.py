@@ -18,15 +18,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from metarun.components.data._data_root import home
 from metarun.components.data._emoji_packages import SETS, drawings, find, fingerprint
 from metarun.components.data.images import image_episodes
 from metarun.config.checks import absolute, between
-from metarun.config.component import as_keywords, builds, settings
+from metarun.config.component import as_keywords, builds, finds, settings
 from metarun.config.run import TaskConfig
 from metarun.episodes.cache import cached
 from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore, derived, from_sizes
 from metarun.errors import ConfigError, DataError
+from metarun.pictures.decode import Preprocessing
+from metarun.pictures.inputs import Inputs, reads
 from metarun.system.files import cache_dir
 
 TEST_HOUSES = ("Google", "Twitter", "EmojiOne")  # of split=artist
@@ -56,6 +59,23 @@ def emoji(
 ) -> ImageEpisodes:
     """Episodes of the concepts: `image_episodes` of `load`."""
     return image_episodes(load)(task, seed, device, dtype, **as_keywords(own))
+
+
+@finds(EmojiConfig)
+def found(own: EmojiConfig) -> str:
+    """Where the packages are.
+
+    Raises:
+        DataError: some are missing.
+    """
+    packages = find(home(own.root))
+    return f"{len(packages)} packages in {packages['noto'].parent}"
+
+
+@reads(EmojiConfig)
+def inputs(own: EmojiConfig) -> Inputs:
+    """What a network gets of a picture: all of it, on white."""
+    return Inputs(Preprocessing(own.size, "pad"))
 
 
 class Concept(NamedTuple):
@@ -113,8 +133,7 @@ def drawn(root: str | Path | None, size: int) -> ClassStore:
         DataError: see `load`.
         ConfigError: see `load`.
     """
-    root = (cache_dir() / "data" if root is None else Path(root)).expanduser().absolute()
-    packages = find(root)
+    packages = find(home(root))
     path = cache_dir() / f"emoji-v1-{fingerprint(packages)}-{size}.safetensors"
     return cached(path, lambda: render(packages, size))
 
