@@ -27,7 +27,7 @@ types: setup
 	$(BIN)/mypy
 
 tests: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slurm: setup  ## sweeps and preemption on a real one-node SLURM (root on Debian: installs it)
 	bash scripts/test_slurm.sh $(BIN)/python

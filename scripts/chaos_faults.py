@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import Popen
 
 from chaos_check import differences
 
@@ -70,13 +71,13 @@ class Case:
         """The folder of its checkpoints."""
         return self.folder / "checkpoints"
 
-    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, **environment: str) -> Popen[bytes]:
         """Start the run, or go on with it; its messages go to a file."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("METARUN_", "HYDRA_"))}
         kept |= {"OMP_NUM_THREADS": "1", **environment}
         with open(self.folder.parent / "stderr", "wb") as errors:
-            return subprocess.Popen(
+            return Popen(
                 self.plan.command(self.folder), cwd=self.folder.parent, env=kept,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
             )  # fmt: skip
@@ -85,7 +86,7 @@ class Case:
         """What the last process said."""
         return (self.folder.parent / "stderr").read_text(errors="replace")
 
-    def wait(self, process: subprocess.Popen[bytes]) -> int:
+    def wait(self, process: Popen[bytes]) -> int:
         """Its exit code; it must end within the deadline and show no traceback."""
         try:
             code = process.wait(DEADLINE)
@@ -132,7 +133,7 @@ class Case:
                     return int(json.loads(line)["step"])
         return 0
 
-    def reach(self, process: subprocess.Popen[bytes], step: int) -> bool:
+    def reach(self, process: Popen[bytes], step: int) -> bool:
         """Wait for a meta-step of the log; False if the process ended before."""
         return until(process, lambda: self.step() >= step)
 
@@ -151,7 +152,7 @@ class Case:
         shutil.rmtree(self.folder.parent, ignore_errors=True)
 
 
-def until(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> bool:
+def until(process: Popen[bytes], condition: Callable[[], bool]) -> bool:
     """Wait until something is so; False if the process ended first."""
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
@@ -163,7 +164,7 @@ def until(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> bo
     raise Failure("the moment to strike never came")
 
 
-def aim(case: Case, process: subprocess.Popen[bytes]) -> str | None:
+def aim(case: Case, process: Popen[bytes]) -> str | None:
     """Wait for a drawn moment of a run and name it; None if the run ended before."""
     draw, folder, steps = case.random, case.folder, case.plan.steps
     moment = draw.choice(["any"] * 5 + list(MOMENTS))
@@ -236,9 +237,7 @@ def signals(case: Case, count: int) -> None:
     _strike(case, count, _signal)
 
 
-def _strike(
-    case: Case, count: int, blow: Callable[[Case, subprocess.Popen[bytes], str], None]
-) -> None:
+def _strike(case: Case, count: int, blow: Callable[[Case, Popen[bytes], str], None]) -> None:
     done = 0
     while done < count:
         process = case.start()
@@ -256,14 +255,14 @@ def _strike(
     case.finish()
 
 
-def _kill(case: Case, process: subprocess.Popen[bytes], moment: str) -> None:
+def _kill(case: Case, process: Popen[bytes], moment: str) -> None:
     process.kill()
     process.wait()
     half = " (half a file)" if temporary(case.checkpoints) else ""
     case.faults[f"{moment}{half}"] += 1
 
 
-def _signal(case: Case, process: subprocess.Popen[bytes], moment: str) -> None:
+def _signal(case: Case, process: Popen[bytes], moment: str) -> None:
     number = case.random.choice([signal.SIGTERM, signal.SIGINT])
     process.send_signal(number)
     if case.random.random() < 0.2:

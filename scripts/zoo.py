@@ -16,7 +16,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT, Popen
 from typing import Any, NamedTuple
 
 import torch
@@ -391,22 +391,22 @@ def settings_of(setting: str, method: str, options: Options, steps: int) -> list
 
 # ------------------------------------------------------------------------------ the processes
 
-_running: set["subprocess.Popen[bytes]"] = set()
+_running: set[Popen[bytes]] = set()
 _composing = threading.Lock()
 
 
 @contextmanager
-def started(settings: Sequence[str], directory: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def started(settings: Sequence[str], directory: Path) -> Iterator[Popen[bytes]]:
     """A process of `metarun train` with one thread, whose output goes beside its directory."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "metarun", "train", *settings, f"hydra.run.dir={directory}"]
     with open(directory.with_suffix(".log"), "wb") as log:
-        process = subprocess.Popen(
+        process = Popen(
             command,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
+            stdin=DEVNULL,
             stdout=log,
-            stderr=subprocess.STDOUT,
+            stderr=STDOUT,
             # Else Ctrl-C would reach it twice, and the second time ends it without a checkpoint.
             start_new_session=True,
         )

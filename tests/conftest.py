@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,10 +10,20 @@ from typing import Any
 import pytest
 import torch
 
+from metarun.components.backbone import conv4
 from metarun.config.catalogue import components
 from tests.forking import Forks
 
 REPO = Path(__file__).parent.parent
+
+gc.disable()  # until all tests are collected: imports make a million objects, next to no garbage
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, more seldom, and never what was imported."""
+    gc.freeze()
+    gc.set_threshold(20_000)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,8 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder for the data sets of this test session; not the user's."""
-    return tmp_path_factory.mktemp("cache")
+    """A cache folder of this test session, for all its workers; not the user's."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +59,14 @@ def environment(cache: Path) -> dict[str, str]:
     ours = ("METARUN_", "HYDRA_", "TORCHINDUCTOR_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return kept | {"METARUN_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def two_blocks() -> Iterator[None]:
+    """Half of conv4, in half the time: what is asked of one block is asked of all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv4, "BLOCKS", 2)
+        yield
 
 
 def swap_builder(

@@ -22,9 +22,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+
 
 def preload() -> None:
-    """Import what commands import, without starting threads, which a fork would lose."""
+    """Import what commands import, without starting threads, which a fork would lose.
+
+    Also do what takes a while the first time: read the catalogue, look for Hydra's plugins, and
+    make the tables of its parser.
+    """
     import metarun
 
     for module in pkgutil.walk_packages(metarun.__path__, "metarun."):
@@ -32,6 +40,10 @@ def preload() -> None:
             importlib.import_module(module.name)
     for name in ("torch._dynamo", "torch.fx.experimental.proxy_tensor", "scipy.stats"):
         importlib.import_module(name)
+    for group in metarun.config.catalogue.GROUPS:
+        metarun.config.catalogue.components(group)
+    Plugins.instance()
+    OverridesParser.create().parse_override("seed=0")
     gc.freeze()  # else a collection in a command copies all memory
     assert threading.active_count() == len(os.listdir("/proc/self/task")) == 1
 
@@ -40,11 +52,12 @@ def become(command: dict[str, Any]) -> None:
     """Be `python -m metarun` with the arguments, environment, folder and files of a command."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(command[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        os.dup2(os.open(command[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     signal.alarm(command["timeout"])  # kills it
     os.environ.clear()
     os.environ.update(command["environment"])
     os.chdir(command["folder"])
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # torch has read the server's
     sys.path[0] = command["folder"]
     sys.argv = ["metarun", *command["arguments"]]
     runpy.run_module("metarun", run_name="__main__", alter_sys=True)
@@ -67,9 +80,15 @@ def serve() -> None:
 
 
 class Fork:
-    """A command of metarun in a process of its own."""
+    """A command of metarun in a process of its own.
 
-    def __init__(self, forks: "Forks", pid: int, streams: Path) -> None:
+    Args:
+        forks: what has started it.
+        pid: its process.
+        streams: the files that it writes stdout and stderr to.
+    """
+
+    def __init__(self, forks: "Forks", pid: int, streams: tuple[str, str]) -> None:
         self.forks, self.pid, self.streams = forks, pid, streams
         self.returncode: int | None = None
         self._descriptor = os.pidfd_open(pid)
@@ -78,15 +97,15 @@ class Fork:
         """The exit status, or None while it runs."""
         return self._ended(0)
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float = 300) -> int:
         """The exit status.
 
         Raises:
-            TimeoutError: it runs for longer than so many seconds.
+            TimeoutExpired: it runs for longer than so many seconds.
         """
         code = self._ended(timeout)
         if code is None:
-            raise TimeoutError(f"it has not ended within {timeout} s: {self._texts()}")
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout, *self._texts())
         return code
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
@@ -99,12 +118,17 @@ class Fork:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        """Send it SIGTERM, if it has not ended."""
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """Kill it, if it has not ended."""
         self.send_signal(signal.SIGKILL)
 
     def _texts(self) -> tuple[str, str]:
-        return (self.streams / "stdout").read_text(), (self.streams / "stderr").read_text()
+        out, err = (Path(stream).read_text() for stream in self.streams)
+        return out, err
 
     def _ended(self, timeout: float) -> int | None:
         if self.returncode is None and select.select([self._descriptor], [], [], timeout)[0]:
@@ -132,20 +156,40 @@ class Forks:
         print(json.dumps(request), file=self.server.stdin, flush=True)
         return int(self.server.stdout.readline())
 
-    def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Fork:
-        """Start `python -m metarun` with arguments in a folder."""
-        streams = self.streams / str(self.count)
-        streams.mkdir()
-        self.count += 1
+    def start(
+        self,
+        arguments: Sequence[str],
+        folder: str | Path,
+        environment: Mapping[str, str],
+        streams: tuple[str, str] | None = None,
+    ) -> Fork:
+        """Start `python -m metarun` with arguments in a folder.
+
+        Args:
+            streams: files for stdout and stderr; None: some of its own.
+        """
+        if streams is None:
+            own = self.streams / str(self.count)
+            own.mkdir()
+            self.count += 1
+            streams = str(own / "stdout"), str(own / "stderr")
         command = {
             "arguments": list(arguments),
             "environment": dict(environment),
             "folder": str(folder),
-            "stdout": str(streams / "stdout"),
-            "stderr": str(streams / "stderr"),
+            "stdout": streams[0],
+            "stderr": streams[1],
             "timeout": 300,
         }
         return Fork(self, self.ask({"start": command}), streams)
+
+    def popen(self, command: Sequence[Any], **options: Any) -> Fork:
+        """What `subprocess.Popen` does with `python -m metarun …`, for output to files."""
+        assert [*map(str, command[:3])] == [sys.executable, "-m", "metarun"]
+        out = getattr(options["stdout"], "name", os.devnull)
+        err = out if options["stderr"] == subprocess.STDOUT else options["stderr"].name
+        folder = options.get("cwd") or os.getcwd()
+        return self.start([*map(str, command[3:])], folder, options["env"], (out, err))
 
     def end(self) -> None:
         """End the server."""

@@ -23,15 +23,21 @@ def scripts_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_quick_run_leaves_records_a_table_and_a_plot(
-    environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCH), "--quick", "--threads", "1", "--workloads", "W1",
-         "--implementations", "metarun-eager,vmap", "--out", str(tmp_path)],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("gradients agree") == 2
+    from bench import cli
+
+    monkeypatch.setenv("METARUN_CACHE", environment["METARUN_CACHE"])
+    code = cli.main([
+        "--quick", "--threads", "1", "--workloads", "W1", "--implementations",
+        "metarun-eager,vmap", "--out", str(tmp_path),
+    ])  # fmt: skip
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    assert told.err.count("gradients agree") == 2
     records = json.loads((tmp_path / "results.json").read_text())
     assert [(r["workload"], r["inner_steps"], r["implementation"]) for r in records] == [
         ("W1", 1, "metarun-eager"),
@@ -45,7 +51,7 @@ def test_a_quick_run_leaves_records_a_table_and_a_plot(
         if sys.platform == "linux" and os.access("/proc/self/clear_refs", os.W_OK):
             assert record["peak_mib"] >= 0
     assert json.loads((tmp_path / "left_out.json").read_text()) == []
-    rows = [row for row in done.stdout.splitlines() if row.startswith("| W1 |")]
+    rows = [row for row in told.out.splitlines() if row.startswith("| W1 |")]
     assert [row.split(" | ")[2] for row in rows] == ["metarun-eager", "vmap"]
     assert (tmp_path / "ratios-cpu.png").read_bytes().startswith(b"\x89PNG")
 
@@ -135,8 +141,14 @@ def test_measuring_a_case_again_replaces_its_records_only(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "left_out.json").read_text()) == []
 
 
-def test_every_case_composes_and_has_settings_that_exist() -> None:
+def test_the_script_finds_its_package_and_every_case_composes() -> None:
     code = (
+        "import runpy, sys\n"
+        "sys.argv = ['bench', '--workloads', 'W9']\n"
+        "try:\n"
+        f"    runpy.run_path({str(BENCH)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 2\n"
         "from bench import problem, workloads\n"
         "cases = workloads.all_cases(quick=False)\n"
         "for case in cases + workloads.all_cases(quick=True):\n"
@@ -146,11 +158,7 @@ def test_every_case_composes_and_has_settings_that_exist() -> None:
         "for settings in workloads.METARUN.values():\n"
         "    problem.config_of([*cases[0].overrides, *settings])\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(REPO / "scripts")},
-        check=True,
-    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_workload_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

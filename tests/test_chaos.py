@@ -3,28 +3,45 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from metarun.rundir import checkpoint
 from tests.conftest import REPO
+from tests.forking import Forks
 
-STEPS = 120
+STEPS = 60
 
 
-def test_a_short_campaign(environment: dict[str, str], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, REPO / "scripts" / "chaos.py", "--kills", "1", "--signals", "1",
-         "--full-disk", "1", "--read-only", "0", "--clock", "0", "--checkpoints", "1", "--logs",
-         "1", "--files", "0", "--locks", "0", "--steps", str(STEPS), "--out", str(tmp_path)],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture(autouse=True, scope="module")
+def scripts_on_the_path() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPO / "scripts"))
+        yield
+
+
+def test_a_short_campaign(
+    forks: Forks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its dozen processes are forked; `reference` starts one as the script does."""
+    import chaos
+    import chaos_faults
+
+    monkeypatch.setattr(chaos_faults, "Popen", forks.popen)
+    monkeypatch.setattr(sys, "argv", [
+        "chaos.py", "--kills", "1", "--signals", "1", "--full-disk", "1", "--read-only", "0",
+        "--clock", "0", "--checkpoints", "1", "--logs", "1", "--files", "0", "--locks", "0",
+        "--steps", str(STEPS), "--workers", "1", "--out", str(tmp_path),
+    ])  # fmt: skip
+    assert chaos.main() == 0, capsys.readouterr()
     kinds = json.loads((tmp_path / "results.json").read_text())["kinds"]
     assert [kinds[kind]["failures"] for kind in kinds] == [0] * 5
     assert [kinds[kind]["faults"] for kind in ("kills", "signals", "checkpoints", "logs")] == [
@@ -36,15 +53,13 @@ def test_a_short_campaign(environment: dict[str, str], tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reference")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("METARUN_", "HYDRA_"))}
-    command = [
-        sys.executable, "-m", "metarun", "train", "data=sinusoid", "backbone=mlp",
-        "trainer.steps=10", "trainer.log_every=5", "trainer.eval_episodes=5",
-        "trainer.test_episodes=5", "hydra.run.dir=run",
-    ]  # fmt: skip
-    subprocess.run(command, cwd=folder, env=kept, check=True, capture_output=True)
-    return folder / "run"
+    """An undisturbed run of the campaign, of 10 meta-steps."""
+    from chaos_faults import Case, Plan
+
+    case = Case("reference", Random(0), Plan(tmp_path_factory.mktemp("campaign"), 10))
+    case.finish()
+    folder: Path = case.folder
+    return folder
 
 
 def change_a_bit(run: Path) -> None:
@@ -75,7 +90,7 @@ def show_a_step_twice(run: Path) -> None:
 
 def change_the_result(run: Path) -> None:
     path = run / "result.json"
-    path.write_text(path.read_text().replace('"episodes": 5', '"episodes": 6'))
+    path.write_text(path.read_text().replace('"episodes": 50', '"episodes": 60'))
 
 
 def leave_a_file(run: Path) -> None:
@@ -100,13 +115,8 @@ def do_not_finish(run: Path) -> None:
     ],
 )
 def test_the_campaign_sees_what_differs(
-    reference: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    damage: Callable[[Path], None],
-    words: str,
+    reference: Path, tmp_path: Path, damage: Callable[[Path], None], words: str
 ) -> None:
-    monkeypatch.syspath_prepend(str(REPO / "scripts"))
     from chaos_check import differences
 
     run = tmp_path / "run"

@@ -161,7 +161,9 @@ AT_ONCE = (
     ["eval", "ckpt=nowhere", "--cfg", "job"],
     ["predict", "--help"],
     ["predict", "ckpt=nowhere", "support=x", "query=[a,b]", "--cfg", "job"],
+    ["help", "eval"],
     ["completion", "bash"],
+    ["completion", "candidates", "fish", "metarun train algo=an"],
     ["report", "nowhere"],
 )
 

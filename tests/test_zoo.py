@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from metarun.config.catalogue import components
 from metarun.errors import ConfigError
 from metarun.rundir.interval import half_width95
 from scripts import zoo
-from tests.conftest import REPO
+from tests.forking import Forks
 
 OPTIONS = zoo.Options(6, 600, 100, 64, "glyphs", "replay")
 
@@ -170,23 +168,23 @@ def test_a_page_without_a_block_stays_as_it_is(tmp_path: Path, text: str) -> Non
     assert page.read_text() == text
 
 
-def run(out: Path, environment: dict[str, str], *more: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, REPO / "scripts" / "zoo.py", "--data", "glyphs", "--minutes", "0.02",
-         "--seeds", "1", "--width", "4", "--episodes", "5", "--val-episodes", "5", "--settings",
-         "5w1s", "--out", out, *more],
-        env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-
-
 def test_a_small_run_and_the_same_command_again(
-    environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str],
+    tmp_path: Path,
+    forks: Forks,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     page, out = tmp_path / "page.md", tmp_path / "out"
     page.write_text(f"{zoo.START}\n{zoo.END}\n")
-    methods = ("--methods", "protonet,nearest_neighbour", "--markdown-into", str(page))
-    done = run(out, environment, *methods)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = [
+        "--data", "glyphs", "--minutes", "0.02", "--seeds", "1", "--width", "4", "--episodes", "5",
+        "--val-episodes", "5", "--settings", "5w1s", "--out", str(out), "--methods",
+        "protonet,nearest_neighbour", "--markdown-into", str(page),
+    ]  # fmt: skip
+    monkeypatch.setattr(zoo, "Popen", forks.popen)
+    monkeypatch.setenv("METARUN_CACHE", environment["METARUN_CACHE"])
+    assert zoo.main(command) == 0, capsys.readouterr()
     found = json.loads((out / "zoo.json").read_text())
     rows = {row["method"]: row for row in found["settings"]["5w1s"]}
     plan = json.loads((out / "plan.json").read_text())["runs"]["5w1s/protonet"]
@@ -198,10 +196,10 @@ def test_a_small_run_and_the_same_command_again(
     shutil.rmtree(out / "5w1s" / "nearest_neighbour")
     (out / "5w1s" / "nearest_neighbour").mkdir()
     (out / "5w1s" / "nearest_neighbour" / "s0").write_text("no directory")
-    again = run(out, environment, *methods)
-    assert again.returncode == 1, again.stdout + again.stderr
-    assert "5w1s/protonet/s0: recalled" in again.stdout
-    assert "FAILED 5w1s/nearest_neighbour/s0: " in again.stdout
+    assert zoo.main(command) == 1
+    told = capsys.readouterr().out
+    assert "5w1s/protonet/s0: recalled" in told
+    assert "FAILED 5w1s/nearest_neighbour/s0: " in told
     assert json.loads((out / "plan.json").read_text())["runs"]["5w1s/protonet"] == plan
     kept = json.loads((out / "zoo.json").read_text())
     assert [row["method"] for row in kept["settings"]["5w1s"]] == ["protonet"]

@@ -21,28 +21,31 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("algo", "change", "value"),
+    ("algo", "changes"),
     [
-        ("reptile", "algo.inner_batch", 1),
-        ("maml", "algo.reduction", "per_shot"),
-        ("maml", "algo.adapt", ["head.*"]),
-        ("protonet", "data.seed", 3),
-        ("maml", "inner_opt.lr", 0.05),
-        ("r2d2", "algo.ridge", 1.0),
+        ("reptile", {"algo.inner_batch": 1}),
+        ("maml", {"algo.reduction": "per_shot", "algo.adapt": ["head.*"], "inner_opt.lr": 0.05}),
+        ("protonet", {"data.seed": 3}),
+        ("r2d2", {"algo.ridge": 1.0}),
     ],
 )
 def test_a_setting_of_the_run_can_be_changed_and_is_named(
-    metarun: Metarun, tmp_path: Path, algo: str, change: str, value: Any
+    metarun: Metarun, tmp_path: Path, algo: str, changes: dict[str, Any]
 ) -> None:
     steps = ("algo.eval_inner_steps=3",) if algo not in ("protonet", "r2d2") else ()
     metarun("train", f"algo={algo}", *TINY, *steps)
     metarun("eval", "ckpt=run", "hydra.run.dir=same")
-    done = metarun("eval", "ckpt=run", f"{change}={json.dumps(value)}", "hydra.run.dir=other")
-    same, other = result(tmp_path / "same"), result(tmp_path / "other")
-    assert same["changed"] == {} and other["changed"] == {change: value}
-    assert f"otherwise than in training: {change}={value}" in done.stderr
-    assert same["test"]["loss_per_inner_step"] != other["test"]["loss_per_inner_step"]
-    assert ("other data than in training" in done.stdout) == change.startswith("data.")
+    same = result(tmp_path / "same")
+    assert same["changed"] == {}
+    for change, value in changes.items():
+        done = metarun(
+            "eval", "ckpt=run", f"{change}={json.dumps(value)}", f"hydra.run.dir={change}"
+        )
+        other = result(tmp_path / change)
+        assert other["changed"] == {change: value}
+        assert f"otherwise than in training: {change}={value}" in done.stderr
+        assert same["test"]["loss_per_inner_step"] != other["test"]["loss_per_inner_step"]
+        assert ("other data than in training" in done.stdout) == change.startswith("data.")
 
 
 def test_what_cannot_be_changed_is_refused(metarun: Metarun) -> None:

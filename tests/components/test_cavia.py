@@ -10,10 +10,9 @@ from torch import Tensor
 
 from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem
 from metarun.components.algo.cavia import cavia
-from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
 from metarun.unroll import sgd
-from tests.setups import IMAGES, SINE, setup_of, stirred, task_of
+from tests.setups import IMAGES, SINE, config_of, setup_of, stirred, task_of
 
 Meta = dict[str, Tensor]
 
@@ -118,12 +117,11 @@ def test_exact_gradient_modes_change_nothing(gradient: str) -> None:
 
 
 def test_the_inner_rate_of_the_paper_is_usual_and_can_be_set() -> None:
-    register_schemas()
     for data in ("data=glyphs", "data=sinusoid"):
-        assert composed("train", ["algo=cavia", data]).inner_opt.lr == 1.0
-    assert composed("train", ["algo=cavia", "inner_opt.lr=0.5"]).inner_opt.lr == 0.5
-    assert composed("train", ["algo=cavia", "inner_opt=adam"]).inner_opt.lr == 0.01
-    assert composed("train", ["algo=maml"]).inner_opt.lr == 0.4
+        assert config_of("algo=cavia", data).inner_opt.lr == 1.0
+    assert config_of("algo=cavia", "inner_opt.lr=0.5").inner_opt.lr == 0.5
+    assert config_of("algo=cavia", "inner_opt=adam").inner_opt.lr == 0.01
+    assert config_of("algo=maml").inner_opt.lr == 0.4
 
 
 @pytest.mark.parametrize(

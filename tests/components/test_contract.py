@@ -14,7 +14,6 @@ from metarun.components.algo.adapting import at_once
 from metarun.components.algo.base import Algorithm, Trace
 from metarun.components.algo.maml import maml
 from metarun.components.data.sinusoid import Sinusoids
-from metarun.config.compose import composed, register_schemas
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.source import Episodes
 from metarun.errors import ConfigError
@@ -24,8 +23,8 @@ from metarun.training.setup import Setup, build
 from metarun.training.state import fresh, restore, snapshot
 from metarun.unroll.advice import UnsuitableModel
 from tests.conftest import swap_builder
+from tests.setups import config_of
 
-register_schemas()
 TINY = ("data=sinusoid", "backbone=mlp", "backbone.hidden=[4]", "trainer.meta_batch=2")
 
 
@@ -34,7 +33,7 @@ def setup_with(
 ) -> Setup:
     """The setup of a tiny run in which a plugin has the place of a component of ours."""
     swap_builder(monkeypatch, group, name, builder, is_plugin=True)
-    return build(composed("train", [*TINY, *more]), torch.device("cpu"))
+    return build(config_of(*TINY, *more), torch.device("cpu"))
 
 
 # ---------------------------------------------------------------- algorithms
@@ -131,7 +130,7 @@ def test_a_bias_before_normalisation_is_not_named(caplog: pytest.LogCaptureFixtu
         "trainer.meta_batch=2",
         "engine.precision=float64",
     ]
-    setup = build(composed("train", settings), torch.device("cpu"))
+    setup = build(config_of(*settings), torch.device("cpu"))
     meta_step(setup, fresh(setup))
     assert "exactly zero" not in caplog.text
 

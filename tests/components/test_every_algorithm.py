@@ -1,10 +1,6 @@
 """What holds of every algorithm that there is: a new one is tested by being there."""
 
-import subprocess
-import sys
-from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,17 +8,17 @@ import torch
 from torch import Tensor
 
 from metarun.components.algo.inner_loop import FACTOR_PREFIX, RATE_PREFIX
-from metarun.components.backbone import conv4
 from metarun.config.catalogue import schemas
-from metarun.config.compose import composed, register_schemas
 from metarun.episodes.source import Episodes
 from metarun.training.evaluation import evaluate
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
 from metarun.training.state import TrainState, fresh, restore, snapshot
 from metarun.unroll._torch import pytree
+from tests.conftest import Metarun
+from tests.setups import config_of
 
-register_schemas()
+pytestmark = pytest.mark.usefixtures("two_blocks")
 CPU = torch.device("cpu")
 ALGORITHMS = [
     name for name, kind in schemas("algo").items() if kind.__module__.startswith("metarun.")
@@ -43,7 +39,7 @@ SURROGATE = {
 }
 FEW_STEPS = {  # in training, where the defaults take many; and what matters in second order
     "reptile": ("algo.inner_steps=3",),
-    "imaml": ("algo.inner_steps=3",),
+    "imaml": ("algo.inner_steps=3", "engine.solver_steps=2"),
     "proto_maml": ("algo.order=2", "inner_opt.lr=0.1"),
     "unicorn_maml": ("algo.order=2", "algo.inner_steps=2"),
     "sparse_maml": ("algo.order=2", "algo.inner_steps=2"),
@@ -61,15 +57,7 @@ FIRST_ORDER: dict[str, tuple[str, ...]] = {
 def setup_of(algo: str, *more: str, network: str = "conv4") -> Setup:
     data = REGRESSES.get(algo, NETWORKS[network])
     settings = [f"algo={algo}", *data, *SMALL, *FEW_STEPS.get(algo, ()), *more]
-    return build(composed("train", settings), CPU)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_blocks() -> Iterator[None]:
-    """Half of conv4, in half the time: to an algorithm, a block is like another."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv4, "BLOCKS", 2)
-        yield
+    return build(config_of(*settings), CPU)
 
 
 @cache
@@ -160,22 +148,14 @@ def test_tasks_by_vmap_in_a_loop_and_recorded_are_the_same(
 
 @pytest.mark.parametrize("algo", ["maml", "protonet", "reptile", "baseline"])
 def test_one_of_each_kind_is_recorded_in_a_new_process_with_threads(
-    algo: str, tmp_path: Path, environment: dict[str, str]
+    algo: str, metarun: Metarun
 ) -> None:
     """What a thread meets for the first time must not look like a counter of the network's."""
-    command = [
-        sys.executable, "-m", "metarun", "train", f"algo={algo}",
-        *REGRESSES.get(algo, IMAGES), *SMALL, *FEW_STEPS.get(algo, ()), "trainer.steps=12",
-        "trainer.eval_episodes=2", "trainer.test_episodes=2",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment | {"OMP_NUM_THREADS": "2"},
-    )
-    assert done.returncode == 0 and "not recorded" not in done.stderr, done.stderr
+    done = metarun(
+        "train", f"algo={algo}", *IMAGES, *SMALL, *FEW_STEPS.get(algo, ()), "trainer.steps=12",
+        "trainer.eval_episodes=2", "trainer.test_episodes=2", OMP_NUM_THREADS="2",
+    )  # fmt: skip
+    assert "not recorded" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("algo", FIRST_ORDER)
@@ -230,22 +210,27 @@ def test_its_predictor_scores_as_an_evaluation_does(algo: str) -> None:
         )
 
 
+@cache
+def begun(algo: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The checkpoint of a run after two meta-steps, and its meta-parameters."""
+    setup = setup_of(algo)
+    state = trained(setup, 2)
+    return snapshot(setup, state), {name: value.clone() for name, value in state.meta.items()}
+
+
 @pytest.mark.parametrize("algo", LEARNERS)
 def test_it_goes_on_from_a_checkpoint_with_the_same_bits(algo: str) -> None:
-    whole = trained(setup_of(algo), 6)
-    first = setup_of(algo)
-    content = snapshot(first, trained(first, 3))
-    second = setup_of(algo)
+    whole, second = trained(setup_of(algo), 4), setup_of(algo)
     torch.manual_seed(99)
-    resumed = trained(second, 3, restore(second, content))
+    resumed = trained(second, 2, restore(second, begun(algo)[0]))
     assert all(torch.equal(value, resumed.meta[name]) for name, value in whole.meta.items())
 
 
 @pytest.mark.parametrize("algo", LEARNERS)
 def test_another_seed_is_another_run(algo: str) -> None:
-    runs = [trained(setup_of(algo, f"seed={seed}"), 2).meta for seed in (0, 0, 1)]
-    assert all(torch.equal(runs[0][name], value) for name, value in runs[1].items())
-    assert any(not torch.equal(runs[0][name], value) for name, value in runs[2].items())
+    """The same one is the same run, as the test before shows."""
+    other = trained(setup_of(algo, "seed=1"), 2).meta
+    assert any(not torch.equal(other[name], value) for name, value in begun(algo)[1].items())
 
 
 SHORT = {  # of a training that is short

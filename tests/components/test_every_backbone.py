@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from metarun.config.catalogue import schemas
-from metarun.config.compose import composed, register_schemas
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh, restore, snapshot
 from metarun.unroll._torch import pytree
+from tests.setups import config_of
 
-register_schemas()
 SIZES: dict[str, tuple[str, ...]] = {  # each as small as it can be
     "conv4": ("backbone.width=3",),
     "identity": (),
@@ -43,7 +42,7 @@ DOUBLE = ("engine.precision=float64", "engine.compile=none")
 
 def setup_of(backbone: str, *more: str) -> Setup:
     settings = [f"backbone={backbone}", *SMALL, *SIZES.get(backbone, ()), *more]
-    return build(composed("train", settings), torch.device("cpu"))
+    return build(config_of(*settings), torch.device("cpu"))
 
 
 @cache

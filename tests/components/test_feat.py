@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem
 from metarun.components.algo.feat import SetToSet, feat
 from metarun.components.backbone.conv4 import Conv4
-from metarun.config.compose import composed
 from metarun.errors import ConfigError
 from metarun.training.inert import without_effect
 from metarun.unroll import sgd
 from tests.components.agreeing import VECTORS, check_gradient
-from tests.setups import IMAGES, setup_of, stirred, task_of
+from tests.setups import IMAGES, config_of, setup_of, stirred, task_of
 
 THEIRS = {"w_qs": "query", "w_ks": "key", "w_vs": "value", "fc": "out", "layer_norm": "norm"}
 
@@ -71,7 +70,7 @@ def test_without_balance_it_learns_by_the_query_loss() -> None:
     loss, extra = setup.algorithm.loss(stirred(setup), task_of(setup, split="train"))
     assert torch.equal(loss, extra["loss"]) and "metrics" not in extra
     check_gradient("algo=feat", "algo.balance=0", "task.shot=2")
-    config = composed("train", [*settings, "algo.contrast_temperature=8"])
+    config = config_of(*settings, "algo.contrast_temperature=8")
     told = without_effect(config, "classification", 3)
     assert told == ["algo.contrast_temperature=8.0 (algo.balance is 0)"]
 

@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.config.compose import composed, register_schemas
 from metarun.episodes.source import Episodes
 from metarun.errors import ConfigError
 from metarun.training.loop import learned_hyper, meta_step
 from metarun.training.setup import Setup
 from metarun.training.state import fresh
-from tests.setups import SINE, setup_of, stirred, task_of
+from tests.setups import SINE, config_of, setup_of, stirred, task_of
 
 QUADRATIC = (*SINE, "backbone.hidden=[]", "inner_opt.lr=0.03")
 Meta = dict[str, Tensor]
@@ -201,8 +200,7 @@ def test_vmap_loop_and_recordings_agree(inner_opt: str, own: str) -> None:
 
 
 def test_the_mode_is_in_the_config_and_steps_are_taken() -> None:
-    register_schemas()
-    engine = composed("train", ["algo=imaml"]).engine
+    engine = config_of("algo=imaml").engine
     assert (engine.gradient, engine.proximal, engine.solver_steps) == ("implicit", 2.0, 5)
     setup = setup_of(*SINE, "algo=imaml", "algo.inner_steps=2")
     state = fresh(setup)

@@ -10,15 +10,14 @@ import torch
 from metarun.components.inner_opt.base import OF_EVERY_INNER_OPTIMIZER
 from metarun.config.catalogue import builder, schemas
 from metarun.config.component import as_keywords
-from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh
 from metarun.unroll import OPTIMIZERS
 from tests.conftest import Metarun
+from tests.setups import config_of
 
-register_schemas()
 BASE = (
     "data=sinusoid",
     "backbone=mlp",
@@ -39,7 +38,7 @@ MUON = (
 
 
 def setup_of(*overrides: str) -> Setup:
-    return build(composed("train", [*BASE, *overrides]), torch.device("cpu"))
+    return build(config_of(*BASE, *overrides), torch.device("cpu"))
 
 
 def trained(*overrides: str) -> dict[str, torch.Tensor]:

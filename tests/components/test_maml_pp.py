@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup
 from metarun.training.state import fresh
-from tests.setups import IMAGES, SINE, setup_of, stirred, task_of
+from tests.setups import IMAGES, SINE, config_of, setup_of, stirred, task_of
 
 THREE = ("algo.inner_steps=3", "algo.eval_inner_steps=4")
 Meta = dict[str, Tensor]
@@ -65,13 +64,12 @@ def test_it_learns_losses_rates_and_normalisation_of_each_step(
 
 
 def test_what_it_sets_in_other_groups_can_be_set_otherwise() -> None:
-    register_schemas()
-    usual = composed("train", ["algo=maml_pp"])
+    usual = config_of("algo=maml_pp")
     assert (usual.inner_opt.learn, usual.inner_opt.granularity) == (["lr"], "parameter_step")
     assert (usual.outer_opt.schedule, usual.outer_opt.min_lr) == ("cosine", 1e-5)
-    own = composed("train", ["algo=maml_pp", "inner_opt.learn=[]", "outer_opt.schedule=constant"])
+    own = config_of("algo=maml_pp", "inner_opt.learn=[]", "outer_opt.schedule=constant")
     assert (own.inner_opt.learn, own.outer_opt.schedule) == ([], "constant")
-    assert composed("train", ["algo=maml"]).inner_opt.learn == []
+    assert config_of("algo=maml").inner_opt.learn == []
 
 
 def test_a_network_without_normalisation_has_none_by_step() -> None:

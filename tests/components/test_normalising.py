@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from metarun.components.backbone import conv4
 from metarun.components.backbone.conv4 import Conv4
 from metarun.components.backbone.norm import BatchNorm, Seen, collecting, using
-from metarun.config.compose import composed, register_schemas
 from metarun.episodes.source import Episodes
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
@@ -19,8 +18,8 @@ from metarun.training.state import fresh, restore, snapshot
 from metarun.unroll._torch import pytree
 from metarun.unroll.advice import UnsuitableModel
 from tests.conftest import Metarun
+from tests.setups import config_of
 
-register_schemas()
 CPU = torch.device("cpu")
 NORMS = ("transductive", "support", "support_plus_one", "running")
 TINY = (
@@ -31,7 +30,7 @@ TINY = (
 
 def setup_of(algo: str, norm: str, *more: str) -> Setup:
     settings = [f"algo={algo}", f"backbone.norm={norm}", *TINY, "engine.precision=float64", *more]
-    return build(composed("train", settings), CPU)
+    return build(config_of(*settings), CPU)
 
 
 def task_of(setup: Setup, index: int = 0) -> Episodes:

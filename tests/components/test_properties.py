@@ -22,13 +22,11 @@ from metarun.components.data import _benchmarks, _cifar100, _finding, emoji, gly
 from metarun.components.data.emoji import arranged, concepts
 from metarun.components.data.splits import omniglot_names
 from metarun.config.catalogue import schemas
-from metarun.config.compose import composed, register_schemas
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.source import Episodes, EpisodeSource, ImageEpisodes
 from metarun.episodes.store import ClassStore, from_equal_classes, packed, split_stores
 from tests.conftest import REPO
-
-register_schemas()
+from tests.setups import config_of
 
 CPU = torch.device("cpu")
 SPLITS = ("train", "val", "test")
@@ -130,7 +128,7 @@ def made_up_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def built(*overrides: str) -> EpisodeSource:
     """The data set as a run builds it, from its config."""
-    return build_data(composed("train", [*overrides, *SHAPE]), CPU)
+    return build_data(config_of(*overrides, *SHAPE), CPU)
 
 
 source_of = cache(built)

@@ -15,15 +15,14 @@ from metarun.components.algo.minibatches import minibatches
 from metarun.components.algo.reptile import reptile
 from metarun.components.backbone.conv4 import Conv4
 from metarun.components.backbone.mlp import MLP
-from metarun.config.compose import composed, register_schemas
 from metarun.episodes.source import Batches, ImageEpisodes
 from metarun.training.loop import meta_step
 from metarun.training.setup import build
 from metarun.training.state import fresh
 from metarun.unroll import adam, newton, sgd
 from tests.conftest import Metarun
+from tests.setups import config_of
 
-register_schemas()
 CPU = torch.device("cpu")
 REPTILE = (
     "algo=reptile", "data=sinusoid", "backbone=mlp", "backbone.hidden=[6]", "inner_opt=adam",
@@ -46,7 +45,7 @@ def inner_loop(
 def test_reptile_takes_the_steps_of_plain_torch(size: int, keep: bool) -> None:
     """θ ← θ + ε·mean(φ − θ); Adam's moments go on, as their mean over the tasks, or start anew."""
     settings = (*REPTILE, f"trainer.meta_batch={size}", f"algo.keep_moments={keep}")
-    setup = build(composed("train", list(settings)), CPU)
+    setup = build(config_of(*settings), CPU)
     state = fresh(setup)
     model = MLP((1,), 1, hidden=(6,)).double()
     names = [name for name, _ in model.named_parameters()]
@@ -137,9 +136,7 @@ def test_the_head_of_the_baseline_is_that_of_torchs_sgd() -> None:
 
 
 def test_plain_batches_have_the_images_of_their_labels() -> None:
-    setup = build(
-        composed("train", ["algo=baseline", "algo.batch_size=64", "backbone.width=4"]), CPU
-    )
+    setup = build(config_of("algo=baseline", "algo.batch_size=64", "backbone.width=4"), CPU)
     source, tasks = setup.source, setup.train_tasks
     assert isinstance(source, ImageEpisodes) and isinstance(tasks, Batches)
     store = source.stores["train"]
@@ -163,12 +160,12 @@ def test_plain_batches_have_the_images_of_their_labels() -> None:
 @pytest.mark.parametrize("norm", ["transductive", "support", "support_plus_one"])
 def test_the_figures_of_training_are_under_the_norm_that_was_chosen(norm: str) -> None:
     settings = ["algo=reptile", "backbone.width=4", f"backbone.norm={norm}", "task.query=2"]
-    setup = build(composed("train", [*settings, "trainer.meta_batch=1"]), CPU)
+    setup = build(config_of(*settings, "trainer.meta_batch=1"), CPU)
     meta = {name: value.requires_grad_() for name, value in setup.algorithm.init().items()}
     task = type(setup.train_tasks.sample(0, 1))(*(x[0] for x in setup.train_tasks.sample(0, 1)))
     shown = setup.algorithm.loss(meta, task)[1]["loss"]
     own = fresh(setup).meta
-    few = build(composed("train", [*settings, "algo.eval_inner_steps=5"]), CPU)
+    few = build(config_of(*settings, "algo.eval_inner_steps=5"), CPU)
     assert few.algorithm.adapt is not None
     predict = few.algorithm.adapt(own, task.support_x, task.support_y, 5)
     torch.testing.assert_close(shown, F.cross_entropy(predict(task.query_x), task.query_y))

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +19,6 @@ from scipy import stats
 from selenium.webdriver.common.by import By
 
 from metarun.cli.report import write_report
-from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
 from metarun.reporting.gather import gather
 from metarun.reporting.groups import differing
@@ -25,16 +26,15 @@ from metarun.reporting.labels import as_text, short_names
 from tests.browser import browser, set_width
 from tests.cli.test_cli import SHORT
 from tests.conftest import Metarun
+from tests.setups import config_of
 
 __all__ = ["browser"]
-
-register_schemas()
 
 
 @pytest.fixture(scope="module")
 def config() -> dict[str, Any]:
     """The resolved config of a training run on glyphs."""
-    return asdict(composed("train", []))
+    return asdict(config_of())
 
 
 @pytest.fixture
@@ -360,14 +360,17 @@ def test_the_page_in_a_browser(
 
 
 def test_two_hundred_runs_without_torch(
-    make: Callable[..., Path], metarun: Metarun, tmp_path: Path
+    make: Callable[..., Path], environment: dict[str, str], tmp_path: Path
 ) -> None:
     for i in range(200):
         make(f"runs/{i}", value=0.5 + i / 1000, seed=i % 2,
              settings={"inner_opt.lr": 0.1 + i // 2 / 100})  # fmt: skip
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "torch.py").write_text("raise SystemExit('torch was imported')")
-    done = metarun("report", "runs", PYTHONPATH=str(tmp_path / "blocked"))
+    done = subprocess.run(
+        [sys.executable, "-m", "metarun", "report", "runs"], cwd=tmp_path, check=True, text=True,
+        env=environment | {"PYTHONPATH": str(tmp_path / "blocked")}, capture_output=True,
+    )  # fmt: skip
     assert "200 runs: 200 completed" in done.stdout
     assert "… and 80 more, in report.md" in done.stdout
     page = (tmp_path / "runs" / "report.html").read_text()

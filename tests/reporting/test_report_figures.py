@@ -15,7 +15,6 @@ import pytest
 import yaml
 from scipy import stats
 
-from metarun.config.compose import composed, register_schemas
 from metarun.config.run import NEUTRAL_KEYS, flat
 from metarun.episodes.identity import SAMPLED
 from metarun.reporting.content import report_on
@@ -25,8 +24,7 @@ from metarun.reporting.labels import unique
 from metarun.reporting.plots import best_by_optimizer, plots
 from metarun.reporting.table import board_table, groups_csv, runs_csv
 from metarun.reporting.text import markdown, terminal
-
-register_schemas()
+from tests.setups import config_of
 
 Make = Callable[..., Path]
 BASES = {
@@ -45,7 +43,7 @@ SPLITTING = {
 
 @pytest.fixture(scope="module")
 def configs() -> dict[str, dict[str, Any]]:
-    return {score: asdict(composed("train", given)) for score, given in BASES.items()}
+    return {score: asdict(config_of(*given)) for score, given in BASES.items()}
 
 
 @pytest.fixture

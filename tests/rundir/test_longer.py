@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.config.compose import composed, register_schemas
 from metarun.reporting.gather import read_run
 from metarun.rundir import checkpoint
 from metarun.rundir.longer import check_length, keep_earlier_result
@@ -17,6 +16,7 @@ from metarun.training import plan
 from metarun.training.setup import build
 from metarun.training.state import fresh, snapshot
 from tests.conftest import Metarun
+from tests.setups import config_of
 
 # Every 2 and 3 meta-steps, so that the last of 5 would be no occasion for anything in a longer run;
 # `evolution` draws random numbers in each meta-step.
@@ -109,12 +109,10 @@ def test_a_sweep_with_more_meta_steps_trains_its_runs_longer(
 
 
 def test_a_run_keeps_the_plan_that_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    register_schemas()
     monkeypatch.setattr(plan, "has_compiler", lambda: True)
     common = ["data=sinusoid", "backbone=mlp"]
     short, long = (
-        composed("train", [*common, f"trainer.steps={steps}"])
-        for steps in (plan.LONG_RUN - 1, plan.LONG_RUN)
+        config_of(*common, f"trainer.steps={steps}") for steps in (plan.LONG_RUN - 1, plan.LONG_RUN)
     )
     device = torch.device("cpu")
     first, whole = build(short, device), build(long, device)

@@ -29,6 +29,7 @@ from metarun.system.files import LockedError, locked
 from metarun.system.interrupts import Interruption, Preempted
 from tests.cli.test_cli import SHORT
 from tests.conftest import Metarun
+from tests.forking import Fork, Forks
 
 LONG = (
     "data=sinusoid", "backbone=mlp", "inner_opt=adam", "inner_opt.learn=[lr]",
@@ -48,7 +49,7 @@ def assert_same_bits(run: Path, undisturbed: Path) -> None:
     assert tests[0] == tests[1]
 
 
-def worker(run: Path, client: subprocess.Popen[str]) -> int:
+def worker(run: Path, client: Fork) -> int:
     """The process of a run that has logged a few meta-steps."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and client.poll() is None:
@@ -125,15 +126,14 @@ def test_a_dead_worker_of_joblib_leaves_no_run_unmentioned(
     assert "to go on: metarun train" in done.stderr
 
 
-def test_sigterm_ends_the_workers_of_joblib(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_sigterm_ends_the_workers_of_joblib(
+    tmp_path: Path, environment: dict[str, str], forks: Forks
+) -> None:
     command = [
         "train", "-m", *LONG, "trainer.steps=100000", "engine.compile=none", "seed=0,1",
         "hydra/launcher=joblib", "hydra.sweep.dir=sweep",
     ]  # fmt: skip
-    client = subprocess.Popen(
-        [sys.executable, "-m", "metarun", *command], cwd=tmp_path, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    client = forks.start(command, tmp_path, environment)
     runs = [tmp_path / "sweep" / f"maml-sinusoid-s{seed}" for seed in (0, 1)]
     for run in runs:
         worker(run, client)
@@ -149,17 +149,14 @@ def test_sigterm_ends_the_workers_of_joblib(tmp_path: Path, environment: dict[st
 
 
 def test_preempted_runs_are_requeued_and_killed_ones_reported(
-    metarun: Metarun, tmp_path: Path, environment: dict[str, str]
+    metarun: Metarun, tmp_path: Path, environment: dict[str, str], forks: Forks
 ) -> None:
     for seed in (0, 1):
         metarun("train", *LONG, f"seed={seed}", f"hydra.run.dir=undisturbed{seed}")
     command = [
         "train", "-m", *LONG, "seed=0,1", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep",
     ]  # fmt: skip
-    client = subprocess.Popen(
-        [sys.executable, "-m", "metarun", *command], cwd=tmp_path, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    client = forks.start(command, tmp_path, environment)
     sweep = tmp_path / "sweep"
     runs = [sweep / f"maml-sinusoid-s{seed}" for seed in (0, 1)]
     os.kill(worker(runs[0], client), signal.SIGUSR2)

@@ -9,15 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.components.backbone.mlp import MLP
-from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
 from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh
 from metarun.unroll.advice import UnsuitableModel
 from tests.conftest import swap_builder
+from tests.setups import config_of
 
-register_schemas()
 TINY = ("data=sinusoid", "backbone=mlp", "trainer.meta_batch=2", "engine.compile=none")
 
 
@@ -105,7 +104,7 @@ CASES: dict[type[Plain], str] = {
 
 def setup_of(monkeypatch: pytest.MonkeyPatch, model: Callable[[], nn.Module], *more: str) -> Setup:
     swap_builder(monkeypatch, "backbone", "mlp", lambda shape, outputs, **_: model())
-    return build(composed("train", [*TINY, *more]), torch.device("cpu"))
+    return build(config_of(*TINY, *more), torch.device("cpu"))
 
 
 def outcome(setup: Setup) -> list[Tensor]:

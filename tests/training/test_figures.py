@@ -16,15 +16,14 @@ from torch import Tensor
 from metarun.cli import eval
 from metarun.components.build import build_data
 from metarun.components.data.images import image_episodes
-from metarun.config.compose import composed, register_schemas
+from metarun.config.compose import composed
 from metarun.config.run import TrainConfig
 from metarun.episodes.store import ClassStore, from_equal_classes
 from metarun.rundir import checkpoint
 from metarun.training import run as train
 from tests import by_hand
 from tests.conftest import swap_builder
-
-register_schemas()
+from tests.setups import config_of
 
 CPU = torch.device("cpu")
 COMMON = (
@@ -76,7 +75,7 @@ class Done:
 
     def __init__(self, directory: Path, overrides: tuple[str, ...]) -> None:
         self.directory = directory
-        self.config: TrainConfig = composed("train", list(overrides))
+        self.config: TrainConfig = config_of(*overrides)
         self.source = build_data(self.config, CPU)
         self.returned = train.run(self.config, directory)
         self.hand = by_hand.run(self.config, self.source)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from metarun.components.backbone.mlp import MLP
-from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError, RunError
 from metarun.training.loop import meta_step, validate
 from metarun.training.setup import Setup, build
@@ -21,8 +20,8 @@ from metarun.training.state import fresh
 from metarun.unroll import recorded
 from metarun.unroll.effects.python_state import changed, python_state
 from tests.conftest import swap_builder
+from tests.setups import config_of
 
-register_schemas()
 TINY = (
     "data=sinusoid", "backbone=mlp", "backbone.hidden=[6]", "trainer.meta_batch=3",
     "trainer.steps=100", "trainer.eval_episodes=20",
@@ -202,7 +201,7 @@ def setup_of(
         return BUILT[0]
 
     swap_builder(monkeypatch, "backbone", "mlp", builder)
-    return build(composed("train", [*TINY, *overrides]), torch.device("cpu"))
+    return build(config_of(*TINY, *overrides), torch.device("cpu"))
 
 
 def trained(setup: Setup, steps: int, between: Callable[[int], None] = lambda step: None) -> Any:

@@ -3,19 +3,20 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from metarun.config.catalogue import Component, components
-from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError
 from metarun.training.inert import refuse_way, without_effect
+from metarun.training.loop import meta_step
+from metarun.training.state import fresh
 from tests.cli.test_cli import SHORT
 from tests.conftest import Metarun
-
-register_schemas()
+from tests.setups import config_of, setup_of
 
 
 def named(*overrides: str, kind: str = "classification", outputs: int = 5) -> list[str]:
-    told = without_effect(composed("train", list(overrides)), kind, outputs)
+    told = without_effect(config_of(*overrides), kind, outputs)
     return [text.partition("=")[0] for text in told]
 
 
@@ -54,6 +55,34 @@ def test_a_setting_without_effect_is_named_and_one_with_it_is_not(setting: str) 
     assert named(*without) == []
 
 
+CHANGES = {
+    "plain": (),
+    "order": ("algo.order=1",),
+    "anil": ("algo=anil",),
+    "momentum": ("inner_opt.momentum=0.5", "algo.inner_steps=2"),
+    "adam": ("inner_opt=adam",),
+    "groups": ("inner_opt.groups=[{params:head.*,lr:0.2}]",),
+    "learn": ("inner_opt.learn=[lr]", "inner_opt.granularity=parameter_step"),
+    "adamw": ("outer_opt=adamw", "outer_opt.weight_decay=0.5"),
+    "cosine": ("outer_opt.schedule=cosine",),
+    "clip": ("outer_opt=sgd", "outer_opt.clip_norm=0.01"),
+    "clip_value": ("outer_opt=sgd", "outer_opt.clip_value=0.01"),
+}
+
+
+def test_arguments_reach_the_run() -> None:
+    """Each of these changes the training, so none is ignored."""
+    ends = []
+    for change in CHANGES.values():
+        setup = setup_of(*SHORT, *change, "trainer.steps=4", "engine.precision=float64")
+        state = fresh(setup)
+        for _ in range(4):
+            meta_step(setup, state)
+        assert state.meta["head.weight"].dtype == torch.float64
+        ends.append(tuple(state.meta["head.weight"].flatten().tolist()))
+    assert len(set(ends)) == len(CHANGES)
+
+
 def test_what_is_for_classes_is_named_or_refused_without_them() -> None:
     sums = "algo.reduction=per_shot"
     assert named(sums) == []
@@ -61,11 +90,11 @@ def test_what_is_for_classes_is_named_or_refused_without_them() -> None:
     sums = "algo.outer_reduction=per_shot"
     assert named(sums) == []
     assert named("data=sinusoid", sums, kind="regression", outputs=1) == ["algo.outer_reduction"]
-    refuse_way(composed("train", ["task.way=3"]), "classification")
-    refuse_way(composed("train", ["data=sinusoid"]), "regression")
+    refuse_way(config_of("task.way=3"), "classification")
+    refuse_way(config_of("data=sinusoid"), "regression")
     for way in (3, 5):
         with pytest.raises(ConfigError, match=f"task.way={way}: the tasks of data=sinusoid are r"):
-            refuse_way(composed("train", ["data=sinusoid", f"task.way={way}"]), "regression")
+            refuse_way(config_of("data=sinusoid", f"task.way={way}"), "regression")
 
 
 def test_the_default_way_of_a_plugins_regression_is_no_wish(
@@ -75,7 +104,7 @@ def test_the_default_way_of_a_plugins_regression_is_no_wish(
     class Waves:
         name: str = "waves"
 
-    config = composed("train", [])
+    config = config_of()
     config.data = Waves()
     monkeypatch.setitem(components("data"), "waves", Component(Waves, Waves, is_plugin=True))
     refuse_way(config, "regression")
@@ -104,7 +133,7 @@ def test_a_run_tells_of_them(metarun: Metarun) -> None:
 
 def test_minibatches_are_of_training_tasks_too() -> None:
     settings = ["algo=reptile", "task.shot=1", "algo.inner_batch=10", "data=glyphs"]
-    told = without_effect(composed("train", settings), "classification", 5)
+    told = without_effect(config_of(*settings), "classification", 5)
     assert any("algo.inner_batch=10" in words for words in told)
-    config = composed("train", [*settings, "task.train.shot=10"])
+    config = config_of(*settings, "task.train.shot=10")
     assert not any("inner_batch" in words for words in without_effect(config, "classification", 5))

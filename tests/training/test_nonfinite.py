@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.config.compose import composed, register_schemas
 from metarun.rundir import checkpoint
 from metarun.training.loop import meta_step
 from metarun.training.setup import build
 from metarun.training.state import fresh
 from tests.conftest import Metarun, swap_builder
+from tests.setups import config_of
 
 PLUGIN = '''
 """Sine curves, of which some are not a number."""
@@ -181,10 +181,9 @@ class Rooted(nn.Module):
 def test_a_meta_step_with_a_finite_loss_is_skipped_for_its_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    register_schemas()
     swap_builder(monkeypatch, "backbone", "mlp", lambda *_, **__: Rooted())
     given = ["data=sinusoid", "backbone=mlp", "algo=anil", "trainer.nonfinite=skip"]
-    config = composed("train", [*given, "trainer.meta_batch=2", "engine.compile=none"])
+    config = config_of(*given, "trainer.meta_batch=2", "engine.compile=none")
     setup = build(config, torch.device("cpu"))
     state = fresh(setup)
     before = {name: leaf.detach().clone() for name, leaf in state.meta.items()}

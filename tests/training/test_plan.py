@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from metarun.config.compose import composed, register_schemas
 from metarun.config.run import EngineConfig
 from metarun.training import plan
 from metarun.training.loop import meta_step
 from metarun.training.plan import Plan, choose_batching, make_plan, with_gradient
 from metarun.training.setup import build
 from metarun.training.state import fresh
+from tests.setups import config_of
 
-register_schemas()
+pytestmark = pytest.mark.usefixtures("two_blocks")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CONV = nn.Sequential(nn.Conv2d(1, 1, 1))
 
@@ -30,7 +30,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def planned(model: nn.Module, device: torch.device, *overrides: str) -> Plan:
-    return make_plan(composed("train", ["data=sinusoid", *overrides]), model, device)
+    return make_plan(config_of("data=sinusoid", *overrides), model, device)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_long_loops_through_convolutions_are_recorded_step_by_step() -> None:
 
     def gradient(*overrides: str, device: torch.device = CPU, model: nn.Module = model) -> str:
         given = [f"algo.inner_steps={plan.LONG_LOOP + 1}", *overrides]
-        return str(with_gradient(composed("train", given), model, device).engine.gradient)
+        return str(with_gradient(config_of(*given), model, device).engine.gradient)
 
     assert gradient() == "checkpoint"
     assert gradient("algo.adapt=[conv.*]") == "checkpoint"
@@ -121,7 +121,7 @@ GLYPHS = (
 
 
 def trained(*overrides: str) -> dict[str, torch.Tensor]:
-    setup = build(composed("train", [*GLYPHS, *overrides]), CPU)
+    setup = build(config_of(*GLYPHS, *overrides), CPU)
     state = fresh(setup)
     for _ in range(4):
         meta_step(setup, state)
@@ -140,30 +140,32 @@ def test_tasks_in_threads_train_as_one_after_the_other() -> None:
 
 
 WAYS = {
-    "backbone=conv4": [
+    ("backbone=conv4", "algo.inner_steps=2"): [
         ("engine.batching=vmap", "engine.compile=none"),
         ("engine.batching=vmap", "engine.chunk=2", "engine.compile=replay"),
         ("engine.batching=loop", "engine.compile=replay"),
-        ("engine.batching=loop", "engine.compile=inductor"),
         ("engine.gradient=checkpoint", "trainer.steps=100"),
         ("engine.gradient=checkpoint", "trainer.steps=1000"),
     ],
-    "backbone=mlp": [
+    ("backbone=conv4", "algo.inner_steps=1"): [  # a compilation takes as long as the loop is
+        ("engine.batching=loop", "engine.compile=none"),
+        ("engine.batching=loop", "engine.compile=inductor"),
+    ],
+    ("backbone=mlp", "algo.inner_steps=2"): [
         ("engine.batching=loop", "engine.compile=none"),
         ("engine.batching=vmap", "engine.compile=replay"),
-        ("engine.batching=vmap", "engine.compile=inductor"),
-    ],
+    ],  # compiled: test_recording.py
 }
 
 
-@pytest.mark.parametrize("backbone", WAYS)
-def test_all_ways_train_alike_in_float64(backbone: str) -> None:
+@pytest.mark.parametrize("what", WAYS, ids=" ".join)
+def test_all_ways_train_alike_in_float64(what: tuple[str, str]) -> None:
     """Mapped, looped over, in threads, replayed or compiled: the same up to rounding."""
-    data = GLYPHS if backbone == "backbone=conv4" else ("data=sinusoid", "trainer.meta_batch=5")
-    common = (*data, backbone, "algo.inner_steps=2", "engine.precision=float64", "outer_opt=sgd")
+    data = GLYPHS if "backbone=conv4" in what else ("data=sinusoid", "trainer.meta_batch=5")
+    common = (*data, *what, "engine.precision=float64", "outer_opt=sgd")
     expected = None
-    for way in WAYS[backbone]:
-        setup = build(composed("train", [*common, *way]), CPU)
+    for way in WAYS[what]:
+        setup = build(config_of(*common, *way), CPU)
         state = fresh(setup)
         for _ in range(3):
             meta_step(setup, state)
@@ -178,11 +180,11 @@ def test_evaluation_in_threads_gives_the_same_figures() -> None:
     found = []
     for threads in (2, 1):
         torch.set_num_threads(threads)
-        setup = build(composed("train", list(GLYPHS)), CPU)
+        setup = build(config_of(*GLYPHS), CPU)
         meta, tasks = setup.algorithm.init(), setup.source.sample("test", 0, 6)
         found.append(setup.trace(meta, tasks))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    setup = build(composed("train", [*GLYPHS, "engine.compile=none"]), CPU)
+    setup = build(config_of(*GLYPHS, "engine.compile=none"), CPU)
     torch.testing.assert_close(setup.trace(meta, tasks), found[0])
 
 

@@ -17,7 +17,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem, detached_parameters
 from metarun.components.algo.halves import halves
 from metarun.components.algo.maml import maml
-from metarun.config.compose import composed, register_schemas
 from metarun.episodes.source import Episodes
 from metarun.errors import CheckpointError, ConfigError, RunError
 from metarun.rundir import checkpoint
@@ -29,8 +28,8 @@ from metarun.training.state import fresh, restore, restore_meta, snapshot
 from metarun.unroll import sgd
 from metarun.unroll._torch import pytree
 from tests.conftest import Metarun, swap_builder
+from tests.setups import config_of
 
-register_schemas()
 CPU = torch.device("cpu")
 TINY = ("data=sinusoid", "trainer.meta_batch=3", "trainer.steps=12", "trainer.test_episodes=4")
 LOOPED = ("loop", "none", "none", 1)
@@ -128,7 +127,7 @@ class Running(nn.Module):
 def built(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Setup]:
     def make(model: Callable[[], nn.Module], *overrides: str, **options: Any) -> Setup:
         monkeypatch.setattr("metarun.training.setup.build_model", lambda *_, **__: model())
-        return build(composed("train", [*TINY, "backbone=mlp", *overrides]), CPU, **options)
+        return build(config_of(*TINY, "backbone=mlp", *overrides), CPU, **options)
 
     return make
 
@@ -168,7 +167,7 @@ def by_hand(folder: Path, content: dict[str, Any], seed: int) -> float:
         content["config"]["backbone"]["name"] != "projected"
     ) else space["Net"](space["Projection"](), 1)  # fmt: skip
     state = content["meta"] | content.get("frozen", {}) | content.get("buffers", {})
-    config = composed("train", [*TINY, "backbone=mlp", f"seed={seed}"])
+    config = config_of(*TINY, "backbone=mlp", f"seed={seed}")
     tasks = build(config, CPU).source.sample("test", 0, 4)
     model.eval()
     errors = []
@@ -697,7 +696,7 @@ def test_constants_that_others_draw_follow_the_seed(monkeypatch: pytest.MonkeyPa
     swap_builder(monkeypatch, "backbone", "mlp", make)
 
     def constants(*settings: str) -> list[float]:
-        build(composed("train", [*TINY, "backbone=mlp", *settings]), CPU)
+        build(config_of(*TINY, "backbone=mlp", *settings), CPU)
         return models[-1].scale
 
     first = constants()

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch._inductor.exc import InductorError
 
-from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError, RunError
 from metarun.rundir import checkpoint
 from metarun.training import plan, programs
@@ -22,8 +21,8 @@ from metarun.training.loop import meta_step
 from metarun.training.setup import Setup, build
 from metarun.training.state import fresh
 from tests.conftest import Metarun
+from tests.setups import config_of
 
-register_schemas()
 TINY = (
     "data=sinusoid",
     "backbone=mlp",
@@ -34,7 +33,7 @@ TINY = (
 
 
 def setup_of(*overrides: str) -> Setup:
-    return build(composed("train", [*TINY, *overrides]), torch.device("cpu"))
+    return build(config_of(*TINY, *overrides), torch.device("cpu"))
 
 
 def trained(setup: Setup, steps: int = 5) -> dict[str, torch.Tensor]:
@@ -141,16 +140,6 @@ def test_a_full_disk_ends_a_run_that_is_to_be_compiled(
         trained(setup_of(f"trainer.steps={plan.LONG_RUN}"))
 
 
-def test_programs_are_kept_in_the_cache(environment: dict[str, str], tmp_path: Path) -> None:
-    """In a new process: torch chooses a place of its own when its compiler is first imported."""
-    command = [sys.executable, "-m", "metarun", "train", *TINY, "backbone.hidden=[]"]
-    command += ["algo=scratch", "algo.eval_inner_steps=1"]  # compiles nothing but evaluations
-    command += ["trainer.eval_episodes=2", "trainer.test_episodes=2", "engine.compile=inductor"]
-    ours = environment | {"METARUN_CACHE": str(tmp_path / "cache")}
-    subprocess.run([*command, f"hydra.run.dir={tmp_path / 'run'}"], env=ours, check=True)
-    assert list((tmp_path / "cache" / "compiled" / "fxgraph").iterdir())
-
-
 def test_a_cache_that_cannot_be_made_does_not_matter(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -206,21 +195,30 @@ def test_whole_runs_are_the_same(metarun: Metarun, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gradient", ["reverse", "checkpoint"])
 def test_a_compiled_run_resumes_with_the_bits_of_an_undisturbed_one(
-    gradient: str, metarun: Metarun, tmp_path: Path
+    gradient: str, metarun: Metarun, environment: dict[str, str], cache: Path, tmp_path: Path
 ) -> None:
+    """Its programs are kept in the cache, also by a new process.
+
+    There torch chooses a place of its own when its compiler is first imported.
+    """
     command = ["train", *TINY, "trainer.steps=8", "trainer.checkpoint_every=4"]
     command += ["engine.compile=inductor", "trainer.eval_episodes=3", "trainer.test_episodes=3"]
-    command += [f"engine.gradient={gradient}"]
+    command += [f"engine.gradient={gradient}", "algo.eval_inner_steps=1", "hydra.run.dir=run"]
     folder = tmp_path / "run"
-    ends = []
-    for attempt in range(2):
-        metarun(*command, "hydra.run.dir=run")
-        ends.append(checkpoint.load(folder / "checkpoints" / "last.safetensors")["meta"])
-        if attempt == 0:  # as if it had been killed after meta-step 4
-            (folder / "checkpoints" / "step-00000004.safetensors").replace(
-                folder / "checkpoints/last.safetensors"
-            )
-            (folder / "checkpoints" / "step-00000008.safetensors").unlink()
-            (folder / "status.json").unlink()
+    checkpoints = folder / "checkpoints"
+    kept = {*(cache / "compiled").glob("fxgraph/*/*")}
+    if gradient == "reverse":
+        new = [sys.executable, "-m", "metarun", *command]
+        subprocess.run(new, cwd=tmp_path, env=environment, check=True)
+    else:
+        metarun(*command)
+    assert {*(cache / "compiled").glob("fxgraph/*/*")} > kept
+    whole = checkpoint.load(checkpoints / "last.safetensors")["meta"]
+    # As if it had been killed after meta-step 4.
+    (checkpoints / "step-00000004.safetensors").replace(checkpoints / "last.safetensors")
+    (checkpoints / "step-00000008.safetensors").unlink()
+    (folder / "status.json").unlink()
+    metarun(*command)
     assert json.loads((folder / "status.json").read_text())["attempts"] == 1, "it ran once more"
-    assert all(torch.equal(ends[1][name], value) for name, value in ends[0].items())
+    again = checkpoint.load(checkpoints / "last.safetensors")["meta"]
+    assert all(torch.equal(again[name], value) for name, value in whole.items())

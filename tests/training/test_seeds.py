@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metarun.cli import eval
 from metarun.components.data.sinusoid import Sinusoids
 from metarun.config.catalogue import schemas
-from metarun.config.compose import composed, register_schemas
+from metarun.config.compose import composed
 from metarun.episodes.source import Episodes
 from metarun.training import run as train
 from metarun.training.plan import Batching
@@ -22,8 +22,7 @@ from metarun.training.state import fresh
 from metarun.unroll import map_tasks, mean_gradient
 from tests.components.test_every_backbone import LONG, SIZES
 from tests.conftest import swap_builder
-
-register_schemas()
+from tests.setups import config_of
 
 CPU = torch.device("cpu")
 TINY = (
@@ -57,7 +56,7 @@ def watching() -> Iterator[None]:
 
 
 def setup_of(*overrides: str) -> Setup:
-    return build(composed("train", [*TINY, *overrides]), CPU)
+    return build(config_of(*TINY, *overrides), CPU)
 
 
 def weights_of(*overrides: str) -> list[Tensor]:
@@ -83,7 +82,7 @@ def test_every_seed_has_initial_weights_of_its_own(name: str, monkeypatch: Any) 
     plain = [a for a in TINY if not a.startswith("backbone")]
 
     def weights(seed: int) -> list[Tensor]:
-        config = composed("train", [*plain, *own, f"seed={seed}"])
+        config = config_of(*plain, *own, f"seed={seed}")
         return list(fresh(build(config, CPU)).meta.values())
 
     seeds = (1,) if name in LONG else (1, 2, 2**40)
@@ -110,7 +109,7 @@ def test_initial_weights_depend_on_nothing_but_the_seed_and_the_network() -> Non
 
 def test_a_run_takes_its_tasks_from_the_right_split_with_its_own_seed(tmp_path: Path) -> None:
     asked.clear()
-    train.run(composed("train", [*TINY, "seed=6"]), tmp_path / "run")
+    train.run(config_of(*TINY, "seed=6"), tmp_path / "run")
     assert {seed for seed, *_ in asked} == {6}
     train_tasks, steps, batch = drawn("train"), 4, 3
     assert train_tasks[: steps * batch] == list(range(steps * batch)), "each once, in order"
@@ -122,7 +121,7 @@ def test_a_run_takes_its_tasks_from_the_right_split_with_its_own_seed(tmp_path: 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_an_evaluation_takes_its_tasks_from_the_split_asked_for(split: str, tmp_path: Path) -> None:
-    train.run(composed("train", [*TINY, "seed=6"]), tmp_path / "run")
+    train.run(config_of(*TINY, "seed=6"), tmp_path / "run")
     asked.clear()
     given = [f"ckpt={tmp_path / 'run'}", "device=cpu", f"split={split}", "seed=8", "episodes=20"]
     eval.run(composed("eval", given), tmp_path / "eval")
