@@ -140,7 +140,7 @@ def test_cfg_job_shows_the_config(metarun: Metarun) -> None:
         ("train inner_opt=adam inner_opt.beta1=1", "inner_opt.beta1=1.0: must be from 0"),
         ("train outer_opt.min_lr=5", "outer_opt.min_lr=5.0: must be from 0 to 0.001"),
         ("train seed=-1", "seed=-1: must be from 0"),
-        ("train backbone.name=foo", "choose backbone=conv4|l2l|mlp|"),
+        ("train backbone.name=foo", "choose backbone=conv4|identity|l2l|mlp|"),
         ("train seed=0,1", "seed=0,1 has several values: add -m for a run of each"),
         ("train seed=range(3)", "seed=range(3) has several values: add -m"),
         ("train +experiment=demo", "experiment is given twice: write experiment=… once"),
