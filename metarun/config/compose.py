@@ -28,7 +28,7 @@ from metarun.config.catalogue import GROUPS, plugins, schemas
 from metarun.config.checks import check_types
 from metarun.config.launchers import register as register_launchers
 from metarun.config.run import TrainConfig, flat
-from metarun.config.trained import NEEDED, EvalConfig, ExplainConfig, PredictConfig
+from metarun.config.trained import COMMANDS, NEEDED
 from metarun.errors import ConfigError, did_you_mean, first_line
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
@@ -38,12 +38,7 @@ def register_schemas() -> None:
     """Tell Hydra the schemas. They live in a group of their own, out of the users' sight."""
     register_launchers()
     store = ConfigStore.instance()
-    for name, config in (
-        ("train", TrainConfig),
-        ("eval", EvalConfig),
-        ("predict", PredictConfig),
-        ("explain", ExplainConfig),
-    ):
+    for name, config in COMMANDS.items():
         store.store(group="_schema", name=name, node=config, package="_global_")
     for group in GROUPS:
         for name, schema in schemas(group).items():

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from metarun.config.checks import between
 from metarun.config.component import section
-from metarun.config.run import MOST, MOST_TASKS, Batching, Norm, Within
+from metarun.config.run import MOST, MOST_TASKS, Batching, Norm, TrainConfig, Within
 from metarun.errors import ConfigError
 
 
@@ -156,6 +156,14 @@ class ExplainConfig:
         if not self.out.lower().endswith(".png"):
             raise ConfigError(f"out={self.out}: must end in .png")
 
+
+COMMANDS = {
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "predict": PredictConfig,
+    "explain": ExplainConfig,
+}
+"""The config of each command that Hydra composes."""
 
 NEEDED = {
     "ckpt": "run directory or checkpoint file",
