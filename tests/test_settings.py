@@ -356,7 +356,7 @@ INERT = {
     "lake.root": "where the data lie",
     "emoji.root": "where the data lie",
     "multi.root": "where the data lie",
-    "multi.shape": "for images that do not agree: tests/cli/test_multi.py",
+    "multi.shape": "for images that do not agree: tests/cli/test_cli_multi.py",
     "features.root": "where the data lie",
     "folder.layout": "how the pictures lie: tests/pictures/test_layouts.py",
     "skip_unreadable": "a picture that has to be damaged: tests/pictures/test_convert.py",

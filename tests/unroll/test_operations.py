@@ -23,11 +23,11 @@ from metarun.unroll import (
     multi,
     newton,
     recorded,
-    right_derivatives,
     sgd,
     unroll,
 )
 from metarun.unroll.advice import UnsuitableModel
+from metarun.unroll.corrected import right_derivatives
 from metarun.unroll.gradients import mixed_check as check
 from tests.conftest import REPO
 
