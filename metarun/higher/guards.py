@@ -11,6 +11,7 @@ import torch
 import torch.utils.checkpoint
 
 from metarun.higher import originals
+from metarun.unroll._torch import set_cudnn
 from metarun.unroll.corrected.right_derivatives import RightDerivatives
 
 _lock = threading.Lock()
@@ -103,12 +104,11 @@ def _attention_kernels() -> tuple[list[_Switch], _Switch]:
 @contextmanager
 def without_cudnn() -> Iterator[None]:
     """cuDNN's recurrent networks have no second derivative; torch's own have."""
-    enabled = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
+    before = set_cudnn(enabled=False)
     try:
         yield
     finally:
-        torch.backends.cudnn.enabled = enabled
+        set_cudnn(enabled=before)
 
 
 def _refuse_checkpoints() -> None:

@@ -45,6 +45,7 @@ from metarun.training.programs import (
     outputs_program,
     trace_program,
 )
+from metarun.unroll._torch import set_cudnn
 
 
 @dataclass(frozen=True)
@@ -285,8 +286,7 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
             )
         name = f"cuda:{own}"
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.allow_tf32 = False  # engine.precision=float32 means float32
-    torch.backends.cudnn.benchmark = False  # it may choose another algorithm in another run
+    set_cudnn(exact=True)  # float32 means float32, and another run has the same algorithm
     return torch.device(name)
 
 

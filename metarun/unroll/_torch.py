@@ -75,3 +75,25 @@ def described_once() -> AbstractContextManager[Any]:
 def import_forward_rules() -> None:
     """Import the rules for forward mode that torch compiles at their first use."""
     import torch._decomp.decompositions_for_jvp  # noqa: F401
+
+
+def set_cudnn(*, enabled: bool | None = None, exact: bool = False) -> bool:
+    """Switch cuDNN on or off, or let it compute in full precision, by one algorithm.
+
+    torch's own attributes refuse that once its test tools have been imported, and its context
+    manager changes all flags together.
+
+    Args:
+        enabled: whether it is used; None: as it is.
+        exact: neither TensorFloat-32, nor a search for the fastest algorithm of this run.
+
+    Returns:
+        Whether it was used before.
+    """
+    before: bool = torch._C._get_cudnn_enabled()
+    if enabled is not None:
+        torch._C._set_cudnn_enabled(enabled)
+    if exact:
+        torch._C._set_cudnn_allow_tf32(False)
+        torch._C._set_cudnn_benchmark(False)
+    return before

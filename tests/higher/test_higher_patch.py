@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -445,8 +446,13 @@ def test_checkpoints_in_other_threads_go_on_meanwhile() -> None:
     assert_same(elsewhere.bias.grad, torch.full((2,), 10.0, dtype=F64))
 
 
-def test_recurrent_networks_run_without_cudnn() -> None:
-    """cuDNN's have no second derivative."""
+@pytest.mark.parametrize("frozen", [False, True])
+def test_recurrent_networks_run_without_cudnn(frozen: bool, request: pytest.FixtureRequest) -> None:
+    """cuDNN's have no second derivative. torch's own test tools freeze its flags for good."""
+    flags = torch.backends.flags_frozen.__globals__
+    name = "__allow_nonbracketed_mutation_flag"
+    request.addfinalizer(partial(flags.__setitem__, name, flags[name]))
+    flags[name] = not frozen
     seen = []
 
     class Probe(nn.GRU):
