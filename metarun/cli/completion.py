@@ -133,11 +133,11 @@ def _complete_hydra_command(command: str, before: list[str], word: str) -> list[
         return _complete_by_hydra(command, chosen, word)
     if equals and (key == "ckpt" or key in FOLDERS or re.match(r"[.~/]", value)):
         return _paths(value, f"{key}=", suffix=".safetensors" if key == "ckpt" else None)
+    if equals and key in known:
+        return _listed(f"{key}=", value, known[key])
     here = {setting.key: setting for setting in _settings(command, chosen)}
     if not equals:
         return _keys(word, known, here.values())
-    if key in known:
-        return _listed(f"{key}=", value, known[key])
     if key in here:
         return _listed(f"{key}=", value, _values(here[key]))
     return _complete_by_hydra(command, chosen, word) if key.startswith("hydra") else []

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from metarun.config import own_yaml, typed
-from metarun.config._hydra import Hydra
+from metarun.config._hydra import Hydra, store_schema
 from metarun.config.catalogue import GROUPS, plugins, schemas
 from metarun.config.checks import check_types
 from metarun.config.launchers import register as register_launchers
@@ -39,10 +39,10 @@ def register_schemas() -> None:
     register_launchers()
     store = ConfigStore.instance()
     for name, config in COMMANDS.items():
-        store.store(group="_schema", name=name, node=config, package="_global_")
+        store_schema("_schema", name, config, package="_global_")
     for group in GROUPS:
         for name, schema in schemas(group).items():
-            store.store(group=f"_schema/{group}", name=name, node=schema, package=group)
+            store_schema(f"_schema/{group}", name, schema, package=group)
     for group, name in plugins():  # these have no YAML file: the schema is the option
         option = {"defaults": [{f"/_schema/{group}": name}, "_self_"]}
         usual = getattr(schemas(group)[name], "usual", {})

@@ -1,9 +1,12 @@
 """What is used of Hydra beyond its promises does what the command line takes for granted."""
 
+from dataclasses import dataclass, field
 from importlib import import_module
+from typing import ClassVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 
 from metarun.config import _hydra as door
 from metarun.config.compose import register_schemas
@@ -37,3 +40,29 @@ def test_a_sweeper_can_be_made_after_hydra_has_looked_for_its_plugins() -> None:
     register_schemas()
     sweeper = import_module("hydra_plugins.metarun").GridSweeper(max_batch_size=None)
     assert isinstance(sweeper, door.basic_sweeper())
+
+
+def test_a_schema_becomes_a_config_when_it_is_read() -> None:
+    @dataclass
+    class Of:
+        made: ClassVar[int] = 0
+        a: list[int] = field(default_factory=lambda: [Of.count()])
+
+        @classmethod
+        def count(cls) -> int:
+            cls.made += 1
+            return cls.made
+
+    door.store_schema("of_a_test/deeper", "lazy", Of, "own")
+    store = ConfigStore.instance()
+    try:
+        assert store.list("of_a_test/deeper") == ["lazy.yaml"] and Of.made == 0
+        found = store.load("of_a_test/deeper/lazy.yaml")
+        assert (found.node, found.package) == ({"a": [1]}, "own")
+        found.node.a = [5]
+        found.node = OmegaConf.create({})
+        again = store.load("of_a_test/deeper/lazy.yaml")  # nobody changes what is stored
+        assert (again.node, Of.made) == ({"a": [1]}, 1)
+        assert OmegaConf.get_type(again.node) is Of
+    finally:
+        del store.repo["of_a_test"]
