@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from metarun.components.algo.one_model import OneModelConfig
 from metarun.config.catalogue import components
 from metarun.config.compose import composed, register_schemas
 from metarun.errors import ConfigError, MetarunError
@@ -279,8 +280,11 @@ def kind_of(name: str) -> Kind:
     """Ask an algorithm whether it can tell classes apart, and whether it takes meta-steps.
 
     It is refused for classes and taken for a regression: then it does only the latter. One that
-    is refused for both keeps its row, so that its run can say what is wrong.
+    is refused for both keeps its row, so that its run can say what is wrong. What trains one model
+    solves no tasks.
     """
+    if issubclass(components("algo")[name].schema, OneModelConfig):
+        return Kind(False, True)
     try:
         algorithm = _built(name, "data=glyphs", "backbone=conv4", "backbone.width=1")
     except (MetarunError, ValueError):

@@ -157,6 +157,8 @@ OTHER: Changes = {
     "emoji.split": "group",
     "emoji.twins": "keep",
     "multi.sources": [{"name": "glyphs"}, {"name": "glyphs", "seed": 1}],
+    "weigh": "examples",
+    "label_noise": 1.0,
     "reptile.inner_batch": 1,
     "baseline.inner_batch": 1,
     "baseline_pp.inner_batch": 1,
@@ -313,6 +315,26 @@ COMPANY |= {
     for own in fields(schemas("backbone")[name])
     if own.name != "name"
 }
+
+EXAMPLES: Changes = {
+    "algo": "supervised", "data": "glyphs_examples", "data.classes": 4, "data.held_out": 1,
+    "data.val": 1, "data.test": 1, "algo.batch_size": 3, "trainer.meta_batch": 1,
+    **{f"task.{own.name}": own.default for own in fields(TaskConfig) if own.name != "train"},
+}  # fmt: skip
+"""One model on labelled examples, where no setting of tasks may be given."""
+OF_EXAMPLES: dict[str, Changes] = {
+    "algo.look_ahead": {"algo": "look_ahead", "inner_opt.learn": ["lr"]},
+    "algo.supervised": {},
+    "data.glyphs_examples": {},
+    "data.omniglot_examples": {"data": "omniglot_examples"},
+}
+COMPANY |= {
+    f"{part}.{own.name}": EXAMPLES | more
+    for part, more in OF_EXAMPLES.items()
+    for own in fields(schemas(part.partition(".")[0])[part.partition(".")[2]])
+    if own.name != "name"
+}
+COMPANY["algo.look_ahead.units"] |= {"algo.weigh": "network"}
 COMPANY["backbone.conv4.order"] = {"data": "glyphs", "backbone.pool": "max"}
 COMPANY["backbone.resnet12.drop_size"] |= {"backbone.drop": 0.5}
 
@@ -351,6 +373,8 @@ INERT = {
     "inner_opt.asgd.t0": "the average of ASGD, which starts there, is not what the loop ends with",
     "resnet12.features": "the last maps of 28 pixels are 1×1: tests/components/test_residual.py",
     "weights": "a file that has to be there: tests/components/test_weights.py",
+    "data.omniglot_examples.root": "where the data lie",
+    "data.omniglot_examples.download": "how they come there",
     "data.omniglot.root": "where the data lie",
     "folder.root": "where the data lie",
     "lake.root": "where the data lie",
@@ -501,7 +525,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     def noise(names: tuple[str, ...], seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        shape = (len(names), 4, 1, 28, 28)
+        shape = (len(names), 5, 1, 28, 28)
         return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
 
     def draw(seed: int = 0) -> tuple[torch.Tensor, tuple[str, ...]]:

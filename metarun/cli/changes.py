@@ -106,6 +106,11 @@ def _checked(part: str, own: Any, given: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{part}.{key}: it is of training alone")
         if part == "inner_opt" and key in own.learn:
             raise ConfigError(f"{part}.{key}: the run has learned it")
+        if key in getattr(own, "of_run", ()):
+            raise ConfigError(
+                f"{part}.{key}: it says which examples the run has learned from, and no evaluation "
+                "may have another value; leave it out"
+            )
         if key in getattr(own, "of_training", ()):
             raise ConfigError(f"{part}.{key}: it is of training alone, and changes no evaluation")
     return given

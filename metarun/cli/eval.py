@@ -43,7 +43,7 @@ def run(config: EvalConfig, directory: str | Path) -> float:
     from metarun.training.domain import KEY as EXAMPLES
     from metarun.training.domain import Domain, episodes_of
     from metarun.training.ensemble import ensemble_trace
-    from metarun.training.evaluation import evaluate
+    from metarun.training.evaluation import evaluate_split
     from metarun.training.inert import without_effect
     from metarun.training.setup import build, choose_device, from_plain
 
@@ -104,6 +104,8 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                     f"{trained.task.way} classes apart; train one with that task.way, or with an "
                     "algorithm without a head of its own, such as protonet or r2d2"
                 )
+            if setup.algorithm.one_model is not None:
+                _refuse_draws(config)
             if config.calibrate:
                 refuse_calibration(setup, config.split)
             name = train_config.data.name
@@ -121,16 +123,13 @@ def run(config: EvalConfig, directory: str | Path) -> float:
             if unused := [text for text in told if text.partition("=")[0] in other]:
                 log.warning("without effect: %s", "; ".join(unused))
         with stop.deferred():
-            evaluation = evaluate(
+            evaluation = evaluate_split(
+                setup,
                 trace,
-                setup.objective,
                 metas[0],
-                setup.source,
                 config.split,
                 episodes or default_episodes(train_config, config.split),
-                train_config.engine.chunk,
-                on_progress=lambda done: stop.check(),
-                ranks=ranks,
+                lambda done: stop.check(),
             )
         figures = results.describe(setup, evaluation, best) | remark
         if config.calibrate:
@@ -155,6 +154,20 @@ def run(config: EvalConfig, directory: str | Path) -> float:
         print(further)
     print(f"written to {stored}")
     return evaluation.score
+
+
+def _refuse_draws(config: EvalConfig) -> None:
+    """Refuse what says which tasks are drawn, where a model meets examples.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    for key in ("episodes", "seed"):
+        if (value := getattr(config, key)) is not None:
+            raise ConfigError(
+                f"{key}={value}: the run trained one model, which is evaluated on all examples of "
+                f"split={config.split}, and none are drawn; leave it out"
+            )
 
 
 def _restored(setup: Any, content: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from metarun.components.contract import (
     check_outputs,
     checked_algorithm,
 )
+from metarun.components.fits import check_kind_of_data
 from metarun.components.inner import inner_loop_of
 from metarun.components.inner_opt.partition import part_settings
 from metarun.components.outer_opt.base import IMPLEMENTATION, OF_EVERY_OUTER_OPTIMIZER
@@ -44,6 +45,7 @@ from metarun.config.catalogue import (
 from metarun.config.component import as_keywords, with_name
 from metarun.config.run import TrainConfig
 from metarun.episodes.ahead import Ahead
+from metarun.episodes.examples import LabelledExamples
 from metarun.episodes.source import (
     Batches,
     EpisodeSource,
@@ -86,7 +88,7 @@ def register(group: str, name: str, schema: type, build: Builder) -> None:
 
 
 def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
-    """The episode source of a config.
+    """The data of a config.
 
     Raises:
         ConfigError: the data set cannot supply such episodes.
@@ -101,7 +103,7 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
         dtype_of(config),
         **as_keywords(config.data),
     )
-    if is_plugin("data", config.data.name):
+    if is_plugin("data", config.data.name) and not isinstance(source, LabelledExamples):
         check_source(config.data.name, source, device, dtype_of(config))
         source = cast(EpisodeSource, CheckedSource(config.data.name, source))
     if config.task.within == "group" and getattr(source, "within", "all") != "group":
@@ -136,12 +138,24 @@ def training_source(
     return build_data(replace(config, task=task), device)
 
 
-def training_tasks(algorithm: Algorithm, source: EpisodeSource) -> Ahead | Batches:
-    """What an algorithm learns from: training episodes, or plain batches of labelled examples.
+class Reader(Protocol):
+    """What meta-steps learn from."""
+
+    def sample(self, start: int, count: int) -> Any:
+        """Numbers `start` … `start + count - 1`, as tensors with a first dimension of `count`."""
+        ...
+
+
+def training_tasks(algorithm: Algorithm, source: EpisodeSource) -> Reader:
+    """What an algorithm learns from: training episodes, or batches of labelled examples.
 
     Raises:
-        ConfigError: it learns from batches, and the source has no labelled images.
+        ConfigError: it learns from plain batches, and the source has no labelled images.
     """
+    if isinstance(source, LabelledExamples):
+        assert algorithm.one_model is not None
+        found: Reader = algorithm.one_model.reads(source)
+        return found
     if algorithm.batch_size is None:
         return Ahead(source, "train")
     if not isinstance(source, ImageEpisodes):
@@ -242,7 +256,8 @@ def build_algorithm(
         classes: of the data that the network was trained on, if these are others.
 
     Raises:
-        ConfigError: a pattern matches no parameter, or an optimizer's settings contradict.
+        ConfigError: a pattern matches no parameter, an optimizer's settings contradict, or the
+            algorithm learns from data of another kind.
     """
     inner = inner_loop_of(config, record)
     _refuse_frozen_parts(model, vars(config.inner_opt).get("parts", []))
@@ -264,9 +279,12 @@ def build_algorithm(
         tuple(source.input_shape),
         classes or training_classes(source),
         norm_of(config),
+        source.count("train") if isinstance(source, LabelledExamples) else None,
     )
     algorithm = build_component("algo", config.algo, problem, **as_keywords(config.algo))
-    return checked_algorithm(config.algo.name, algorithm)
+    checked = checked_algorithm(config.algo.name, algorithm)
+    check_kind_of_data(config, checked, source)
+    return checked
 
 
 def norm_of(config: TrainConfig) -> str:

@@ -8,14 +8,13 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metarun.components.algo.base import Algorithm, Trace
-from metarun.config.run import TrainConfig
+from metarun.episodes.examples import LabelledExamples
 from metarun.episodes.source import EpisodeSource, an_episode
 from metarun.errors import ConfigError
 from metarun.unroll import InnerOptimizer, LossOptimizer
@@ -62,7 +61,8 @@ def check_outputs(name: str, model: nn.Module, source: EpisodeSource) -> None:
     Raises:
         ConfigError: says what it gives and what it should.
     """
-    x = an_episode(source).support_x[0]
+    given: Any = an_episode(source)
+    x = given.x if isinstance(source, LabelledExamples) else given.support_x[0]
     with torch.no_grad(), undisturbed(x.device), explained():
         outputs = copy.deepcopy(model).to(x.device).eval()(x)
     wanted = (len(x), source.outputs)
@@ -140,62 +140,28 @@ def checked_algorithm(name: str, algorithm: Any) -> Algorithm:
             )
         return dict(meta)
 
+    one = algorithm.one_model
+    of_loss = algorithm.kept if one is None or one.advance is None else ()
+
     def loss(meta: Any, episode: Any, *step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         found = algorithm.loss(meta, episode, *step)
-        return _checked_loss(f"algo={name}: loss(meta, episode)", found, algorithm.kept)
+        return _checked_loss(f"algo={name}: loss(meta, episode)", found, of_loss)
 
     def trace(meta: Any, episode: Any) -> Trace:
-        return _checked_trace(f"algo={name}: trace(meta, episode)", algorithm.trace(meta, episode))
+        found = algorithm.trace(meta, episode)
+        if one is not None:
+            return _checked_traces(f"algo={name}: trace(meta, batch)", found, len(episode.y))
+        return _checked_trace(f"algo={name}: trace(meta, episode)", found)
 
-    return algorithm._replace(init=init, loss=loss, trace=trace)
+    def advance(meta: Any, given: Any) -> dict[str, Tensor]:
+        assert one is not None and one.advance is not None
+        what = f"algo={name}: advance(meta, batch)"
+        return _checked_kept(what, one.advance(meta, given), algorithm.kept)
 
-
-def check_fits(
-    config: TrainConfig, algorithm: Algorithm, source: EpisodeSource, train_source: EpisodeSource
-) -> None:
-    """Refuse settings that an algorithm has no use for, and tasks that it cannot do.
-
-    Raises:
-        ConfigError: names the setting.
-    """
-    name = config.algo.name
-    if not algorithm.learns and config.task.in_training() != config.task:
-        raise ConfigError(
-            f"task.train: algo={name} meta-learns nothing, and has no training tasks; leave it out"
-        )
-    if not algorithm.any_way and train_source.outputs != source.outputs:
-        raise ConfigError(
-            f"task.train.way={train_source.outputs}: algo={name} learns a network that tells "
-            f"task.way={source.outputs} classes apart; leave it out, or choose an algorithm "
-            "without a head of its own, such as protonet or r2d2"
-        )
-    if algorithm.batch_size is not None and config.task.in_training() != config.task:
-        raise ConfigError(
-            f"task.train: algo={name} learns from plain batches, and has no training tasks; leave "
-            "it out"
-        )
-    if not algorithm.differentiates and config.engine.gradient != "auto":
-        what = "differentiates nothing through its inner steps"
-        if not algorithm.has_inner_loop:
-            what = "has no inner loop to differentiate"
-        raise ConfigError(
-            f"engine.gradient={config.engine.gradient}: algo={name} {what}; leave it out"
-        )
-    if algorithm.has_inner_loop:
-        return
-    inner = config.inner_opt
-    if inner.learn or inner.groups or inner.name != "sgd":
-        key = "learn" if inner.learn else "groups" if inner.groups else "name"
-        shown = f"inner_opt={inner.name}" if key == "name" else f"inner_opt.{key}"
-        raise ConfigError(f"{shown}: algo={name} has no inner loop; leave inner_opt out")
-    plain = type(inner)()
-    for field in fields(plain):
-        tuned = field.name == "lr" and source.kind == "regression"  # by the data's own defaults
-        value = getattr(inner, field.name)
-        if value != getattr(plain, field.name) and not tuned:
-            raise ConfigError(
-                f"inner_opt.{field.name}={value}: algo={name} has no inner loop; leave it out"
-            )
+    checked: Algorithm = algorithm._replace(init=init, loss=loss, trace=trace)
+    if one is not None and one.advance is not None:
+        return checked._replace(one_model=one._replace(advance=advance))
+    return checked
 
 
 def _is_parameter(name: Any, value: Any) -> bool:
@@ -229,7 +195,9 @@ def _checked_loss(what: str, found: Any, kept: Sequence[str] = ()) -> tuple[Tens
     checked = {"loss": extra["loss"], "score": extra["score"], "inner_losses": inner}
     if "metrics" in extra:
         checked["metrics"] = _checked_metrics(what, extra["metrics"])
-    return value, checked | ({"kept": _checked_kept(what, extra["kept"], kept)} if kept else {})
+    if kept:
+        checked["kept"] = _checked_kept(f"{what}: extra['kept']", extra["kept"], kept)
+    return value, checked
 
 
 def _checked_metrics(what: str, given: Any) -> dict[str, Tensor]:
@@ -245,8 +213,7 @@ def _checked_metrics(what: str, given: Any) -> dict[str, Tensor]:
 def _checked_kept(what: str, given: Any, kept: Sequence[str]) -> dict[str, Tensor]:
     if not isinstance(given, Mapping) or set(given) != set(kept):
         raise ConfigError(
-            f"{what}: extra['kept'] is {seen(given)}: it must be a dict with the next values of "
-            f"{', '.join(kept)}"
+            f"{what} is {seen(given)}: it must be a dict with the next values of {', '.join(kept)}"
         )
     return {name: given[name].detach() for name in kept}
 
@@ -258,6 +225,18 @@ def _check_number(what: str, value: Any) -> None:
         )
     if not value.is_floating_point():
         raise ConfigError(f"{what} is {seen(value)}: it must be a floating-point number")
+
+
+def _checked_traces(what: str, found: Any, examples: int) -> Trace:
+    if not isinstance(found, Trace):
+        return _checked_trace(what, found)
+    for field, value in zip(Trace._fields, found, strict=True):
+        if not isinstance(value, Tensor) or value.shape != (examples, 1):
+            raise ConfigError(
+                f"{what}: {field} is {seen(value)}: of {examples} examples it must be a tensor of "
+                f"shape ({examples}, 1)"
+            )
+    return found
 
 
 def _checked_trace(what: str, found: Any) -> Trace:

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -58,8 +58,8 @@ class EpisodeSource(Protocol):
     outputs: int  # size of the network's output: the way, or the number of targets
     kind: str  # "classification" or "regression"
 
-    def sample(self, split: str, start: int, count: int) -> Episodes:
-        """Episodes `start` … `start + count - 1` of a split."""
+    def sample(self, split: str, start: int, count: int) -> Any:
+        """`Episodes` `start` … `start + count - 1` of a split; of `LabelledExamples` a `Batch`."""
         ...
 
 
@@ -185,7 +185,7 @@ def splits_of(source: EpisodeSource) -> tuple[str, ...]:
     return found
 
 
-def an_episode(source: EpisodeSource) -> Episodes:
+def an_episode(source: EpisodeSource) -> Any:
     """One episode, of training if there are such: to see what form they have."""
     return source.sample(splits_of(source)[0], 0, 1)
 

@@ -9,7 +9,9 @@ of what makes one task harder than another drops out of it.
 
 With two seeds or more the interval is D ± t·s/√n over the n values D_s, with Student's t. It covers
 tasks and seeds alike, since each seed has tasks of its own. With one seed it is over the tasks and
-knows nothing of the luck of initial weights.
+knows nothing of the luck of initial weights. Where one model was trained, its test examples stand
+in the place of tasks. They are the same for every seed, so the interval over seeds does not cover
+them, and there are no more of them to be had.
 """
 
 import math
@@ -36,7 +38,7 @@ class Difference:
     Attributes:
         value: D.
         ci95: half-width of its interval.
-        unit: "seed" or "task", of which there are `count`.
+        unit: "seed", "task" or "example", of which there are `count`.
         p: of a paired t-test of D = 0, two-sided.
         better, worse: units in which the first group was better, or worse.
         sign_p: of a sign test, two-sided.
@@ -128,10 +130,10 @@ def difference(first: Group, second: Group, higher_is_better: bool) -> Differenc
     values = pairs[0] if len(seeds) == 1 else [fmean(found) for found in pairs]
     if len(values) < 2:
         return "one task of one seed has no spread"
-    within = 0.0
-    if len(seeds) > 1 and tasks > 1:
+    within, each = 0.0, first.figures[0].unit
+    if len(seeds) > 1 and tasks > 1 and each == "task":
         within = fmean(variance(found) / len(found) for found in pairs)
-    return of_units(values, "task" if len(seeds) == 1 else "seed", higher_is_better, within, tasks)
+    return of_units(values, each if len(seeds) == 1 else "seed", higher_is_better, within, tasks)
 
 
 def of_units(

@@ -44,7 +44,7 @@ def comparison_table(
             continue
         found = one.difference
         text = _signed(one.first.score, found)
-        over = f"{found.count} {found.unit}s" + " of 1 seed" * (found.unit == "task")
+        over = f"{found.count} {found.unit}s" + " of 1 seed" * (found.unit != "seed")
         wins = f"{found.better} : {found.worse} (p {_p(found.sign_p)})"
         open_for = to_decide(one)
         rows.append(

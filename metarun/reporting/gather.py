@@ -32,16 +32,17 @@ class Figures:
 
     Attributes:
         score: "accuracy" or "mse".
-        value: mean score over the test tasks.
-        ci95: half-width of its confidence interval over tasks; None if there is none.
-        episodes: test tasks.
+        value: mean score over the test tasks, or over the test examples of one model.
+        ci95: half-width of its confidence interval over them; None if there is none.
+        episodes: how many they are.
         scores: mean score by inner step, from before the first; NaN where it is not finite.
         losses: likewise, the query loss.
         validation: the best validation score, whose model was tested.
         content: which data it saw, briefly; None if that is not known.
-        by_task: the score of each test task, by its number; empty if they are not known, NaN where
-            one is not finite.
+        by_task: the score of each test task, or example, by its number; empty if they are not
+            known, NaN where one is not finite.
         inner_loop: whether it takes inner steps, with the inner optimizer.
+        classes: that one model tells apart; None where tasks were solved.
     """
 
     score: str
@@ -57,6 +58,12 @@ class Figures:
     content: str | None = None
     by_task: Sequence[float] = ()
     inner_loop: bool = True
+    classes: int | None = None
+
+    @property
+    def unit(self) -> str:
+        """What the interval is over."""
+        return "task" if self.classes is None else "example"
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,16 @@ class Run:
     def seed(self) -> int:
         """The run's seed."""
         return int(self.settings["seed"])
+
+    @property
+    def shape(self) -> str:
+        """The shape of its tasks, or how many classes one model tells apart."""
+        way, shot, query = (self.settings.get(f"task.{key}") for key in ("way", "shot", "query"))
+        if self.test is not None and self.test.classes is not None:
+            return f"{self.test.classes} classes"
+        if self.test is not None and self.test.score == "accuracy":
+            return f"{way}-way {shot}-shot, {query} queries a class"
+        return f"{shot} shots, {query} queries"
 
     @property
     def progress(self) -> str:
@@ -241,12 +258,13 @@ def _test(path: Path, settings: dict[str, Any]) -> Figures:
         score = test["score"]
         if score not in ("accuracy", "mse"):
             raise ValueError(f"unknown score {score!r:.50}")
-        ci95 = test["ci95"]
+        ci95, classes = test["ci95"], test.get("classes")
+        each = "task" if classes is None else "example"
         return Figures(
             score=score,
             value=finite(test[score]),
             ci95=None if ci95 is None else finite(ci95),
-            episodes=int(bounded(test["episodes"])),
+            episodes=int(bounded(test["episodes" if classes is None else "examples"])),
             scores=[finite_or_nan(value) for value in test[f"{score}_per_inner_step"]],
             losses=[finite_or_nan(value) for value in test["loss_per_inner_step"]],
             validation=finite(result["best"]["score"]),
@@ -254,8 +272,9 @@ def _test(path: Path, settings: dict[str, Any]) -> Figures:
             train_seconds=bounded(result["train_seconds"]),
             peak_memory_gib=bounded(result["peak_memory_gib"]),
             content=_content(test.get("data_identity")),
-            by_task=array("d", map(finite_or_nan, test.get(f"{score}_per_task", ()))),
+            by_task=array("d", map(finite_or_nan, test.get(f"{score}_per_{each}", ()))),
             inner_loop=test.get("inner_steps", 0) is not None,
+            classes=None if classes is None else int(bounded(classes)),
         )
     except KeyError as error:
         raise ValueError(f"result.json lacks {error}") from error

@@ -69,7 +69,7 @@ class Group:
         """What the confidence interval is over: the seeds, or the tasks of the only one."""
         if len(self.figures) > 1:
             return f"{len(self.figures)} seeds"
-        return f"{self.figures[0].episodes} tasks of 1 seed"
+        return f"{self.figures[0].episodes} {self.figures[0].unit}s of 1 seed"
 
     @property
     def validation(self) -> float:
@@ -260,15 +260,11 @@ def _board(title: str, members: list[list[Run]]) -> Board:
 def _titles(firsts: Sequence[Run]) -> list[str]:
     """What each board's tasks are, with whatever else tells them apart."""
     configs = [task_settings(run) for run in firsts]
-    said = ("data.name", "task.way", "task.shot", "task.query")
+    said = ("data.name", "data.classes", "task.way", "task.shot", "task.query")
     more = [key for key in differing(configs) if key not in said]
     titles = []
     for run, config in zip(firsts, configs, strict=True):
-        way, shot, query = (as_text(config.get(f"task.{k}")) for k in ("way", "shot", "query"))
-        shape = f"{shot} shots, {query} queries"
-        if run.test is not None and run.test.score == "accuracy":
-            shape = f"{way}-way {shot}-shot, {query} queries a class"
-        titles.append(f"{as_text(config['data.name'])}, {shape}{_listed(config, more)}")
+        titles.append(f"{as_text(config['data.name'])}, {run.shape}{_listed(config, more)}")
     alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for title, config in zip(titles, configs, strict=True):
         alike[title].append(config)

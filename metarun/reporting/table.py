@@ -131,7 +131,7 @@ def groups_csv(boards: Sequence[Board]) -> str:
             group.score,
             group.value,
             group.ci95,
-            "seeds" if len(group.runs) > 1 else "tasks",
+            "seeds" if len(group.runs) > 1 else f"{group.figures[0].unit}s",
             " ".join(str(run.seed) for run in group.runs),
             group.validation,
             group.seconds,

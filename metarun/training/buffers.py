@@ -58,7 +58,8 @@ def settle(
         trains: whether a run is trained, and not only evaluated.
 
     Raises:
-        ConfigError: as `look`, `refuse_graphs` and `engine_for`.
+        ConfigError: as `look`, `refuse_graphs` and `engine_for`; or one model is trained whose
+            steps ahead would change buffers.
     """
     if not network.buffered:
         return Changes(), config.engine
@@ -66,6 +67,13 @@ def settle(
     algorithm = build_algorithm(config, model, source, compares=False)
     changes = look(model, algorithm, source)
     engine = engine_for(config, changes, trains, ranks)
+    one = algorithm.one_model
+    if trains and changes.training and one is not None and one.advance is not None:
+        raise ConfigError(
+            f"the backbone changes its buffer {changes.training[0]} when it is called, and the "
+            f"steps ahead of algo={config.algo.name} are none that the model takes: choose a "
+            "backbone without such a buffer"
+        )
     refuse_graphs(model, algorithm, source, changes.training if trains else ())
     network.changing = changes.training
     return changes, engine
@@ -87,8 +95,10 @@ def look(model: nn.Module, algorithm: Algorithm, source: EpisodeSource) -> Chang
                 tasks: Any = (
                     training_tasks(algorithm, source).sample(0, 1) if learns else an_episode(source)
                 )
+                if learns or algorithm.one_model is None:  # which is evaluated by a batch
+                    tasks = pytree.tree_map(lambda x: x[0], tasks)
                 with torch.no_grad():
-                    compute(algorithm.init(), pytree.tree_map(lambda x: x[0], tasks))
+                    compute(algorithm.init(), tasks)
             except Exception as error:  # of any type; where it matters, the run meets it as well
                 if IN_PLACE in str(error):
                     raise ConfigError(

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from metarun.components.algo.base import Objective, Trace
+from metarun.episodes.examples import LabelledExamples
 from metarun.episodes.source import EpisodeSource
 from metarun.rundir.interval import half_width95
 from metarun.system.ranks import ALONE, Ranks
+from metarun.training.setup import Setup
 from metarun.unroll import Meta
 
 TASKS_AT_A_TIME = {"cpu": 16, "cuda": 128}  # a CPU's caches hold few, a GPU wants many
@@ -23,6 +25,7 @@ class Evaluation:
 
     Attributes:
         objective: tells what the score is.
+        each: what has a score of its own: "task", or "example" where one model is evaluated.
         scores: float64 (tasks, inner steps + 1), from before the first inner step.
         losses: likewise, the query loss.
     """
@@ -30,6 +33,7 @@ class Evaluation:
     objective: Objective
     scores: Tensor
     losses: Tensor
+    each: str = "task"
 
     @property
     def score(self) -> float:
@@ -47,12 +51,12 @@ class Evaluation:
         return {
             name: self.score,
             "ci95": self.ci95,
-            "episodes": self.scores.shape[0],
+            "episodes" if self.each == "task" else "examples": self.scores.shape[0],
             "inner_steps": self.scores.shape[1] - 1,
             f"{name}_per_inner_step": self.scores.mean(dim=0).tolist(),
             "ci95_per_inner_step": [confidence95(column) for column in self.scores.T],
             "loss_per_inner_step": self.losses.mean(dim=0).tolist(),
-            f"{name}_per_task": self.scores[:, -1].tolist(),
+            f"{name}_per_{self.each}": self.scores[:, -1].tolist(),
         }
 
     def by_turns(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -83,7 +87,7 @@ def evaluate(
     on_progress: Callable[[int], None] = lambda done: None,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Adapt to episodes 0 … `episodes - 1` of a split and score the queries.
+    """Adapt to episodes 0 … `episodes - 1` of a split and score the queries; or score examples.
 
     The ranks take turns at whole chunks, so that the figures have the bits that one rank alone
     would find.
@@ -113,7 +117,42 @@ def evaluate(
     own = {start: [part.double().cpu() for part in trace] for start, trace in traces.items()}
     by_start = {start: trace for found in ranks.gather(own) for start, trace in found.items()}
     losses, scores = zip(*(by_start[start] for start in sorted(by_start)), strict=True)
-    return Evaluation(objective, torch.cat(scores), torch.cat(losses))
+    each = "example" if isinstance(source, LabelledExamples) else "task"
+    return Evaluation(objective, torch.cat(scores), torch.cat(losses), each)
+
+
+def evaluate_split(
+    setup: Setup,
+    trace: Callable[[Meta, Any], Trace],
+    meta: Meta,
+    split: str,
+    tasks: int,
+    on_progress: Callable[[int], None],
+) -> Evaluation:
+    """Score tasks of a split; where one model is trained, all examples of that part.
+
+    Args:
+        trace: as of `evaluate`: of `setup`, or of several checkpoints together.
+        tasks: how many, where there are tasks.
+        on_progress: as of `evaluate`.
+
+    Raises:
+        LostRank: another rank is gone.
+    """
+    chunk, one = setup.config.engine.chunk, setup.algorithm.one_model
+    if one is not None and isinstance(setup.source, LabelledExamples):
+        tasks, chunk = setup.source.count(split), one.batch_size
+    return evaluate(
+        trace,
+        setup.objective,
+        meta,
+        setup.source,
+        split,
+        tasks,
+        chunk,
+        on_progress,
+        setup.ranks,
+    )
 
 
 def format_score(name: str, value: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from metarun.components.algo.descent import DescentConfig
 from metarun.components.algo.meta_sgd import MetaSgdConfig
+from metarun.components.algo.one_model import OneModelConfig
 from metarun.config.catalogue import is_plugin
 from metarun.config.run import TaskConfig, TrainConfig
 from metarun.errors import ConfigError
@@ -92,7 +93,15 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
     scheduled = getattr(inner, "schedule", None) is not None
     shapes = (config.task, config.task.in_training())
     support = max(t.shot * (t.way if kind == "classification" else 1) for t in shapes)
+    every = "all examples of its part are taken, once each"
+    one_model = isinstance(algo, OneModelConfig)
     rules = {
+        "trainer.eval_episodes": (one_model, every),
+        "trainer.test_episodes": (one_model, every),
+        "algo.units": (
+            vars(algo).get("weigh", "network") != "network",
+            "algo.weigh has no network",
+        ),
         "engine.solver_lr": (
             engine.gradient == "implicit" and engine.solver == "cg",
             "it is for engine.solver=neumann and fixed_point",

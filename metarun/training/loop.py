@@ -15,7 +15,7 @@ from metarun.episodes.rng import stream_key
 from metarun.errors import CheckpointError, RunError
 from metarun.rundir import checkpoint
 from metarun.system.interrupts import Interrupted, Interruption
-from metarun.training.evaluation import evaluate, format_score
+from metarun.training.evaluation import evaluate_split, format_score
 from metarun.training.meta_gradient import of_meta_batch
 from metarun.training.metrics import Metrics, are_alike, is_finite, stacked
 from metarun.training.setup import Setup
@@ -90,8 +90,9 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     may_skip, network = config.trainer.nonfinite == "skip", setup.network
     buffers = network.buffers() if may_skip and network.changing else {}
     grads, metrics = of_meta_batch(setup, state, tasks, own / size)
-    kept = {name: grads[name].detach() for name in setup.algorithm.kept}
-    learned = {name: leaf for name, leaf in state.meta.items() if name not in kept}
+    names = set(setup.algorithm.kept)
+    kept = {name: value.detach() for name, value in grads.items() if name in names}
+    learned = {name: leaf for name, leaf in state.meta.items() if name not in names}
     grads = {name: grads[name] for name in learned}
     if ranks.count > 1:
         metrics = metrics._replace(gradient_norm=get_total_norm(list(grads.values())))
@@ -116,6 +117,8 @@ def meta_step(setup: Setup, state: TrainState) -> None:
         clip_grads_with_norm_(leaves, options.clip_norm, clipped_norm)
     state.optimizer.step()
     state.meta |= kept
+    if setup.advance is not None:
+        state.meta |= setup.advance(state.meta, tasks, state.step)
     if state.scheduler is not None:
         state.scheduler.step()
     if state.recent and not are_alike(state.recent[-1], metrics):
@@ -211,16 +214,13 @@ def validate(
     check_constant(setup, state)
     setup.recheck()
     name, config = setup.objective.score_name, setup.config
-    result = evaluate(
+    result = evaluate_split(
+        setup,
         setup.trace,
-        setup.objective,
         state.meta,
-        setup.source,
         "val",
         config.trainer.eval_episodes,
-        config.engine.chunk,
-        on_progress=lambda done: stop.check(),
-        ranks=setup.ranks,
+        lambda done: stop.check(),
     )
     state.last_eval = state.step
     loss = float(result.losses[:, -1].mean())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from metarun.components.algo.descent import DescentConfig
+from metarun.components.algo.one_model import OneModelConfig
 from metarun.components.inner import build_inner_optimizer
 from metarun.config.run import EngineConfig, TrainConfig
 from metarun.errors import ConfigError
@@ -90,7 +91,10 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
             "engine.compile=inductor needs a C++ compiler on the CPU, g++ or what CXX names, and "
             "there is none: use engine.compile=replay"
         )
-    batching, chunk = choose_batching(config.engine, model, device)
+    engine = config.engine
+    if isinstance(config.algo, OneModelConfig):  # there are no tasks to compute together
+        engine = replace(engine, batching="loop")
+    batching, chunk = choose_batching(engine, model, device)
     choice: str = config.engine.compile
     evaluate, inner_step = choice, "none"
     steps = config.trainer.steps

@@ -44,6 +44,9 @@ Traces = Callable[[Meta, Any], Trace]
 Outputs = Callable[[Meta, Any], Tensor]
 """`(meta, tasks) -> outputs`, (tasks, inner steps + 1, queries, outputs)."""
 
+Advance = Callable[[Meta, Any, int], dict[str, Tensor]]
+"""`(meta, what a meta-step learned from, meta-steps done) -> next kept values, if they are due`."""
+
 CALLS_BEFORE_RECORDING = 2  # a run of a few meta-steps is not worth a recording
 # Beyond, inductor takes minutes, and a replay gains no time for the memory that recording takes.
 MOST_OPERATIONS = 10_000
@@ -84,9 +87,35 @@ def gradient_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Gr
 
 
 def trace_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Traces:
-    """The evaluation of a batch of tasks."""
+    """The evaluation of a batch of tasks; of a batch of examples, where one model is trained."""
     trace = channels_last(algorithm.trace) if plan.channels_last else algorithm.trace
-    return task_mapping(trace, plan.batching, record=record, threads=plan.threads)
+    if algorithm.one_model is None:
+        return task_mapping(trace, plan.batching, record=record, threads=plan.threads)
+    mapping = task_mapping(trace, "loop", record=record)
+
+    def of_batch(meta: Meta, batch: Any) -> Trace:
+        found = mapping(meta, pytree.tree_map(lambda part: part[None], batch))
+        return Trace(*(part[0] for part in found))
+
+    return of_batch
+
+
+def advance_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Advance | None:
+    """The steps that one model takes after meta-steps, if the algorithm has some."""
+    one = algorithm.one_model
+    if one is None or one.advance is None:
+        return None
+    advance, every = channels_last(one.advance) if plan.channels_last else one.advance, one.every
+    mapping = task_mapping(advance, "loop", record=record)
+
+    def advanced(meta: Meta, given: Any, step: int) -> dict[str, Tensor]:
+        if step % every:
+            return {}
+        constants = {name: value.detach() for name, value in meta.items()}
+        # Contiguous, as a checkpoint gives them back.
+        return {name: value[0].contiguous() for name, value in mapping(constants, given).items()}
+
+    return advanced
 
 
 def outputs_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Outputs:

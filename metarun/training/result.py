@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from metarun.config.run import differing
+from metarun.config.run import TaskConfig, differing
 from metarun.config.typed import as_argument, as_path
 from metarun.errors import RunError
 from metarun.rundir import checkpoint
@@ -21,7 +21,7 @@ from metarun.rundir.top import load_each
 from metarun.system.files import write_json
 from metarun.system.interrupts import Interruption
 from metarun.training.ensemble import ensemble_trace
-from metarun.training.evaluation import Evaluation, evaluate, format_score
+from metarun.training.evaluation import Evaluation, evaluate_split, format_score
 from metarun.training.programs import Traces
 from metarun.training.setup import Setup, to_plain
 from metarun.training.state import TrainState, restore_meta
@@ -94,16 +94,13 @@ def _is_of(setup: Setup) -> Callable[[dict[str, Any]], bool]:
 
 def _tested(setup: Setup, trace: Traces, meta: Meta, stop: Interruption) -> Evaluation:
     with stop.deferred():
-        return evaluate(
+        return evaluate_split(
+            setup,
             trace,
-            setup.objective,
             meta,
-            setup.source,
             "test",
             setup.config.trainer.test_episodes,
-            setup.config.engine.chunk,
-            on_progress=lambda done: stop.check(),
-            ranks=setup.ranks,
+            lambda done: stop.check(),
         )
 
 
@@ -136,7 +133,9 @@ def describe(
     """
     config, trained = setup.config, setup.config.task.in_training()
     figures = evaluation.summary()
-    if not setup.algorithm.has_inner_loop:
+    if setup.algorithm.one_model is not None:
+        figures |= {"inner_steps": None, "classes": setup.source.outputs}
+    elif not setup.algorithm.has_inner_loop:
         figures["inner_steps"] = None
     if not setup.algorithm.learns:
         figures["meta_learned"] = False
@@ -145,11 +144,7 @@ def describe(
     if ensemble:
         figures["ensemble"] = list(ensemble)
     if trained != config.task:  # training tasks had another shape
-        shape: dict[str, Any] = {
-            "way": trained.way,
-            "shot": trained.shot,
-            "query": trained.query,
-        }
+        shape: dict[str, Any] = shape_of(trained)
         if trained.within != config.task.within:
             shape["within"] = trained.within
         figures["trained_on"] = shape
@@ -165,12 +160,15 @@ def describe(
         "algo": config.algo.name,
         "data": config.data.name,
         "data_identity": setup.identity,
-        "way": config.task.way,
-        "shot": config.task.shot,
-        "query": config.task.query,
+        **({} if setup.algorithm.one_model is not None else shape_of(config.task)),
         "seed": config.seed,
         "batch_norm": setup.batch_norm,
     }
+
+
+def shape_of(task: TaskConfig) -> dict[str, int]:
+    """The shape of a task, as results have it."""
+    return {"way": task.way, "shot": task.shot, "query": task.query}
 
 
 WITHIN = {None: "", "group": " within a group", "all": " of all classes"}
@@ -180,11 +178,13 @@ WITHIN = {None: "", "group": " within a group", "all": " of all classes"}
 def line(figures: dict[str, Any], split: str) -> str:
     """One line with a figure, its confidence interval and its protocol."""
     name = figures["score"]
-    if name == "accuracy":
-        shape = f"{figures['way']}-way {figures['shot']}-shot{WITHIN[figures.get('within')]}"
-        shape += f", {figures['query']} queries a class"
+    if "classes" in figures:
+        scored = f"{figures['examples']} examples of {figures['classes']} classes"
+    elif name == "accuracy":
+        scored = f"{figures['episodes']} tasks, {figures['way']}-way {figures['shot']}-shot"
+        scored += f"{WITHIN[figures.get('within')]}, {figures['query']} queries a class"
     else:
-        shape = f"{figures['shot']} shots, {figures['query']} queries"
+        scored = f"{figures['episodes']} tasks, {figures['shot']} shots, {figures['query']} queries"
     other = ", other data than in training" if figures.get("other_data") else ""
     if domain := figures.get("training_data"):
         seen = " on characters of these alphabets" if figures.get("seen_in_training") else ""
@@ -205,8 +205,8 @@ def line(figures: dict[str, Any], split: str) -> str:
     error = f", error {100 * figures['error']:.2f} %" if "error" in figures else ""
     return (
         f"{split} {name} {format_score(name, figures[name])} ± "
-        f"{format_score(name, figures['ci95'])}{error} (95 % CI; "
-        f"{figures['episodes']} tasks, {shape}, {inner}batch norm: {figures['batch_norm']}{other})"
+        f"{format_score(name, figures['ci95'])}{error} (95 % CI; {scored}, "
+        f"{inner}batch norm: {figures['batch_norm']}{other})"
     )
 
 
@@ -259,6 +259,7 @@ def summary(result: dict[str, Any], directory: Path, plugins: Sequence[str] = ()
     name = test["score"]
     best_score = f"{format_score(name, best['score'])} ± {format_score(name, best['ci95'])}"
     memory = result["peak_memory_gib"]
+    more = "" if "classes" in test else " episodes=1000"
     trained = f"{result['steps']} meta-steps on {result['device']}, "
     trained += f"{result['train_seconds']:.0f} s of training, "
     if not test.get("meta_learned", True):
@@ -274,7 +275,7 @@ def summary(result: dict[str, Any], directory: Path, plugins: Sequence[str] = ()
             *(f"  {line(together, 'test')}" for together in ensemble),
             *counted(result.get("parameters")),
             f"  run directory {directory}",
-            f"next: metarun eval {own}{as_argument('ckpt', directory)} episodes=1000",
+            f"next: metarun eval {own}{as_argument('ckpt', directory)}{more}",
             f"      tensorboard --logdir {shlex.quote(as_path(directory.parent))}",
         ]
     )

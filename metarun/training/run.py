@@ -60,6 +60,7 @@ def run(config: TrainConfig, directory: str | Path) -> float:
 
 
 def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, Any]:
+    from metarun.episodes.examples import LabelledExamples
     from metarun.episodes.source import Batches
     from metarun.rundir import checkpoint, metrics
     from metarun.rundir import directory as rundir
@@ -115,6 +116,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         plan = setup.plan
         several = f", {plan.threads} at a time" if plan.threads > 1 else ""
         tasks = f"tasks by {plan.batching}{several}"
+        if setup.algorithm.one_model is not None:
+            tasks = "one model"
         log.info("run directory %s, device %s%s, %s", directory, device, each, tasks)
         if setup.algorithm.steps is not None:
             _tell_of_other_inner_steps(*setup.algorithm.steps)
@@ -132,6 +135,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
                 setup.train_tasks.classes,
                 setup.source.outputs,
             )
+        if isinstance(setup.source, LabelledExamples):
+            log.info("%s", setup.source.described())
         if unused := without_effect(config, setup.source.kind, setup.source.outputs):
             log.warning("without effect: %s", "; ".join(unused))
         described = Logged(directory, flat(plain), setup.objective.score_name)

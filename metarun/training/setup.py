@@ -11,6 +11,7 @@ from torch import nn
 from metarun.components.algo.base import HYPERPARAMETERS, OBJECTIVES, Algorithm, Objective
 from metarun.components.algo.normalising import MEANING
 from metarun.components.build import (
+    Reader,
     build_algorithm,
     build_data,
     build_model,
@@ -18,7 +19,7 @@ from metarun.components.build import (
     training_source,
     training_tasks,
 )
-from metarun.components.contract import check_fits
+from metarun.components.fits import check_fits
 from metarun.components.network import Network, refuse_kept_results, refuse_lost_state
 from metarun.config.catalogue import GROUPS, schemas
 from metarun.config.checks import fits, read
@@ -26,7 +27,7 @@ from metarun.config.run import EngineConfig, TaskConfig, TrainConfig, TrainerCon
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.identity import identity_of
 from metarun.episodes.rng import stream_key
-from metarun.episodes.source import Batches, EpisodeSource
+from metarun.episodes.source import EpisodeSource
 from metarun.errors import CheckpointError, ConfigError
 from metarun.system.memory import keep_memory, machine_memory
 from metarun.system.ranks import ALONE, Ranks
@@ -36,10 +37,12 @@ from metarun.training.domain import Domain, refuse_no_training, refuse_other_sha
 from metarun.training.outer_groups import group_of_each
 from metarun.training.plan import Plan, make_plan, with_gradient
 from metarun.training.programs import (
+    Advance,
     Gradient,
     Outputs,
     Recorder,
     Traces,
+    advance_program,
     gradient_program,
     keep_compiled,
     outputs_program,
@@ -58,12 +61,13 @@ class Setup:
     source: EpisodeSource
     model: nn.Module
     network: Network  # its buffers and frozen parameters
-    train_tasks: Ahead | Batches  # what a meta-step learns from
+    train_tasks: Reader  # what a meta-step learns from
     algorithm: Algorithm
     objective: Objective
     plan: Plan
     planned_for: int  # meta-steps that the plan was made for: those the run began with
     gradient: Gradient
+    advance: Advance | None  # the steps that one model takes after meta-steps
     trace: Traces
     outputs: Outputs | None  # None: the algorithm does not give them
     recheck: Callable[[], None]  # have recordings compared with their functions at the next call
@@ -130,6 +134,11 @@ def build(
     algorithm = build_algorithm(
         computed, model, source, record_step, train_source=train_source, classes=classes
     )
+    if domain is not None and algorithm.one_model is not None:
+        raise ConfigError(
+            f"data={config.data.name}: the run trained one model, which tells the classes of its "
+            "own data apart and no others; leave data out"
+        )
     check_fits(config, algorithm, source, train_source)
     if algorithm.learns:
         group_of_each(config.outer_opt, [n for n in algorithm.init() if n not in algorithm.kept])
@@ -152,6 +161,7 @@ def build(
         plan,
         planned_for,
         programs.make(gradient_program, "meta-steps", "compile"),
+        programs.made(advance_program, "steps of the model", "compile", plan),
         programs.make(trace_program, "evaluations", "evaluate"),
         programs.make(outputs_program, "evaluations", "evaluate") if algorithm.outputs else None,
         programs.recheck,
@@ -187,19 +197,20 @@ class _Programs(NamedTuple):
             choice: the plan's field that says how it is recorded.
         """
         if self.plan.batching == "loop":
-            return self._made(program, what, choice, self.plan)
+            return self.made(program, what, choice, self.plan)
         engine = replace(self.computed.engine, batching="loop")
         looped = make_plan(replace(self.computed, engine=engine), self.model, self.device)
         return TriedByVmap(
-            self._made(program, what, choice, self.plan),
-            lambda: self._made(program, what, choice, looped),
+            self.made(program, what, choice, self.plan),
+            lambda: self.made(program, what, choice, looped),
             what,
             insisted=self.config.engine.batching == "vmap",
         )
 
-    def _made(
+    def made(
         self, program: Callable[..., Any], what: str, choice: str, plan: Plan
     ) -> Callable[..., Any]:
+        """A program of a plan, as `make` makes it."""
         self.recorders.append(Recorder(getattr(plan, choice), what))
         made: Callable[..., Any] = program(self.algorithm, plan, self.recorders[-1])
         return made
@@ -234,11 +245,11 @@ def _parameters(algorithm: Algorithm, network: Network) -> dict[str, int | None]
     sizes = {name: p.numel() for name, p in meta.items() if name not in algorithm.kept}
     hyper = sum(size for name, size in sizes.items() if name.startswith(HYPERPARAMETERS))
     # What is made anew in each task, a context or a head, is no parameter of the run.
-    adapted = [name for name in algorithm.adapted or () if name in sizes]
+    adapted = [meta[name].numel() for name in algorithm.adapted or () if name in meta]
     return {
         "learned": sum(sizes.values()) - hyper if algorithm.learns else 0,
         "hyperparameters": hyper if algorithm.learns else 0,
-        "adapted": sum(sizes[name] for name in adapted) if adapted else None,
+        "adapted": sum(adapted) if adapted else None,
         "frozen": sum(p.numel() for p in network.frozen.values()),
     }
 

@@ -180,7 +180,7 @@ def test_an_evaluation_may_choose_another_one(metarun: Metarun, tmp_path: Path) 
         "algo=protonet",
     )
     said = metarun("train", *TINY[:-4], *small, "backbone.norm=running", "hydra.run.dir=run").stdout
-    assert "batch norm: moving averages of meta-training" in said
+    assert "batch norm: moving averages of training" in said
     scores = {}
     for norm in NORMS:
         metarun("eval", "ckpt=run", f"backbone.norm={norm}", f"hydra.run.dir={norm}")

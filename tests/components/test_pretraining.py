@@ -20,11 +20,10 @@ from metarun.components.algo.minibatches import minibatches
 from metarun.components.algo.transductive_finetuning import mean_entropy, transductive_finetuning
 from metarun.components.backbone.conv4 import Conv4
 from metarun.components.backbone.mlp import MLP
-from metarun.config.catalogue import schemas
 from metarun.episodes.source import Batch, Episodes
 from metarun.errors import ConfigError
 from metarun.unroll import adam, sgd
-from tests.components.test_every_algorithm import REGRESSES
+from tests.components.test_every_algorithm import REGRESSES, TASKS
 from tests.conftest import Metarun
 from tests.setups import IMAGES, setup_of
 
@@ -333,7 +332,7 @@ def test_a_method_that_says_so_gets_the_queries_wherever_it_adapts(transductive:
         assert given is None if not transductive else torch.equal(given, 2 * queries)
 
 
-@pytest.mark.parametrize("algo", [name for name in schemas("algo") if name not in REGRESSES])
+@pytest.mark.parametrize("algo", [name for name in TASKS if name not in REGRESSES])
 def test_a_frozen_network_is_no_mystery(algo: str) -> None:
     """Nothing of the body is learned: heads and own values may be, or a sentence says why not."""
     settings = (*IMAGES, f"algo={algo}", "backbone.frozen=['body.*']")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.episodes.examples import LabelledExamples
 from metarun.unroll import (
     GradientMode,
     Granularity,
@@ -111,6 +112,7 @@ class Problem(NamedTuple):
     input_shape: tuple[int, ...] = ()  # of one example
     classes: int | None = None  # of the training data, where there are labelled examples of them
     norm: str = "transductive"  # what normalises queries: `algo.normalising`
+    examples: int | None = None  # to train on, where the data are labelled examples and no tasks
 
 
 class Trace(NamedTuple):
@@ -127,6 +129,29 @@ class Steps(NamedTuple):
     evaluation: int
 
 
+class OneModel(NamedTuple):
+    """What an algorithm says that solves no tasks: it trains one classifier on labelled examples.
+
+    The classifier's own parameters are among those of `init`, learned by the outer gradient or
+    kept. `Algorithm.trace` then takes a `Batch` of examples, which belong together as those of a
+    batch do, and gives a trace of each: its parts have the shape (examples, 1).
+
+    Attributes:
+        reads: `reads(examples)` gives what meta-steps learn from, out of `LabelledExamples`. It has
+            a method `sample(meta-steps done, 1)`, whose tensors have a first dimension of 1.
+        batch_size: examples at a time in an evaluation.
+        advance: `advance(meta, what a meta-step learned from)` gives the next values of what is
+            kept, with the meta-parameters as the outer optimizer has left them. None: the loss
+            gives them, if there are any.
+        every: meta-steps from one advance to the next.
+    """
+
+    reads: Callable[[LabelledExamples], Any]
+    batch_size: int
+    advance: Callable[[Meta, Any], dict[str, Tensor]] | None = None
+    every: int = 1
+
+
 class Algorithm(NamedTuple):
     """Pure functions of the meta-parameters and of one episode.
 
@@ -140,7 +165,7 @@ class Algorithm(NamedTuple):
         adapted: names of the parameters that the inner loop changes; None: not stated.
         kept: names of those of `init` that are not learned by gradient but carried on: the `loss`
             gives their next values in extra["kept"], and the mean over the tasks of a meta-batch
-            goes on.
+            goes on. With `one_model.advance`, that gives them.
         batch_size: it learns from plain batches of so many labelled examples, each a `Batch`,
             and not from episodes; None: from episodes.
         differentiates: whether derivatives pass through its inner steps.
@@ -156,6 +181,8 @@ class Algorithm(NamedTuple):
             + 1, queries, outputs); None: not stated.
         adapt: `adapt(meta, support_x, support_y, way) -> predictor`, from examples to outputs, as
             in evaluation; None: not stated.
+        one_model: it trains one classifier, which other examples of the same classes evaluate;
+            None: it solves tasks.
     """
 
     init: Callable[[], dict[str, Tensor]]
@@ -174,6 +201,7 @@ class Algorithm(NamedTuple):
     outer_radius: float = 0.0
     outputs: Callable[[Meta, Episode], Tensor] | None = None
     adapt: Callable[[Meta, Tensor, Tensor, int | None], Callable[[Tensor], Tensor]] | None = None
+    one_model: OneModel | None = None
 
 
 def detached_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -195,6 +195,19 @@ def _annealed(made: Algorithm, until: int) -> Algorithm:
     return made._replace(loss=loss, follows_step=True)
 
 
+def refuse_mixed(gradient: GradientMode, inner: InnerLoop) -> None:
+    """Refuse `engine.gradient=mixed` with an inner optimizer that takes more than gradients.
+
+    Raises:
+        ValueError: says what to choose.
+    """
+    if gradient == "mixed" and isinstance(inner.optimizer, LossOptimizer):
+        raise ValueError(
+            "engine.gradient=mixed needs an inner optimizer that is driven by the gradient "
+            "alone: choose engine.gradient=checkpoint"
+        )
+
+
 def _check_gradient(
     gradient: GradientMode, inner: InnerLoop, own: DescentConfig, loop: Prepared, per_step: bool
 ) -> None:
@@ -210,11 +223,7 @@ def _check_gradient(
             f"implicit gradients cannot learn {what} of the inner optimizer: {instead}choose "
             "another engine.gradient"
         )
-    if gradient == "mixed" and isinstance(inner.optimizer, LossOptimizer):
-        raise ValueError(
-            "engine.gradient=mixed needs an inner optimizer that is driven by the gradient "
-            "alone: choose engine.gradient=checkpoint"
-        )
+    refuse_mixed(gradient, inner)
     if own.multi_step_loss and isinstance(gradient, Implicit | Evolution | Truncated):
         raise ValueError(
             "algo.multi_step_loss needs the derivative of each inner step: choose "

@@ -33,7 +33,7 @@ MEANING = {
     "transductive": "batch statistics (transductive)",
     "support": "moments of the support set",
     "support_plus_one": "each query with the support set",
-    "running": "moving averages of meta-training",
+    "running": "moving averages of training",
 }
 """What a result line says of each."""
 

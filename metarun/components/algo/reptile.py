@@ -21,16 +21,13 @@ from metarun.components.algo.base import (
     apply_model,
     detached_parameters,
 )
+from metarun.components.algo.carried import carried_state
 from metarun.components.algo.inner_loop import prepared
 from metarun.components.algo.minibatches import minibatches
 from metarun.components.algo.normalising import Normalising
 from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
 from metarun.unroll import InnerOptimizer, Meta, Params, Unrolled, unroll
-from metarun.unroll._torch import pytree
-
-KEPT = "moments."
-"""Begins the names of the inner optimizer's state among what is kept."""
 
 
 @settings
@@ -77,21 +74,17 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
         raise ValueError("algo=reptile needs an inner optimizer that takes gradients alone")
     weights, normalising = detached_parameters(model), Normalising(problem.norm, model)
     count = Steps(own.inner_steps, own.eval_inner_steps)
-    loop, fresh = prepared(inner, weights, count), inner.optimizer.init(weights)
-    leaves, structure = pytree.tree_flatten_with_path(fresh)
-    names = tuple(f"{KEPT}{pytree.keystr(path)}" for path, _ in leaves) if own.keep_moments else ()
+    loop, moments = prepared(inner, weights, count), carried_state(inner.optimizer, weights)
+    names = tuple(moments.initial) if own.keep_moments else ()
 
     def init() -> dict[str, Tensor]:
-        values = (leaf.clone() for _, leaf in leaves)
-        return dict(weights) | dict(zip(names, values, strict=False))
+        return dict(weights) | {name: moments.initial[name].clone() for name in names}
 
     def walk(
         meta: Meta, support: Support, steps: int, observe: Callable[[Params], Any] | None
     ) -> Unrolled:
         start = {name: meta[name].detach() for name in weights}
-        state = fresh
-        if own.keep_moments:
-            state = pytree.tree_unflatten([meta[name].detach() for name in names], structure)
+        state = moments.state(meta if own.keep_moments else moments.initial)
         turns = minibatches(len(support.x), own.inner_batch, steps)
 
         def loss(fast: Params, step: int, given: tuple[Tensor, Tensor]) -> Tensor:
@@ -135,7 +128,7 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
             "inner_losses": end.losses.detach(),
         }
         if own.keep_moments:
-            extra["kept"] = dict(zip(names, pytree.tree_leaves(end.state), strict=True))
+            extra["kept"] = moments.values(end.state)
         return torch.stack(moved).sum(), extra
 
     return by_steps(

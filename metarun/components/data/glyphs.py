@@ -96,10 +96,15 @@ def split_of(class_name: str) -> str:
     return next(split for split, alphabets in SPLITS.items() if number in alphabets)
 
 
-def load(seed: int = 0) -> dict[str, ClassStore]:
-    """The splits "train", "val" and "test", drawn at the first call and cached from then on."""
+def characters(seed: int = 0) -> ClassStore:
+    """All characters, drawn at the first call and cached from then on."""
     path = cache_dir() / f"glyphs-v{VERSION}-seed{seed}.safetensors"
-    store = cached(path, lambda: from_equal_classes(*draw(seed)))
+    return cached(path, lambda: from_equal_classes(*draw(seed)))
+
+
+def load(seed: int = 0) -> dict[str, ClassStore]:
+    """The characters of the splits "train", "val" and "test"."""
+    store = characters(seed)
     splits = [split_of(name) for name in store.class_names]
     return {
         split: select_classes(store, [c for c, own in enumerate(splits) if own == split])

@@ -54,19 +54,26 @@ SPLITS = ("random", "vinyals", "background")
 
 
 @settings
-class OmniglotConfig:
-    """Omniglot (Lake et al. 2015): 1623 characters, 20 drawings each."""
+class OmniglotFilesConfig:
+    """Where Omniglot is."""
 
+    name: str = "???"
     root: str | None = None  # folder of data sets; null: a cache folder of the user
     download: bool = True  # fetch the files if they are not there
+
+    def __post_init__(self) -> None:
+        self.root = absolute(self.root)
+
+
+@settings
+class OmniglotConfig(OmniglotFilesConfig):
+    """Omniglot (Lake et al. 2015): 1623 characters, 20 drawings each."""
+
     split: Literal["random", "vinyals", "background"] = (
         "random"  # of characters; Lake's: background
     )
     split_seed: int = 0  # of the random split, and of background's validation alphabets
     rotations: bool = True  # each character turned by 90, 180, 270 degrees is a class too
-
-    def __post_init__(self) -> None:
-        self.root = absolute(self.root)
 
 
 @builds(OmniglotConfig)

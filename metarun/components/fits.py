@@ -1,0 +1,110 @@
+"""Whether settings, algorithm and data fit together: checked before a run begins."""
+
+from dataclasses import asdict, fields
+
+from metarun.components.algo.base import Algorithm
+from metarun.config.run import TrainConfig, flat
+from metarun.episodes.examples import LabelledExamples
+from metarun.episodes.source import EpisodeSource
+from metarun.errors import ConfigError
+
+
+def check_kind_of_data(config: TrainConfig, algorithm: Algorithm, source: EpisodeSource) -> None:
+    """Refuse labelled examples for an algorithm that solves tasks, and tasks for one model.
+
+    Raises:
+        ConfigError: says which data to choose.
+    """
+    name, data = config.algo.name, config.data.name
+    if isinstance(source, LabelledExamples) and algorithm.one_model is None:
+        raise ConfigError(
+            f"data={data} has labelled examples and no tasks, and algo={name} learns from tasks: "
+            "choose data=glyphs or data=omniglot, or algo=look_ahead or algo=supervised"
+        )
+    if algorithm.one_model is not None and not isinstance(source, LabelledExamples):
+        raise ConfigError(
+            f"data={data} has tasks, and algo={name} trains one classifier on labelled examples: "
+            "choose data=glyphs_examples or data=omniglot_examples"
+        )
+
+
+def check_fits(
+    config: TrainConfig,
+    algorithm: Algorithm,
+    source: EpisodeSource,
+    train_source: EpisodeSource,
+) -> None:
+    """Refuse settings that an algorithm has no use for, and tasks that it cannot do.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    name = config.algo.name
+    if algorithm.one_model is not None:
+        _check_one_model(config)
+    if not algorithm.learns and config.task.in_training() != config.task:
+        raise ConfigError(
+            f"task.train: algo={name} meta-learns nothing, and has no training tasks; leave it out"
+        )
+    if not algorithm.any_way and train_source.outputs != source.outputs:
+        raise ConfigError(
+            f"task.train.way={train_source.outputs}: algo={name} learns a network that tells "
+            f"task.way={source.outputs} classes apart; leave it out, or choose an algorithm "
+            "without a head of its own, such as protonet or r2d2"
+        )
+    if algorithm.batch_size is not None and config.task.in_training() != config.task:
+        raise ConfigError(
+            f"task.train: algo={name} learns from plain batches, and has no training tasks; leave "
+            "it out"
+        )
+    if not algorithm.differentiates and config.engine.gradient != "auto":
+        what = "differentiates nothing through its inner steps"
+        if not algorithm.has_inner_loop:
+            what = "has no inner loop to differentiate"
+        raise ConfigError(
+            f"engine.gradient={config.engine.gradient}: algo={name} {what}; leave it out"
+        )
+    if algorithm.has_inner_loop:
+        return
+    inner = config.inner_opt
+    if inner.learn or inner.groups or inner.name != "sgd":
+        key = "learn" if inner.learn else "groups" if inner.groups else "name"
+        shown = f"inner_opt={inner.name}" if key == "name" else f"inner_opt.{key}"
+        raise ConfigError(f"{shown}: algo={name} has no inner loop; leave inner_opt out")
+    plain = type(inner)()
+    for field in fields(plain):
+        tuned = field.name == "lr" and source.kind == "regression"  # by the data's own defaults
+        value = getattr(inner, field.name)
+        if value != getattr(plain, field.name) and not tuned:
+            raise ConfigError(
+                f"inner_opt.{field.name}={value}: algo={name} has no inner loop; leave it out"
+            )
+
+
+def _check_one_model(config: TrainConfig) -> None:
+    """Refuse settings of tasks, of which there are none where one model is trained.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    name, one = config.algo.name, "trains one model, and has no tasks"
+    given, plain = flat(asdict(config.task)), flat(asdict(type(config.task)()))
+    if changed := [key for key, value in given.items() if value != plain[key]]:
+        key = changed[0]
+        raise ConfigError(f"task.{key}={given[key]}: algo={name} {one}; leave it out")
+    if (size := config.trainer.meta_batch) != 1:
+        raise ConfigError(
+            f"trainer.meta_batch={size}: algo={name} trains one model, one step after the other; "
+            "trainer.meta_batch=1 is all that it takes"
+        )
+    if (members := config.trainer.ensemble) is not None:
+        raise ConfigError(
+            f"trainer.ensemble={members}: algo={name} trains one model, whose checkpoints are not "
+            "tested together; leave it out"
+        )
+    for key in ("chunk", "batching"):
+        value = getattr(config.engine, key)
+        if value not in (None, "auto", "loop"):
+            raise ConfigError(
+                f"engine.{key}={value}: algo={name} {one} to be computed together; leave it out"
+            )
