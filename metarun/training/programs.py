@@ -18,6 +18,7 @@ from torch import Tensor
 from metarun.components.algo.base import Algorithm, Trace
 from metarun.errors import ConfigError, MetarunError, RunError
 from metarun.system.files import cache_dir
+from metarun.system.memory import giving_back
 from metarun.training.layout import channels_last
 from metarun.training.metrics import Metrics, summarise
 from metarun.training.plan import Plan
@@ -182,7 +183,7 @@ class Recorder:
         elif choice == "inductor":
             made = Recording([_compiled(fn, what)], what, choice)
         else:
-            made = Recording([recorded(fn)], what, choice)
+            made = Recording([recorded(fn, evaluating=giving_back)], what, choice)
         self.made.append(made)
         return made
 
@@ -271,12 +272,19 @@ class Recording:
 
 
 def _replayed(fn: Callable[..., Any]) -> Recorded:
-    return recorded(fn, after=CALLS_BEFORE_RECORDING, most_operations=MOST_OPERATIONS)
+    return recorded(
+        fn,
+        after=CALLS_BEFORE_RECORDING,
+        most_operations=MOST_OPERATIONS,
+        evaluating=giving_back,
+    )
 
 
 def _compiled(fn: Callable[..., Any], what: str, most_operations: int | None = None) -> Recorded:
     making = partial(_announced, what)
-    return recorded(fn, "inductor", most_operations=most_operations, making=making)
+    return recorded(
+        fn, "inductor", most_operations=most_operations, making=making, evaluating=giving_back
+    )
 
 
 def keep_compiled() -> None:

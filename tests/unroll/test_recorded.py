@@ -1,5 +1,7 @@
 """Recordings: the same bits as the function itself, or a refusal."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -133,6 +135,25 @@ def test_the_first_calls_can_be_left_to_the_function() -> None:
     for value in range(5):
         assert run(torch.tensor(value)) == value + 1
     assert len(calls) == 3 + 2, "and compared at both replays"
+
+
+def test_a_context_surrounds_each_evaluation_of_the_function_and_no_replay() -> None:
+    calls, surrounded = [], []
+
+    @contextmanager
+    def evaluating() -> Iterator[None]:
+        before = len(calls)
+        yield
+        surrounded.append((before, len(calls)))
+
+    def fn(x: Tensor) -> Tensor:
+        calls.append(x)
+        return x + 1
+
+    run = recorded(fn, evaluating=evaluating)
+    for value in range(4):
+        assert run(torch.tensor(value)) == value + 1
+    assert surrounded == [(0, 1), (1, 2), (2, 3)], "recorded, and compared at replays 1 and 2"
 
 
 def test_layout_and_grad_mode_make_recordings_of_their_own() -> None:

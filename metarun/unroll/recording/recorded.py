@@ -134,9 +134,10 @@ class Recorded:
         after: int,
         most_operations: int | None,
         making: Callable[[], AbstractContextManager[None]],
+        evaluating: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.fn, self.backend, self.after, self.most = fn, backend, after, most_operations
-        self.making = making
+        self.making, self.evaluating = making, evaluating
         self._programs: dict[Any, _Made] = {}
         self._calls: Counter[Any] = Counter()
 
@@ -187,7 +188,10 @@ class Recorded:
             # What a first call sets up stays as it is from then on: that is no change.
             for last in (self.after > 0, True):
                 before = python_state(self.fn)
-                graph, results = captured(self.fn, leaves, structure, self.most, self._rewritten)
+                with self.evaluating():
+                    graph, results = captured(
+                        self.fn, leaves, structure, self.most, self._rewritten
+                    )
                 change = changed(before, python_state(self.fn))
                 if change is None:
                     break
@@ -222,14 +226,16 @@ class Recorded:
         """
         random_state = RandomState(leaves)
         rewriting = Rewritten(self._rewritten) if self._rewritten else nullcontext()
-        with random_state.restored(), undone(made.constants), rewriting:
-            outcome = self.fn(*args)
 
         def replayed() -> Any:
             with undone(made.constants):
                 return _run(made.graph, made.results, leaves)
 
-        if not agree(outcome, replayed(), replayed):
+        with self.evaluating():
+            with random_state.restored(), undone(made.constants), rewriting:
+                outcome = self.fn(*args)
+            agrees = agree(outcome, replayed(), replayed)
+        if not agrees:
             raise ChangedFunction(
                 "it gives something else than its recording does: it depends on a Python value or "
                 "a tensor that has changed since (a coefficient, a random number), or torch took "
@@ -245,6 +251,7 @@ def recorded(
     after: int = 0,
     most_operations: int | None = None,
     making: Callable[[], AbstractContextManager[None]] = nullcontext,
+    evaluating: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Recorded:
     """`fn`, recorded at a call with tensors of given shapes, and replayed from then on.
 
@@ -268,6 +275,8 @@ def recorded(
             some calls' time.
         most_operations: refuse longer recordings, whose making takes seconds; None: any length.
         making: gives a context that is entered while a recording is made.
+        evaluating: gives one that is entered while `fn` itself is evaluated, to make a recording or
+            to compare with one. That takes more memory than a replay, which keeps no graph.
 
     Returns:
         The function, as a `Recorded`.
@@ -289,7 +298,7 @@ def recorded(
         >>> meta_gradient(torch.zeros(1)), meta_gradient(torch.ones(1))  # recorded, then replayed
         (tensor([-0.6442]), tensor([-0.4295]))
     """
-    return Recorded(fn, backend, after, most_operations, making)
+    return Recorded(fn, backend, after, most_operations, making, evaluating)
 
 
 def _run(
