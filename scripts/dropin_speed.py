@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 
 import metarun.higher
-from bench import peers
+from bench.peers import maml
 from bench.problem import build, config_of
 
 PIXELS = ("data=pixels", "data.channels=1", "data.side=28", "data.classes=4400")
@@ -36,10 +36,10 @@ def runner(name: str, overrides: tuple[str, ...]) -> Callable[[int], None]:
     """A function that computes the meta-gradient of meta-batch i."""
     problem = build(config_of(overrides), torch.device("cpu"))
     if name == "metarun.higher":  # the code written for `higher`, on ours
-        with mock.patch.object(peers, "_import", lambda _: metarun.higher):
-            meta_gradient = peers.higher(problem)
+        with mock.patch.object(maml, "imported", lambda _: metarun.higher):
+            meta_gradient = maml.higher(problem)
     else:
-        meta_gradient = peers.PEERS[name](problem)
+        meta_gradient = maml.PEERS[name](problem)
 
     def run(i: int) -> None:
         for parameter in problem.parameters.values():

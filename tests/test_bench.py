@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,8 +75,46 @@ def test_another_gradient_ends_the_benchmark_and_a_failure_does_not(
     assert not (tmp_path / "results.json").exists()
 
 
+@pytest.mark.parametrize("workload", ["W9-28", "W10-28", "W11-28", "W12", "W13"])
+def test_the_peers_of_a_workload_compute_its_meta_gradient(
+    workload: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of a real run, of two meta-steps of a tiny network, all in this process."""
+    from bench import measure, pixels, programs, workloads
+
+    monkeypatch.setattr(pixels, "register", compose.register_schemas)  # no option for other tests
+    (case,) = (case for case in workloads.all_cases(quick=True) if case.workload == workload)
+    small = [
+        *(o for o in case.overrides if not o.startswith("data")),
+        "data=glyphs", "backbone.width=3", "task.way=3", "task.query=2", "engine.precision=float64",
+        "engine.compile=none",
+    ]  # fmt: skip
+
+    def gradients(name: str) -> list[dict[str, np.ndarray]]:
+        program, found = programs.program(name, case.kind, small, "cpu"), []
+        for _ in range(2):
+            program.step()
+            found.append({key: grad.numpy() for key, grad in program.gradient().items()})
+        return found
+
+    wanted, compared = gradients("metarun-eager"), []
+    for name in case.implementations:
+        if name.startswith("metarun"):
+            continue
+        try:
+            found = gradients(name)
+        except RuntimeError as error:
+            assert "cannot be imported" in str(error)
+            continue
+        for ours, theirs in zip(wanted, found, strict=True):
+            assert measure.difference(ours, theirs) <= case.tolerance, name
+        compared.append(name)
+    assert len(compared) > 1
+
+
 def test_the_difference_of_gradients_is_relative_to_the_largest_element() -> None:
-    from bench.measure import TOLERANCE, difference
+    from bench.measure import difference
+    from bench.workloads import TOLERANCE
 
     wanted = {"w": np.array([[1.0, -40.0]]), "b": np.array([0.5])}
     assert difference(wanted, wanted) == 0.0
@@ -153,8 +192,9 @@ def test_the_script_finds_its_package_and_every_case_composes() -> None:
         "cases = workloads.all_cases(quick=False)\n"
         "for case in cases + workloads.all_cases(quick=True):\n"
         "    config = problem.config_of(case.overrides)\n"
-        "    assert case.inner_steps in (None, config.algo.inner_steps), case\n"
-        "    assert case.order in (None, config.algo.order), case\n"
+        "    if case.inner_steps is not None:\n"
+        "        assert case.inner_steps == config.algo.inner_steps, case\n"
+        "        assert case.order == config.algo.order, case\n"
         "for settings in workloads.METARUN.values():\n"
         "    problem.config_of([*cases[0].overrides, *settings])\n"
     )
@@ -165,9 +205,37 @@ def test_a_workload_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[s
     from bench import cli
 
     with pytest.raises(SystemExit) as end:
-        cli.main(["--workloads", "W1,W9"])
+        cli.main(["--workloads", "W1,W99"])
     assert end.value.code == 2
-    assert "W9: choose from W1, W2, W3, W4, W5, W6, W7, W8" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "W99: choose from W1, W2, W3, W4" in told
+    assert "W14, W3-5w1s, W3-5w5s, W9-28, W9-84" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("W9-84,W13", ["W9-84", "W13"]), ("W9", ["W9-28", "W9-84"]), ("W1", ["W1", "W1"])],
+)
+def test_workloads_are_chosen_with_all_variants_or_one(
+    text: str, wanted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And stand in the table by their numbers, whichever was measured first."""
+    from bench import cli, measure, results
+
+    taken: list[str] = []
+
+    def run(case: Any, how: Any) -> tuple[list[Any], list[Any]]:
+        taken.append(case.workload)
+        same = {"workload": case.workload, "inner_steps": case.inner_steps, "device": "cpu"}
+        return [], [same | {"implementation": "nobody", "why": "of a test"}]
+
+    monkeypatch.setattr(measure, "run", run)
+    monkeypatch.setattr(results, "present", lambda folder: (folder / "table.md").write_text(""))
+    for chosen in (text, "W12"):
+        assert cli.main(["--workloads", chosen, "--out", str(tmp_path)]) == 0
+    assert taken == [*wanted, "W12"]
+    order = [r["workload"] for r in json.loads((tmp_path / "left_out.json").read_text())]
+    assert order == sorted(taken, key=lambda name: int(name[1:].partition("-")[0]))
 
 
 def test_operations_and_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

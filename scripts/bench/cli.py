@@ -7,21 +7,24 @@ from pathlib import Path
 
 import torch
 
-from bench import limits, measure, results
+from bench import limits, measure, peers, results
 from bench.worker import WorkerFailed
-from bench.workloads import METARUN, PEERS, Case, all_cases
+from bench.workloads import METARUN, Case, all_cases
 
 DESCRIPTION = """\
 Time one meta-step of metarun and of its peers: the same network, initial weights, tasks and inner
 steps for all, which must give the same meta-gradient in float64 before anything is timed.
 
-  W1  sinusoid regression, MLP             W5  drawing tasks of Omniglot, no training
-  W2  Omniglot, conv4-64 strided           W6  W2's small network, 1 to 100 inner steps
-  W3  mini-ImageNet's shape, conv4-32      W7  start-up of the command line
-  W4  ANIL on W2                           W8  first-order MAML on W2
+  W1  sinusoid regression, MLP             W8   first-order MAML on W2
+  W2  Omniglot, conv4-64 strided           W9   ProtoNet, conv4-64: Omniglot, and 84×84×3
+  W3  mini-ImageNet's shape, conv4-32      W10  R2D2, the same
+  W4  ANIL on W2                           W11  MetaOptNet's support vector machine, the same
+  W5  drawing tasks of Omniglot            W12  MAML++, Omniglot, conv4-64 strided
+  W6  W2's small network, 1 to 100 steps   W13  Meta-SGD, the same
+  W7  start-up of the command line         W14  MAML with ResNet-12, 84×84×3
 
-METARUN_DATA names the folder of data sets; without Omniglot in it, W2, W4, W6 and W8 take random
-pixels of its shape, and W5 is left out.
+METARUN_DATA names the folder of data sets; without Omniglot in it, random pixels of its shape take
+its place, and W5 is left out.
 """
 
 
@@ -31,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     cases = [
         case
         for case in all_cases(options.quick)
-        if options.workloads is None or case.workload.partition("-")[0] in options.workloads
+        if options.workloads is None or {case.workload, _family(case)} & {*options.workloads}
     ]
     if options.limits:
         return _limits(options, cases)
@@ -64,19 +67,25 @@ def _limits(options: argparse.Namespace, cases: list[Case]) -> int:
     return 0
 
 
+def _family(case: Case) -> str:
+    """The workload without its variant."""
+    return case.workload.partition("-")[0]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python scripts/bench",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    known = sorted({case.workload.partition("-")[0] for case in all_cases(quick=True)})
-    names = [*METARUN, "vmap-compiled", *PEERS]
+    cases = all_cases(quick=True)
+    known = [*dict.fromkeys([*map(_family, cases), *(case.workload for case in cases)])]
+    names = [*METARUN, *peers.NAMES]
     parser.add_argument(
         "--workloads",
         type=lambda text: _listed(text, known),
-        metavar="W1,W2",
-        help="which ones; all if not given",
+        metavar="W1,W9-28",
+        help="which ones, with all variants or one of them; all if not given",
     )
     parser.add_argument(
         "--implementations",

@@ -16,7 +16,6 @@ from bench.problem import BATCHES
 from bench.worker import Worker, WorkerFailed
 from bench.workloads import METARUN, Case, omniglot_folder
 
-TOLERANCE = 1e-8
 Record = dict[str, Any]
 
 
@@ -79,7 +78,7 @@ def check(case: Case, names: Sequence[str], options: Options, failed: dict[str, 
     `failed` gets a reason for each implementation that could not compute them.
 
     Raises:
-        WrongGradient: they differ by more than `TOLERANCE`.
+        WrongGradient: they differ by more than the case's tolerance.
         WorkerFailed: the first implementation failed.
     """
     size = f"trainer.meta_batch={case.check_tasks}"
@@ -96,11 +95,11 @@ def check(case: Case, names: Sequence[str], options: Options, failed: dict[str, 
         if expected is None:
             expected = found
         for step, (wanted, got) in enumerate(zip(expected, found, strict=True), start=1):
-            if not (off := difference(wanted, got)) <= TOLERANCE:
+            if not (off := difference(wanted, got)) <= case.tolerance:
                 raise WrongGradient(
                     f"{case.label}: the meta-gradient of {name} at meta-step {step} is {off:.1e} "
-                    f"from that of {names[0]}, relative to its largest element; {TOLERANCE:.0e} "
-                    "is allowed. Nothing has been timed."
+                    f"from that of {names[0]}, relative to its largest element; "
+                    f"{case.tolerance:.0e} is allowed. Nothing has been timed."
                 )
         print(f"  {name}: gradients agree", file=sys.stderr)
 

@@ -20,6 +20,9 @@ COLOURS = {
     "higher": "#D55E00",
     "learn2learn": "#009E73",
     "torchopt": "#CC79A7",
+    "plain": "#666666",
+    "easyfsl": "#E69F00",
+    "parallel-metalearn": "#882255",
 }
 
 

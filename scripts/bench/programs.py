@@ -31,7 +31,7 @@ def program(name: str, kind: str, overrides: Sequence[str], device: str) -> Prog
     """The program of an implementation.
 
     Args:
-        name: a key of `peers.PEERS`, or anything else for metarun.
+        name: of `peers.NAMES`, or anything else for metarun.
         kind: "meta-step" or "sampling".
         overrides: the settings of `metarun train`.
     """
@@ -40,7 +40,7 @@ def program(name: str, kind: str, overrides: Sequence[str], device: str) -> Prog
     if kind == "sampling":
         sample = sampling.learn2learn if name == "learn2learn" else sampling.metarun
         return Program(sample(config, torch.device(device)), dict)
-    if name in peers.PEERS:
+    if name in peers.NAMES:
         torch.backends.cudnn.allow_tf32 = False  # as in metarun
         return _of_peer(problem.build(config, torch.device(device)), name)
     built = setup.build(config, setup.choose_device(device))
@@ -49,7 +49,7 @@ def program(name: str, kind: str, overrides: Sequence[str], device: str) -> Prog
 
 
 def _of_peer(given: problem.Problem, name: str) -> Program:
-    meta_gradient = peers.PEERS[name](given)
+    meta_gradient = peers.meta_gradient(name, given)
     turn = 0
 
     def step() -> None:

@@ -38,8 +38,9 @@ def present(folder: Path) -> None:
             plots.inner_steps(many, folder / f"inner_steps-{device.replace(':', '-')}.png")
 
 
-def _order(record: Record) -> tuple[str, str, int]:
-    return record["device"], record["workload"], record["inner_steps"] or 0
+def _order(record: Record) -> tuple[str, int, str, int]:
+    number, _, variant = record["workload"].removeprefix("W").partition("-")
+    return record["device"], int(number), variant, record["inner_steps"] or 0
 
 
 def _read(path: Path) -> list[Record]:

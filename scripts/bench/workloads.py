@@ -1,7 +1,7 @@
 """What is measured: every case of every workload, and which implementations take part."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 METARUN = {
@@ -13,6 +13,12 @@ METARUN = {
 """Settings of metarun by the name that a table shows. Add a line to measure others."""
 
 PEERS = ("vmap", "higher", "learn2learn", "torchopt")
+"""Those of MAML. What else takes part stands at its workload."""
+
+TOLERANCE = 1e-8
+"""How far meta-gradients in float64 may be from each other, relative to the largest element."""
+
+QPTH_TOLERANCE = 1e-4  # its backward pass takes no slack and no multiplier for less than 1e-8
 
 OMNIGLOT_CLASSES = 4400  # of the training split, rotated ones included
 
@@ -22,12 +28,13 @@ class Case:
     """One row of bars: implementations that do the same.
 
     Attributes:
-        workload: "W1" … "W8", with the variant behind a hyphen if there are several.
+        workload: "W1" … "W14", with the variant behind a hyphen if there are several.
         kind: "meta-step", "sampling" or "start-up".
         what: in words.
         overrides: the settings of `metarun train`.
         implementations: who takes part; ratios are to the first one's time.
         check_tasks: tasks in the meta-batch of the gradient check, in float64.
+        tolerance: of that check.
     """
 
     workload: str
@@ -38,6 +45,7 @@ class Case:
     order: int | None = None
     implementations: tuple[str, ...] = ()
     check_tasks: int = 0
+    tolerance: float = TOLERANCE
 
     @property
     def label(self) -> str:
@@ -57,7 +65,7 @@ def all_cases(quick: bool) -> list[Case]:
     """Every case in order; `quick` has the first one of each workload, made small."""
     cases = [*_sinusoid(), *_omniglot(), *_mini_imagenet(), *_anil(), *_sampling()]
     cases += [*_many_steps(), Case("W7", "start-up", "from the command to an answer")]
-    cases += _first_order()
+    cases += [*_first_order(), *_heads(), *_learned_rates(), *_residual()]
     if not quick:
         return cases
     return [_small(case) for case in reversed({c.workload: c for c in cases[::-1]}.values())]
@@ -137,14 +145,82 @@ def _first_order() -> list[Case]:
     ]  # fmt: skip
 
 
+def _heads() -> list[Case]:
+    """ProtoNet, R2D2 and MetaOptNet, whose heads have a closed form."""
+    omniglot, characters = _omniglot_images()
+    images = {
+        "28": (omniglot, characters),
+        "84": ("84×84×3 random pixels", ("data=pixels",)),
+    }
+    heads = {
+        "W9": ("ProtoNet", ("algo=protonet",), ("plain", "vmap", "learn2learn", "easyfsl")),
+        "W10": ("R2D2", ("algo=r2d2",), ("plain", "vmap")),
+        "W11": ("MetaOptNet", ("algo=metaoptnet", "algo.variant=code"),
+                ("plain", "vmap", "learn2learn")),
+    }  # fmt: skip
+    return [
+        Case(
+            f"{workload}-{side}",
+            "meta-step",
+            f"{method}: {what}, conv4-64 max-pool, 8 tasks, 5-way 5-shot, 15 queries",
+            (*data, *algo, "backbone.pool=max", "task.shot=5", "trainer.meta_batch=8"),
+            implementations=("metarun", "metarun-eager", *peers),
+            check_tasks=2,
+            tolerance=QPTH_TOLERANCE if workload == "W11" else TOLERANCE,
+        )
+        for workload, (method, algo, peers) in heads.items()
+        for side, (what, data) in images.items()
+    ]
+
+
+def _learned_rates() -> list[Case]:
+    """MAML++ with five steps and Meta-SGD with one, as in their papers."""
+    what, data = _omniglot_images()
+    shape = "conv4-64 strided, 8 tasks, 5-way 1-shot, 15 queries"
+    shared = (*data, "trainer.meta_batch=8")
+    own = ("algo=maml_pp", "algo.per_step=[]", "outer_opt.schedule=constant", "inner_opt.lr=0.1")
+    return [
+        _meta_steps(
+            "W12", f"MAML++ with multi-step loss, a rate of each tensor and step: {what}, {shape}",
+            (*shared, *own), 5,
+            implementations=("metarun", "metarun-eager", "plain", "vmap", "learn2learn",
+                             "parallel-metalearn"),
+            check_tasks=2,
+        ),
+        _meta_steps(
+            "W13", f"Meta-SGD: {what}, {shape}", (*shared, "algo=meta_sgd"), 1,
+            implementations=("metarun", "metarun-eager", "plain", "vmap", "learn2learn"),
+            check_tasks=2,
+        ),
+    ]  # fmt: skip
+
+
+def _residual() -> list[Case]:
+    return [
+        _meta_steps(
+            "W14",
+            "84×84×3 random pixels, ResNet-12, 2 tasks, 5-way 1-shot, 15 queries",
+            ("data=pixels", "backbone=resnet12", "trainer.meta_batch=2", "inner_opt.lr=0.01"),
+            2,
+            implementations=("metarun", "metarun-eager", "higher", "learn2learn"),
+            check_tasks=1,
+        )
+    ]
+
+
 def _omniglot_data() -> tuple[str, tuple[str, ...]]:
-    """In words and as settings; where the files are not there, random pixels of their shape."""
+    """Tasks of Omniglot and the strided conv4-64, in words and as settings."""
+    what, images = _omniglot_images()
     shared = ("inner_opt.lr=0.4", "trainer.meta_batch=32")
-    rest = "conv4-64 strided, 32 tasks, 5-way 1-shot, 15 queries"
+    return f"{what}, conv4-64 strided, 32 tasks, 5-way 1-shot, 15 queries", (*images, *shared)
+
+
+def _omniglot_images() -> tuple[str, tuple[str, ...]]:
+    """In words and as settings; where the files are not there, random pixels of their shape."""
     if omniglot_folder():
-        return f"Omniglot, {rest}", ("data=omniglot", *shared)
+        return "Omniglot", ("data=omniglot",)
     random = ("data=pixels", "data.channels=1", "data.side=28", f"data.classes={OMNIGLOT_CLASSES}")
-    return f"28×28 random pixels, {rest}", (*random, *shared)
+    return "28×28 random pixels", random
 
 
 def _meta_steps(
@@ -163,14 +239,13 @@ def _meta_steps(
 
 def _small(case: Case) -> Case:
     images = case.kind == "meta-step" and "backbone=mlp" not in case.overrides
-    size = ("trainer.meta_batch=2", *(("backbone.width=8",) if images else ()))
-    return Case(
-        case.workload,
-        case.kind,
-        f"(quick: 2 tasks, 8 channels) {case.what}" if case.kind == "meta-step" else case.what,
-        tuple(dict((o.partition("=")[0], o) for o in (*case.overrides, *size)).values()),
-        case.inner_steps,
-        case.order,
-        case.implementations,
-        min(case.check_tasks, 2),
+    width = "backbone.width=8"
+    if "backbone=resnet12" in case.overrides:
+        width = "backbone.widths=[8,8,8,8]"
+    size = ("trainer.meta_batch=2", *((width,) if images else ()))
+    return replace(
+        case,
+        what=f"(quick: 2 tasks, 8 channels) {case.what}" if case.kind == "meta-step" else case.what,
+        overrides=tuple(dict((o.partition("=")[0], o) for o in (*case.overrides, *size)).values()),
+        check_tasks=min(case.check_tasks, 2),
     )

@@ -1,12 +1,5 @@
-"""The same meta-gradient in the idiom of each peer.
+"""MAML and ANIL in the idiom of each peer."""
 
-`PEERS[name](problem)` gives a function of a meta-batch that leaves the gradient of the mean task
-loss in the parameters' `grad`, which is None before. Peers are imported when they are asked for.
-"""
-
-import contextlib
-import importlib
-import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from bench.peers.library import MetaGradient, imported
 from bench.problem import Problem
 from metarun.episodes.source import Episodes
-
-MetaGradient = Callable[[Episodes], None]
 
 
 def vmap(problem: Problem, compiled: bool = False) -> MetaGradient:
@@ -66,7 +58,7 @@ def vmap_compiled(problem: Problem) -> MetaGradient:
 
 def higher(problem: Problem) -> MetaGradient:
     """`innerloop_ctx` for each task; in first order its gradient at the adapted weights."""
-    library = _import("higher")
+    library = imported("higher")
     inner = torch.optim.SGD(problem.adapted.parameters(), lr=problem.lr)
 
     def run(tasks: Episodes) -> None:
@@ -92,7 +84,7 @@ def higher(problem: Problem) -> MetaGradient:
 
 def learn2learn(problem: Problem) -> MetaGradient:
     """`MAML(...)`, cloned and adapted for each task; around the head alone for ANIL."""
-    library = _import("learn2learn")
+    library = imported("learn2learn")
     maml = library.algorithms.MAML(problem.adapted, problem.lr, first_order=problem.first_order)
 
     def run(tasks: Episodes) -> None:
@@ -110,7 +102,7 @@ def torchopt(problem: Problem) -> MetaGradient:
 
     It always builds the graph of second order, so first order takes TorchOpt's functional SGD.
     """
-    library = _import("torchopt")
+    library = imported("torchopt")
     if problem.first_order:
         return _torchopt_first_order(problem, library)
     inner = library.MetaSGD(problem.adapted, lr=problem.lr)
@@ -163,16 +155,3 @@ def _each(problem: Problem, tasks: Episodes) -> Iterator[tuple[Tensor, ...]]:
     """One task after the other, images replaced by the body's features."""
     for support_x, support_y, query_x, query_y in zip(*tasks, strict=True):
         yield problem.body(support_x), support_y, problem.body(query_x), query_y
-
-
-def _import(name: str) -> Any:
-    """A peer.
-
-    Raises:
-        RuntimeError: it is not installed.
-    """
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # of the advice of what it needs
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise RuntimeError(f"cannot be imported: {error}") from error
