@@ -6,7 +6,8 @@
 # learn2learn 0.2.0 cannot be a plain requirement: its published C files do not compile on
 # Python 3.11 and later, and its own requirements would downgrade numpy. So its extension is
 # built from the .pyx files (the build_ext option makes its setup.py do that), without its
-# requirements, and the few packages that it really imports are installed by name.
+# requirements, and the few packages that it really imports are installed by name. One of these is
+# qpth, which solves its support vector machines: it asks for numpy 1, and works with numpy 2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
@@ -27,5 +28,6 @@ if ! "$venv/bin/python" -c 'import learn2learn' 2>/dev/null; then
     pip install --no-deps --no-build-isolation --use-pep517 \
         --config-settings=--global-option=build_ext "learn2learn==0.2.0"
 fi
+pip install --no-deps "qpth==0.0.18"
 "$venv/bin/python" -W ignore -c 'import metarun, learn2learn' 2>/dev/null \
     || { echo "learn2learn was installed but cannot be imported:"; "$venv/bin/python" -c 'import learn2learn'; }
