@@ -58,8 +58,12 @@ VARIANTS = {
 }
 """How each data set of the catalogue is tried; one that is not here fails these tests."""
 
-ELSEWHERE = {"lake": "tests/components/test_lake.py"}
-"""What has fixed tasks and no training, and where it is tried."""
+ELSEWHERE = {
+    "lake": "tests/components/test_lake.py",  # fixed tasks, and no training
+    "glyphs_examples": "tests/episodes/test_examples.py",  # no tasks at all
+    "omniglot_examples": "tests/episodes/test_examples.py",
+}
+"""What draws no tasks, and where it is tried."""
 
 OWN_SEEDS = {
     "features": ["split_seed"],
