@@ -22,7 +22,7 @@ from metarun.inference.support import list_queries, list_support, read_support
 from metarun.inference.trained import load as load_run
 from metarun.pictures.inputs import inputs_of
 from metarun.pictures.listing import Picture
-from tests.components.test_every_algorithm import ALGORITHMS, FEW_STEPS
+from tests.components.test_every_algorithm import FEW_STEPS, TASKS
 from tests.conftest import Metarun
 from tests.inference.runs import GLYPHS, TASK, draw, save, weights_of, write_run, write_task
 from tests.setups import task_of
@@ -84,7 +84,7 @@ def test_labels_stay_with_their_pictures_whatever_the_batch(tmp_path: Path) -> N
     assert len(pieces.pixels) == 3
 
 
-CLASSIFIERS = [name for name in ALGORITHMS if name != "cnp"]
+CLASSIFIERS = [name for name in TASKS if name != "cnp"]
 
 
 @pytest.mark.parametrize("algo", CLASSIFIERS)
