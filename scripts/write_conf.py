@@ -1,14 +1,18 @@
-"""Write `conf/<group>/<name>.yaml` for every component: each setting, its default, its meaning.
+"""Write the YAML of every component, and of every row of published figures.
 
     python scripts/write_conf.py            # write what is not there or has changed
     python scripts/write_conf.py --check    # only say what it would write
 
-The text comes from the settings class at the top of `metarun/components/<group>/<name>.py`.
+`conf/<group>/<name>.yaml` has each setting of a component, its default and its meaning. The text
+comes from the settings class at the top of `metarun/components/<group>/<name>.py`.
+`conf/experiment/<row>.yaml` and `conf/experiment/cpu/<row>.yaml` are the protocols of
+`metarun/reproduction/rows/<data>.toml`.
 """
 
 import argparse
 import inspect
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +22,7 @@ import yaml
 
 from metarun.cli.help import settings
 from metarun.config.catalogue import GROUPS, schemas
+from metarun.reproduction.rows import FULL, Row, experiment, rows
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -64,12 +69,50 @@ def _as_yaml(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
+def text_of_row(row: Row, budget: str) -> str:
+    """The YAML file of a row's experiment."""
+    how = "by the protocol of its source" if budget == FULL else "its protocol in fewer meta-steps"
+    lines = [
+        "# @package _global_",
+        f"# {row.title} on {row.data_title}, {row.setting}: {how}.",
+        *_commented(f"Published: {_published(row)}."),
+        *(line for text in row.differences for line in _commented(f"Otherwise: {text}.")),
+        f"# Written by scripts/write_conf.py from metarun/reproduction/rows/{row.data}.toml.",
+        "defaults:",
+        *(f"  - override /{group}: {name}" for group, name in row.groups.items()),
+        "",
+        *(f"{part}: {_as_yaml(values)}" for part, values in sorted(row.settings[budget].items())),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _commented(text: str) -> list[str]:
+    return textwrap.wrap(text, 98, initial_indent="# ", subsequent_indent="#   ")
+
+
+def _published(row: Row) -> str:
+    figure = row.published
+    if figure is None:
+        return "no figure that could be verified"
+    unit, factor = (" %", 100) if figure.score == "accuracy" else ("", 1)
+    value = f"{figure.value * factor:.4g}"
+    if figure.ci95 is not None:
+        value += f" ± {figure.ci95 * factor:.2g}"
+    over = f" ({figure.over})" if figure.over else ""
+    return f"{value}{unit}{over}, {figure.source}"
+
+
 def stale() -> dict[Path, str]:
     """The files that differ from what they should be, and that text."""
     wanted = {
         CONF / group / f"{name}.yaml": text_of(group, name, schema)
         for group in GROUPS
         for name, schema in schemas(group).items()
+    }
+    wanted |= {
+        CONF / "experiment" / f"{experiment(row, budget)}.yaml": text_of_row(row, budget)
+        for row in rows().values()
+        for budget in row.budgets
     }
     return {
         path: text

@@ -92,7 +92,7 @@ def test_the_wheel_carries_exactly_the_configs_of_the_tree(wheel: Path) -> None:
     assert inside == tree and len(tree) > 10
     assert "metarun/py.typed" in names
     assert not any(name.startswith(("tests/", "scripts/", "conf/")) for name in names)
-    for path in (REPO / "metarun").rglob("*.py"):
+    for path in [*(REPO / "metarun").rglob("*.py"), *(REPO / "metarun").rglob("*.toml")]:
         assert str(path.relative_to(REPO)) in names
 
 

@@ -26,6 +26,7 @@ ROOMS = [
     {"training", "reporting"},
     {"inference"},
     {"sweeps"},
+    {"reproduction"},
     {"cli"},
     {"__main__"},
 ]

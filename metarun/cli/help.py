@@ -11,6 +11,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any, NamedTuple
@@ -47,6 +48,8 @@ _FOOTERS = {
     "explain": [("--cfg job", "prints the config and does nothing else")],
 }
 _INDENT = 32
+_OF_ROWS = "# Written by scripts/write_conf.py from metarun/reproduction/rows/"
+"""Begins a line of the experiments that are rows of published figures."""
 
 
 class Setting(NamedTuple):
@@ -77,9 +80,15 @@ def command_help(command: str, what: str, config: Any) -> str:
         lines += [f"{what}; * is what this command has:"]
         for group, described in described_groups.items():
             chosen = getattr(getattr(config, group, None), "name", None)
+            rows = _rows() if group == "experiment" else set()
             lines.append("")
             for option, meaning in described.items():
-                lines += _entry(f"{group}={option}", meaning, "* " if option == chosen else "  ")
+                if option not in rows:
+                    mark = "* " if option == chosen else "  "
+                    lines += _entry(f"{group}={option}", meaning, mark)
+            if rows:
+                many = f"{len(rows)} protocols of published figures: metarun reproduce --list"
+                lines += _entry(f"{group}=…", many)
         lines.append("")
     lines.append("settings, with the values that this command has:")
     for heading, own in _all_sections(config):
@@ -103,14 +112,29 @@ def options(command: str = "train") -> dict[str, dict[str, str]]:
         group: {name: _first_line(schema) for name, schema in schemas(group).items()}
         for group in GROUPS
     }
-    for group, folder in _folders(files("metarun.conf")):
-        described = {
-            path.name.removesuffix(".yaml"): _first_comment(path.read_text(encoding="utf-8"))
-            for path in sorted(folder.iterdir(), key=lambda path: path.name)
-            if path.name.endswith(".yaml")
-        }
-        if described and group not in found:
-            found[group] = described
+    for group, texts in _yaml_texts().items():
+        if group not in found:
+            found[group] = {option: _first_comment(text) for option, text in texts.items()}
+    return found
+
+
+def _rows() -> set[str]:
+    """The experiments that are rows of published figures."""
+    return {name for name, text in _yaml_texts()["experiment"].items() if _OF_ROWS in text}
+
+
+@cache
+def _yaml_texts() -> dict[str, dict[str, str]]:
+    """Group -> option -> its YAML file. Experiments in a folder are options of `experiment`."""
+    found: dict[str, dict[str, str]] = {}
+    for place, folder in _folders(files("metarun.conf")):
+        group, prefix = place, ""
+        if place.startswith("experiment/"):
+            group, prefix = "experiment", place.removeprefix("experiment/") + "/"
+        for path in sorted(folder.iterdir(), key=lambda path: path.name):
+            if path.name.endswith(".yaml"):
+                option = prefix + path.name.removesuffix(".yaml")
+                found.setdefault(group, {})[option] = path.read_text(encoding="utf-8")
     return found
 
 

@@ -1,7 +1,6 @@
 """Hydra's side of the configs: the schemas it knows, and its errors in plain words."""
 
 import re
-import shlex
 import traceback
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -32,6 +31,7 @@ from metarun.config.trained import COMMANDS, NEEDED
 from metarun.errors import ConfigError, did_you_mean, first_line
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
+MOST_LISTED = 50  # options that a message names
 
 
 def register_schemas() -> None:
@@ -111,14 +111,9 @@ def _refuse_extra_keys(cfg: DictConfig, config: Any, prefix: str = "") -> None:
 def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError:
     """Hydra's complaint about a command line as one clear message with a suggestion."""
     if isinstance(error, OverrideParseException):
-        return _unreadable_argument(error.override)
+        return typed.unreadable(error.override)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        choices = ", ".join(sorted(error.options))
-        hint = did_you_mean(option, error.options, prefix=f"{group}=")
-        return ConfigError(
-            f"{group}={option}: there is no such option{hint}; choose from {choices}"
-        )
+        return _no_such_option(error.missing_cfg_file, error.options, command)
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if (path := own_yaml.file_of(error)) is not None:
         return _wrong_file(path, str(error), command)
@@ -187,15 +182,15 @@ def refuse_signs(command: str, overrides: Sequence[str]) -> None:
             raise ConfigError(f"{override}: choose {name}={'|'.join(schemas(name))}")
 
 
-def _unreadable_argument(argument: str) -> ConfigError:
-    key, equals, value = argument.partition("=")
-    hint = ""
-    if equals and key.strip():
-        exact = shlex.quote(f"{key}={typed.quoted(value)}")
-        hint = f"; as text this very value is typed {exact}"
-        if re.search(r"[,(]", value):
-            hint = f", with -m also key=a,b,c or key=range(0,3){hint}"
-    return ConfigError(f"cannot read the argument {argument!r}: expected key=value{hint}")
+def _no_such_option(path: str, options: Sequence[str], command: str) -> ConfigError:
+    """The error for a file `group/option` that is not there beside others, such as `options`."""
+    group, _, option = path.rpartition("/")
+    key = re.sub("^experiment/(.*)=", r"experiment=\1/", f"{group}=")  # experiment=cpu/…
+    hint = did_you_mean(option, options, prefix=key)
+    many = len(options) > MOST_LISTED
+    told = f"`metarun {command} --help` says" if many else "choose from"
+    which = "which there are" if many else ", ".join(sorted(options))
+    return ConfigError(f"{key}{option}: there is no such option{hint}; {told} {which}")
 
 
 def _nothing_to_put_in(name: str, error: BaseException) -> ConfigError:

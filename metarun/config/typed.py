@@ -161,3 +161,15 @@ def as_path(path: object) -> str:
     """A path that no program takes for an option, nor for one in somebody's home folder."""
     text = str(path)
     return f"./{text}" if text.startswith(("-", "~")) else text
+
+
+def unreadable(argument: str) -> ConfigError:
+    """The error for an argument that Hydra cannot read, with what to type in its place."""
+    key, equals, value = argument.partition("=")
+    hint = ""
+    if equals and key.strip():
+        exact = shlex.quote(f"{key}={quoted(value)}")
+        hint = f"; as text this very value is typed {exact}"
+        if re.search(r"[,(]", value):
+            hint = f", with -m also key=a,b,c or key=range(0,3){hint}"
+    return ConfigError(f"cannot read the argument {argument!r}: expected key=value{hint}")

@@ -11,12 +11,15 @@ import pytest
 from metarun.cli import help as texts
 from metarun.config.catalogue import GROUPS, schemas
 from metarun.config.compose import composed
+from metarun.reproduction.rows import experiment, rows
 from tests.conftest import REPO, Metarun
 from tests.setups import config_of
 
+OF_ROWS = {experiment(row, budget) for row in rows().values() for budget in row.budgets}
+EXPERIMENTS = {path.stem for path in (REPO / "conf" / "experiment").glob("*.yaml")} - OF_ROWS
 COMPOSITIONS = [
     *([f"{group}={name}"] for group in GROUPS for name in schemas(group)),
-    *([f"experiment={path.stem}"] for path in (REPO / "conf" / "experiment").glob("*.yaml")),
+    *([f"experiment={name}"] for name in sorted(EXPERIMENTS)),
 ]
 
 
@@ -39,7 +42,9 @@ def test_every_option_has_a_line(metarun: Metarun) -> None:
         for option, meaning in described.items():
             assert len(meaning.split()) > 1, option
             line = rf"^[* ] {group}={option}\s+{re.escape(meaning.split()[0])}"
-            assert re.search(line, text, re.MULTILINE), option
+            is_row = group == "experiment" and option in OF_ROWS
+            assert bool(re.search(line, text, re.MULTILINE)) != is_row, option
+    assert f"  experiment=…                  {len(OF_ROWS)} protocols of published" in text
 
 
 @pytest.mark.parametrize("overrides", COMPOSITIONS, ids=" ".join)

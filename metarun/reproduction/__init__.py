@@ -1,0 +1,1 @@
+"""Published figures, and the runs that reproduce them: `metarun reproduce`."""
