@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "label your own pictures by a few examples of each class",
     "explain": "draw one task: examples, queries, predictions after each inner step",
     "report": "compare runs: tables and plots",
+    "reproduce": "run experiments with a published figure, and say how near ours is",
     "data": "list data sets, make them ready, look into them",
     "completion": "print what makes bash, zsh or fish complete commands",
 }
@@ -48,6 +49,7 @@ examples:
   metarun eval ckpt=outputs/train/my_run episodes=1000
   metarun predict ckpt=outputs/train/my_run support=examples query=new_pictures
   metarun report outputs/train                        # compare runs: tables and plots
+  metarun reproduce --list                            # published figures, and ours
   metarun data list                                   # which data sets are there
   tensorboard --logdir outputs/train
   eval "$(metarun completion bash)"                   # TAB then completes all of this
@@ -99,6 +101,12 @@ def _run(command: str, arguments: list[str]) -> None:
             del os.environ["METARUN_DATA"]
         with imports_not_collected():
             data.main(_with_plugins(arguments))
+        return
+    if command == "reproduce":  # its rows are named without a key
+        from metarun.cli import reproduce
+
+        with imports_not_collected():
+            reproduce.main(arguments)
         return
     if command == "completion":  # of the other commands; likewise
         from metarun.cli import completion

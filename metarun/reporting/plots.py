@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from metarun.reporting.groups import Board, Group, confidence95, mean
 from metarun.reporting.labels import unique
@@ -166,13 +167,17 @@ def _inner(board: Board, styles: dict[str, Style], what: str) -> Plot | None:
 
 def _cost(board: Board, styles: dict[str, Style]) -> Plot:
     groups = highlighted(board)[::-1]  # bars are drawn from below
-    names = _names(board)
+    # Long names would leave no room for the bars.
+    names = {label: textwrap.fill(name, 30) for label, name in _names(board).items()}
+    lines = sum(names[group.label].count("\n") + 1 for group in groups)
     rows: list[tuple[str, list[float], Callable[[float], str]]] = [
         ("training with validations, s", [g.seconds for g in groups], duration),
         ("meta-steps/s", [g.steps_per_second or 0.0 for g in groups], lambda v: f"{v:.3g}"),
         ("peak memory, GiB", [g.memory_gib for g in groups], lambda v: f"{v:.2f}"),
     ]
-    figure = Figure(figsize=(5.0, 3 * (0.5 + 0.24 * len(groups))), layout="constrained")
+    figure = Figure(
+        figsize=(5.0, 3 * (0.5 + 0.06 * len(groups) + 0.18 * lines)), layout="constrained"
+    )
     for axes, (title, values, text) in zip(figure.subplots(3, 1), rows, strict=True):
         bars = axes.barh(
             range(len(groups)), values, 0.7, color=[styles[group.label][0] for group in groups]
@@ -204,6 +209,8 @@ def _line_plot(
         _draw(axes, line, names[line.group.label], styles.get(line.group.label))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+    if all(float(x).is_integer() for line in lines for x in line.x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half a step
     is_accuracy = score_axis and board.score == "accuracy"
     if is_accuracy:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))

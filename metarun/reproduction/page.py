@@ -1,0 +1,140 @@
+"""The results as lines on a terminal, as a Markdown page, and as JSON."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from metarun.reporting.table import Cell, as_markdown, duration, score_text, with_interval
+from metarun.reproduction.results import Result
+from metarun.reproduction.rows import Row
+from metarun.reproduction.verdict import in_words
+
+MARK = "<!-- written by metarun reproduce -->"
+INTRODUCTION = f"""\
+{MARK}
+
+# Published figures, and ours
+
+`metarun reproduce` wrote this page: no figure and no verdict was put in by hand. A row is *inside*
+if our figure is within the published interval. Otherwise it is above or below by the difference,
+given with the interval ± √(a² + b²) of both, and with the p of a difference of 0. An interval of
+ours is over seeds, or over the test tasks of the only seed. Where the source gives no interval, its
+figure counts as exact.
+"""
+
+
+def name_of(result: Result) -> str:
+    """A row with its budget: whoever reads a line must see that it is a reduced one."""
+    if result.budget == "full":
+        return result.row.name
+    return f"{result.row.name} budget={result.budget}"
+
+
+def line(result: Result) -> str:
+    """A row on the terminal."""
+    parts = [f"{name_of(result)}: published {published_text(result.row)}"]
+    if result.group is None:
+        return f"{parts[0]}; {result.state or 'not run'}"
+    parts.append(f"ours {ours_text(result)}")
+    parts.append(verdict_text(result))
+    parts.append(f"trained in {duration(result.group.seconds)} on {result.group.device}")
+    parts += [result.state] if result.state else []
+    parts += [f"reduced: {', '.join(result.reduced)}"] if result.reduced else []
+    return "; ".join(parts)
+
+
+def published_text(row: Row) -> str:
+    """The published figure with its interval and source; or that there is none."""
+    found = row.published
+    if found is None:
+        return "no figure"
+    figure = score_text(found.score, found.value)
+    if found.ci95 is not None:
+        figure = with_interval(found.score, found.value, found.ci95)
+    over = f", {found.over}" if found.over else ""
+    return f"{figure} ({found.source}{over})"
+
+
+def ours_text(result: Result) -> str:
+    """Our figure with its interval."""
+    group = result.group
+    assert group is not None
+    return f"{with_interval(group.score, group.value, group.ci95)} ({group.interval})"
+
+
+def verdict_text(result: Result) -> str:
+    """The verdict, or why there is none."""
+    if result.changed:
+        return f"no verdict: run with {', '.join(result.changed)}"
+    if result.verdict is None or result.row.published is None:
+        return "no published figure"
+    return in_words(result.verdict, result.row.published.score)
+
+
+def page(results: Sequence[Result]) -> str:
+    """The Markdown page of all rows."""
+    by_data: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        by_data[result.row.data].append(result)
+    parts = [INTRODUCTION]
+    for data, own in by_data.items():
+        parts += [f"\n## {data}\n", *_table(own), *_notes(own)]
+    return "\n".join(parts) + "\n"
+
+
+def _table(results: Sequence[Result]) -> list[str]:
+    header = ["row", "published", "ours", "verdict", "meta-steps", "training, device"]
+    cells = []
+    for result in results:
+        group = result.group
+        texts = [name_of(result), published_text(result.row), result.state or "not run", "", "", ""]
+        if group is not None:
+            ours = ours_text(result) + (f"; {result.state}" if result.state else "")
+            steps = f"{group.settings['trainer.steps']:,}"
+            cost = f"{duration(group.seconds)}, {group.device}"
+            texts[2:] = [ours, verdict_text(result), steps, cost]
+        cells.append([Cell(text, text) for text in texts])
+    return as_markdown(header, cells)
+
+
+def _notes(results: Sequence[Result]) -> list[str]:
+    """What is otherwise than in the source: each difference once, with its rows."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for result in results:
+        if result.budget == "full":
+            for text in result.row.differences:
+                found[text].append(result.row.name)
+        for text in result.reduced:
+            found[text].append(name_of(result))
+    if not found:
+        return []
+    return [
+        "\nOtherwise than in the source:\n",
+        *(f"- {text} ({', '.join(names)})" for text, names in found.items()),
+    ]
+
+
+def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The same with numbers in full; rows that were not run have a state alone."""
+    found = []
+    for result in results:
+        group, row = result.group, result.row
+        entry: dict[str, Any] = {"row": row.name, "budget": result.budget, "state": result.state}
+        entry["published"] = None if row.published is None else row.published._asdict()
+        if group is not None:
+            entry |= {
+                "score": group.score,
+                "value": group.value,
+                "ci95": group.ci95,
+                "ci95_over": group.interval,
+                "seeds": [run.seed for run in group.runs],
+                "meta_steps": group.settings["trainer.steps"],
+                "train_seconds": group.seconds,
+                "device": group.device,
+                "code": sorted({run.code for run in group.runs}),
+                "changed": list(result.changed),
+                "reduced": list(result.reduced),
+                "verdict": None if result.verdict is None else result.verdict._asdict(),
+            }
+        found.append(entry)
+    return found

@@ -1,0 +1,78 @@
+"""What is read of a row's runs, and when there is no verdict."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metarun.config.compose import composed, register_schemas
+from metarun.reproduction.page import line
+from metarun.reproduction.results import result_of
+from metarun.reproduction.rows import Published, Row
+from tests.reporting.test_report import make
+
+__all__ = ["make"]
+
+Make = Callable[..., Path]
+ROW = Row(
+    "demo", "MAML", "glyphs", "5w1s",
+    Published("accuracy", 0.9, 0.005, "95 %, 600 tasks", "A et al. 2017, table 1"),
+    ("glyphs are drawn, not written",), ("full",),
+)  # fmt: skip
+"""As if `experiment=demo` had a published figure."""
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    """What `make` writes: the config of the row."""
+    register_schemas()
+    return asdict(composed("train", ["experiment=demo"]))
+
+
+def test_a_row_that_was_not_run_says_so(tmp_path: Path) -> None:
+    result = result_of(tmp_path, ROW, "full")
+    assert (result.group, result.verdict, result.state) == (None, None, "not run")
+    assert line(result) == (
+        "demo: published 90.00 ± 0.50 % (A et al. 2017, table 1, 95 %, 600 tasks); not run"
+    )
+
+
+def test_the_verdict_is_of_all_completed_seeds(make: Make, tmp_path: Path) -> None:
+    for seed, value in enumerate((0.90, 0.92, 0.91)):
+        make(f"demo/s{seed}", seed=seed, value=value)
+    make("demo/s3", seed=3, status="failed", error="the disk is full")
+    result = result_of(tmp_path, ROW, "full")
+    assert result.group is not None and result.verdict is not None
+    assert (result.verdict.place, result.group.interval) == ("above", "3 seeds")
+    assert result.verdict.difference == pytest.approx(0.01)
+    assert "ours 91.00 ± 2.48 % (3 seeds)" in line(result)
+    assert line(result).endswith("s3 failed at 2000/300: the disk is full")
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ({"trainer.steps": 30}, ("trainer.steps=30",)),
+        ({"inner_opt.lr": 0.1, "backbone.width": 8}, ("backbone.width=8", "inner_opt.lr=0.1")),
+        ({"engine.compile": "none", "trainer.log_every": 7, "trainer.wandb": "offline"}, ()),
+    ],
+)
+def test_runs_with_other_settings_have_no_verdict(
+    make: Make, tmp_path: Path, settings: dict[str, Any], changed: tuple[str, ...]
+) -> None:
+    """But how a run is computed, and what is written down of it, is free."""
+    make("demo/s0", settings=settings)
+    result = result_of(tmp_path, ROW, "full")
+    assert result.changed == changed
+    assert (result.verdict is None) == bool(changed)
+    if changed:
+        assert f"no verdict: run with {', '.join(changed)}" in line(result)
+
+
+def test_a_damaged_run_is_named(make: Make, tmp_path: Path) -> None:
+    (make("demo/s0") / "result.json").write_text("{")
+    result = result_of(tmp_path, ROW, "full")
+    assert result.group is None and result.state.startswith("s0 unreadable: ")
+    assert line(result).endswith(result.state)
