@@ -10,10 +10,9 @@ from pathlib import Path
 
 from metarun.config.typed import as_argument, expanded
 from metarun.errors import ConfigError, RunError, did_you_mean
-from metarun.reproduction.rows import Row, experiment, rows
+from metarun.reproduction.rows import BUDGETS, FULL, Row, experiment, rows
 from metarun.system.files import write_json, write_text
 
-BUDGETS = ("full", "cpu")
 USAGE = "metarun reproduce ROW… [budget=cpu] [seed=0,1,2] [out=DIR] [page=FILE] [KEY=VALUE …]"
 HELP = f"""\
 metarun reproduce: run experiments with a published figure, and say how near ours is
@@ -114,7 +113,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
             raise ConfigError(
                 f"{given[0]}: rows are named without a key, and out=DIR is the folder"
             )
-    budget = own.get("budget", "full")
+    budget = own.get("budget", FULL)
     if budget not in BUDGETS:
         raise ConfigError(f"budget={budget}: choose {' or '.join(BUDGETS)}")
     if len(flags) > 1:
@@ -177,7 +176,9 @@ def _list(wanted: Arguments) -> None:
             for budget in row.budgets
             if (result := result_of(wanted.out, row, budget)).state != "not run"
         ]
-        print("\n".join(map(line, done)) or f"{row.name}: published {published_text(row)}; not run")
+        budgets = ", ".join(row.budgets)
+        said = f"{row.name} ({budgets}): published {published_text(row)}; not run"
+        print("\n".join(map(line, done)) or said)
 
 
 def _write(wanted: Arguments) -> None:

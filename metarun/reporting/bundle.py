@@ -166,7 +166,7 @@ def _shown(name: str, content: bytes) -> bytes:
         config: dict[str, Any] = yaml.safe_load(content)
         if "root" in config["data"]:
             config["data"]["root"] = None  # it is no part of what a run is
-        return yaml.safe_dump(config, sort_keys=False).encode()
+        return str(yaml.safe_dump(config, sort_keys=False)).encode()
     if name == "provenance.json":
         values: dict[str, Any] = json.loads(content)
         return json.dumps({k: v for k, v in values.items() if k not in PRIVATE}, indent=1).encode()

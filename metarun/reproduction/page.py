@@ -2,11 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from metarun.reporting.table import Cell, as_markdown, duration, score_text, with_interval
 from metarun.reproduction.results import Result
-from metarun.reproduction.rows import Row
+from metarun.reproduction.rows import FULL, Row
 from metarun.reproduction.verdict import in_words
 
 MARK = "<!-- written by metarun reproduce -->"
@@ -25,7 +26,7 @@ figure counts as exact.
 
 def name_of(result: Result) -> str:
     """A row with its budget: whoever reads a line must see that it is a reduced one."""
-    if result.budget == "full":
+    if result.budget == FULL:
         return result.row.name
     return f"{result.row.name} budget={result.budget}"
 
@@ -75,7 +76,7 @@ def page(results: Sequence[Result]) -> str:
     """The Markdown page of all rows."""
     by_data: dict[str, list[Result]] = defaultdict(list)
     for result in results:
-        by_data[result.row.data].append(result)
+        by_data[result.row.data_title].append(result)
     parts = [INTRODUCTION]
     for data, own in by_data.items():
         parts += [f"\n## {data}\n", *_table(own), *_notes(own)]
@@ -101,7 +102,7 @@ def _notes(results: Sequence[Result]) -> list[str]:
     """What is otherwise than in the source: each difference once, with its rows."""
     found: dict[str, list[str]] = defaultdict(list)
     for result in results:
-        if result.budget == "full":
+        if result.budget == FULL:
             for text in result.row.differences:
                 found[text].append(result.row.name)
         for text in result.reduced:
@@ -120,7 +121,7 @@ def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
     for result in results:
         group, row = result.group, result.row
         entry: dict[str, Any] = {"row": row.name, "budget": result.budget, "state": result.state}
-        entry["published"] = None if row.published is None else row.published._asdict()
+        entry["published"] = None if row.published is None else asdict(row.published)
         if group is not None:
             entry |= {
                 "score": group.score,

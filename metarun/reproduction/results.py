@@ -9,7 +9,7 @@ from metarun.config.compose import composed
 from metarun.config.run import NEUTRAL_KEYS, flat
 from metarun.reporting.gather import Run, read_run
 from metarun.reporting.groups import LOGGED, Group
-from metarun.reproduction.rows import Row, experiment
+from metarun.reproduction.rows import FULL, Row, experiment
 from metarun.reproduction.verdict import Verdict, verdict
 
 FREE = ("seed", "device", "engine.batching", "engine.chunk", "engine.compile", *LOGGED)
@@ -52,8 +52,8 @@ def result_of(out: Path, row: Row, budget: str) -> Result:
         return Result(row, budget, None, "not run", (), (), None)
     wanted = _settings(experiment(row, budget))
     reduced: tuple[str, ...] = ()
-    if budget != "full":
-        whole = _settings(experiment(row, "full"))
+    if budget != FULL:
+        whole = _settings(experiment(row, FULL))
         reduced = tuple(
             f"{key}={wanted.get(key)} in place of {whole.get(key)}"
             for key in sorted(wanted.keys() | whole.keys())

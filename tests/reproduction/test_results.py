@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from metarun.config.compose import composed, register_schemas
-from metarun.reproduction.page import line
+from metarun.reproduction.page import line, page
 from metarun.reproduction.results import result_of
-from metarun.reproduction.rows import Published, Row
+from metarun.reproduction.rows import CPU, FULL, Published, Row, experiment, rows
 from tests.reporting.test_report import make
 
 __all__ = ["make"]
 
 Make = Callable[..., Path]
 ROW = Row(
-    "demo", "MAML", "glyphs", "5w1s",
+    "demo", "MAML", "glyphs", "Glyphs", "5w1s",
     Published("accuracy", 0.9, 0.005, "95 %, 600 tasks", "A et al. 2017, table 1"),
-    ("glyphs are drawn, not written",), ("full",),
+    ("glyphs are drawn, not written",), (FULL,), {}, {},
 )  # fmt: skip
 """As if `experiment=demo` had a published figure."""
 
@@ -32,7 +33,7 @@ def config() -> dict[str, Any]:
 
 
 def test_a_row_that_was_not_run_says_so(tmp_path: Path) -> None:
-    result = result_of(tmp_path, ROW, "full")
+    result = result_of(tmp_path, ROW, FULL)
     assert (result.group, result.verdict, result.state) == (None, None, "not run")
     assert line(result) == (
         "demo: published 90.00 ± 0.50 % (A et al. 2017, table 1, 95 %, 600 tasks); not run"
@@ -43,7 +44,7 @@ def test_the_verdict_is_of_all_completed_seeds(make: Make, tmp_path: Path) -> No
     for seed, value in enumerate((0.90, 0.92, 0.91)):
         make(f"demo/s{seed}", seed=seed, value=value)
     make("demo/s3", seed=3, status="failed", error="the disk is full")
-    result = result_of(tmp_path, ROW, "full")
+    result = result_of(tmp_path, ROW, FULL)
     assert result.group is not None and result.verdict is not None
     assert (result.verdict.place, result.group.interval) == ("above", "3 seeds")
     assert result.verdict.difference == pytest.approx(0.01)
@@ -64,7 +65,7 @@ def test_runs_with_other_settings_have_no_verdict(
 ) -> None:
     """But how a run is computed, and what is written down of it, is free."""
     make("demo/s0", settings=settings)
-    result = result_of(tmp_path, ROW, "full")
+    result = result_of(tmp_path, ROW, FULL)
     assert result.changed == changed
     assert (result.verdict is None) == bool(changed)
     if changed:
@@ -73,6 +74,24 @@ def test_runs_with_other_settings_have_no_verdict(
 
 def test_a_damaged_run_is_named(make: Make, tmp_path: Path) -> None:
     (make("demo/s0") / "result.json").write_text("{")
-    result = result_of(tmp_path, ROW, "full")
+    result = result_of(tmp_path, ROW, FULL)
     assert result.group is None and result.state.startswith("s0 unreadable: ")
     assert line(result).endswith(result.state)
+
+
+def test_a_smaller_budget_says_so_in_every_line(make: Make, tmp_path: Path) -> None:
+    row = rows()["maml_omniglot_5w1s"]
+    own = asdict(composed("train", [f"experiment={experiment(row, CPU)}"]))
+    folder = make("cpu/maml_omniglot_5w1s/s0", value=0.97)
+    (folder / "config.yaml").write_text(yaml.safe_dump(own))
+    result = result_of(tmp_path, row, CPU)
+    assert result.verdict is not None and result.verdict.place == "below"
+    steps = own["trainer"]["steps"]
+    assert f"trainer.steps={steps} in place of 60000" in result.reduced
+    whole = result_of(tmp_path, row, FULL)
+    assert line(result).startswith("maml_omniglot_5w1s budget=cpu: published 98.70 ± 0.40 %")
+    assert f"trainer.steps={steps} in place of 60000" in line(result)
+    text = page([whole, result])
+    assert text.count("budget=cpu") > 1 and "not run" in text and "## Omniglot" in text
+    for said in row.differences:
+        assert f"- {said} (maml_omniglot_5w1s)" in text

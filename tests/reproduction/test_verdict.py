@@ -1,6 +1,7 @@
 """Where a figure is beside a published one, on figures that are known and on simulated ones."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from metarun.reproduction.rows import Published
 from metarun.reproduction.verdict import in_words, verdict
 
 
-def published(value: float, ci95: float | None, score: str = "accuracy") -> Published:
+def published(
+    value: float, ci95: float | None, score: Literal["accuracy", "mse"] = "accuracy"
+) -> Published:
     return Published(score, value, ci95, "95 %, 600 tasks", "A et al. 2017, table 1")
 
 

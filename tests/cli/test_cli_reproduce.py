@@ -1,0 +1,77 @@
+"""`metarun reproduce`: rows are listed, run as a sweep, and compared."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from metarun.cli.reproduce import parse
+from metarun.errors import ConfigError
+from metarun.reproduction.page import MARK
+from metarun.reproduction.rows import rows
+from tests.conftest import Metarun
+
+SMALL = ("trainer.steps=2", "trainer.eval_episodes=2", "trainer.test_episodes=3")
+
+
+def test_the_list_has_every_row_with_its_budgets(metarun: Metarun) -> None:
+    lines = metarun("reproduce", "--list").stdout.splitlines()
+    assert [line.partition(" ")[0] for line in lines] == [*rows()]
+    assert all(line.endswith("; not run") for line in lines)
+    (one,) = metarun("reproduce", "--list", "maml_omniglot_5w1s").stdout.splitlines()
+    assert one == (
+        "maml_omniglot_5w1s (full, cpu): published 98.70 ± 0.40 % (Finn et al. 2017, table 1, "
+        "95 %, 600 tasks); not run"
+    )
+
+
+def test_rows_run_are_recalled_and_stand_in_the_tables(metarun: Metarun, tmp_path: Path) -> None:
+    (name, *_) = (name for name, row in rows().items() if row.data == "sinusoid")
+    command = ("reproduce", name, "budget=cpu", "seed=0,1", "out=mine", *SMALL)
+    said = metarun(*command).stdout
+    assert "2 runs: 2 completed, 0 recalled" in said
+    assert f"{name} budget=cpu: published" in said
+    assert "no verdict: run with trainer.eval_episodes=2, trainer.steps=2" in said
+    assert (tmp_path / "mine" / "cpu" / name / "s1" / "result.json").exists()
+    page = (tmp_path / "mine" / "results.md").read_text()
+    assert page.startswith(MARK) and all(row in page.replace("\\", "") for row in rows())
+    found = {
+        (e["row"], e["budget"]): e for e in json.loads((tmp_path / "mine/results.json").read_text())
+    }
+    assert found[name, "cpu"]["seeds"] == [0, 1] and found[name, "cpu"]["verdict"] is None
+    assert found["maml_omniglot_5w1s", "full"]["state"] == "not run"
+    assert "2 runs: 0 completed, 2 recalled" in metarun(*command).stdout
+    (tmp_path / "notes.md").write_text("by hand")
+    error = metarun("reproduce", "--table", "out=mine", "page=notes.md", code=2).stderr
+    assert "notes.md was not written by metarun reproduce: choose another name" in error
+    metarun("reproduce", "--table", "out=mine", "page=docs/results.md")
+    assert (tmp_path / "docs" / "results.md").read_text() == page
+
+
+def test_a_row_that_fails_is_told(metarun: Metarun, tmp_path: Path) -> None:
+    """Here for lack of its files."""
+    done = metarun(
+        "reproduce", "maml_mini_imagenet_5w1s", f"data.root={tmp_path}", "device=cpu", code=1
+    )  # fmt: skip
+    assert "not all rows were run: the sweep ended with exit code" in done.stderr
+    assert "maml_mini_imagenet_5w1s: published 48.70 ± 1.84 %" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ([], "not given: which rows to run"),
+        (["maml_omniglot_5w2s"], "there is no row 'maml_omniglot_5w2s' (did you mean"),
+        (["maml_omniglot_*", "budget=gpu"], "budget=gpu: choose full or cpu"),
+        (["metaoptnet_mini_imagenet_5w1s", "budget=cpu"], "has no such budget"),
+        (["maml_omniglot_5w1s", "experiment=demo"], "rows are named without a key"),
+        (["--list", "trainer.steps=3"], "--list trains nothing; leave it out"),
+        (["--list", "--table"], "give one of them"),
+        (["--all"], "there is no option '--all'"),
+        (["maml_omniglot_5w1s", "out="], "out= is empty"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], error: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(arguments)
+    assert error in str(raised.value)
