@@ -438,6 +438,11 @@ INERT |= {
     for own in fields(schemas("data")[name])
     if own.name != "name"
 }
+INERT |= {
+    f"data.l2l.{own.name}": "files of learn2learn, not here: tests/components/test_l2l.py"
+    for own in fields(schemas("data")["l2l"])
+    if own.name != "name"
+}
 LOOP = {f.name for f in fields(TrainerConfig)} - {"meta_batch", "steps"}
 """Settings of the trainer that the parameters do not depend on: seen in what a run leaves."""
 
