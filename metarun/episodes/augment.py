@@ -16,8 +16,15 @@ from metarun.episodes.source import EpisodeSource
 from metarun.episodes.transforms import recolour, warp, window
 
 NUMBERS = (
-    *("crop_down", "crop_right", "flip", "vertical_flip"),
-    *("rotation", "translate_right", "translate_down", "scale", "shear"),
+    "crop_down",
+    "crop_right",
+    "flip",
+    "vertical_flip",
+    "rotation",
+    "translate_right",
+    "translate_down",
+    "scale",
+    "shear",
     *COLOURS,
     *(f"{name}_place" for name in COLOURS),
 )
@@ -111,7 +118,8 @@ class Augmentation:
 
     def _amount(self, name: str, drawn: Tensor) -> Tensor:
         most = getattr(self._config, name)
-        return _between(-most if name == "hue" else max(0, 1 - most), most + (name != "hue"), drawn)
+        least, largest = (-most, most) if name == "hue" else (max(0, 1 - most), 1 + most)
+        return _between(least, largest, drawn)
 
 
 class AugmentedEpisodes:
