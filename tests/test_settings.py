@@ -21,6 +21,7 @@ from metarun.components.data import cub, emoji, glyphs, omniglot
 from metarun.components.data._class_lists import ClassList
 from metarun.components.data._emoji_packages import SETS
 from metarun.components.data.splits import omniglot_names
+from metarun.config.augment import OF_COLOUR, AugmentConfig
 from metarun.config.catalogue import GROUPS, schemas
 from metarun.config.run import (
     NEUTRAL_KEYS,
@@ -49,7 +50,12 @@ from metarun.training.state import fresh
 from metarun.training.tracker import Tracker
 
 Changes = dict[str, Any]
-PARTS = {"task": TaskConfig, "trainer": TrainerConfig, "engine": EngineConfig}
+PARTS = {
+    "task": TaskConfig,
+    "augment": AugmentConfig,
+    "trainer": TrainerConfig,
+    "engine": EngineConfig,
+}
 DEFAULTS = {
     "algo": "maml",
     "data": "sinusoid",
@@ -188,6 +194,13 @@ OTHER: Changes = {
     "engine.chunk": 1,
     "engine.compile": "replay",
     "engine.block": 2,
+    **{f"augment.{own.name}": 0.25 for own in fields(AugmentConfig)},
+    "augment.crop": 2,
+    "augment.rotation": 20.0,
+    "augment.scale": [0.8, 1.2],
+    "augment.shear": 20.0,
+    "augment.support": [],
+    "augment.query": [],
     "trainer.eval_every": 4,
     "trainer.checkpoint_every": 2,
     "trainer.keep_last": 3,
@@ -359,6 +372,13 @@ COMPANY |= {
     if own.name != "name"
 }
 COMPANY["data.cub.crop"] = SMALL_FILES["cub"] | {"data.resize": "crop"}
+COMPANY |= {f"augment.{own.name}": IMAGES for own in fields(AugmentConfig)}
+COMPANY |= {
+    f"augment.{name}": IMAGES | {"augment.crop": 2} for name in ("fill", "support", "query")
+}
+COMPANY |= {
+    f"augment.{name}": IMAGES | {"data": "emoji", **SMALL_FILES["emoji"]} for name in OF_COLOUR
+}
 LATE: Changes = {"algo.inner_steps": 4, "algo.eval_inner_steps": 4}
 COMPANY |= {  # ASGD takes the rate that it computed a step before
     "inner_opt.asgd.schedule": LATE,
@@ -416,6 +436,11 @@ INERT |= {
     f"data.{name}.{own.name}": "of files that are not here; data.cub has the same settings"
     for name in ("mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100")
     for own in fields(schemas("data")[name])
+    if own.name != "name"
+}
+INERT |= {
+    f"data.l2l.{own.name}": "files of learn2learn, not here: tests/components/test_l2l.py"
+    for own in fields(schemas("data")["l2l"])
     if own.name != "name"
 }
 LOOP = {f.name for f in fields(TrainerConfig)} - {"meta_batch", "steps"}

@@ -21,7 +21,7 @@ usage: {USAGE}
   list           every data set: what of it is there, what is missing and how to get it
   prepare NAME   fetch what is missing, where that is possible, and convert it
   check NAME     count classes and examples, look for examples and classes that are in two splits,
-                 and draw one task
+                 and draw one task; with augment.crop=8 … also one of training, augmented
 
 settings are those of metarun train: data.root=FOLDER, data.size=84, task.way=5 …; check also takes
 sheet=FILE, where the picture of the task goes (default: outputs/data/NAME.png)
@@ -173,6 +173,8 @@ def check(config: TrainConfig, sheet: Path) -> None:
     _tell("examples in two classes of a split", _pairs(same.between))
     _tell("examples twice in their class", _pairs(same.within))
     _draw(_built(config), config, sheet)
+    if config.augment.on:
+        _draw_augmented(_built(config), config, sheet.with_stem(f"{sheet.stem}-augmented"))
     if shared or same.across:
         raise DataError(
             f"data={config.data.name}: what is in two splits is tested after it was trained on, so "
@@ -181,15 +183,32 @@ def check(config: TrainConfig, sheet: Path) -> None:
 
 
 def _draw(source: Any, config: TrainConfig, sheet: Path) -> None:
+    if len(source.input_shape) != 3 or source.input_shape[0] not in (1, 3):
+        return
+    _save_sheet(source.sample("test", 0, 1), config.task.way, sheet)
+    print(f"the first test task is drawn in {sheet}")
+
+
+def _draw_augmented(source: Any, config: TrainConfig, sheet: Path) -> None:
+    import torch
+
+    from metarun.components.build import training_source
+    from metarun.components.fits import check_pictures
+    from metarun.episodes.augment import AugmentedEpisodes
+
+    trained = training_source(config, source, torch.device("cpu"))
+    check_pictures(config, trained)
+    task = AugmentedEpisodes(trained, config.augment, config.seed).sample("train", 0, 1)
+    _save_sheet(task, config.task.in_training().way, sheet)
+    print(f"the first training task, augmented, is drawn in {sheet}")
+
+
+def _save_sheet(task: Any, way: int, sheet: Path) -> None:
     from metarun.pictures.sheet import contact_sheet
     from metarun.system.files import make_folder
 
-    if len(source.input_shape) != 3 or source.input_shape[0] not in (1, 3):
-        return
-    task = source.sample("test", 0, 1)
     make_folder(sheet.parent)
-    contact_sheet(task.support_x[0], task.query_x[0], config.task.way).save(sheet)
-    print(f"the first test task is drawn in {sheet}")
+    contact_sheet(task.support_x[0], task.query_x[0], way).save(sheet)
 
 
 def _built(config: TrainConfig, least: bool = False) -> Any:

@@ -34,6 +34,7 @@ from metarun.components.inner_opt.partition import part_settings
 from metarun.components.outer_opt.base import IMPLEMENTATION, OF_EVERY_OUTER_OPTIMIZER
 from metarun.components.source_contract import CheckedSource, check_source
 from metarun.components.weights import freeze, load_weights
+from metarun.config.augment import AugmentConfig
 from metarun.config.catalogue import (
     GROUPS,
     Component,
@@ -45,6 +46,7 @@ from metarun.config.catalogue import (
 from metarun.config.component import as_keywords, with_name
 from metarun.config.run import TrainConfig
 from metarun.episodes.ahead import Ahead
+from metarun.episodes.augment import Augmentation, AugmentedEpisodes
 from metarun.episodes.examples import LabelledExamples
 from metarun.episodes.source import (
     Batches,
@@ -146,8 +148,17 @@ class Reader(Protocol):
         ...
 
 
-def training_tasks(algorithm: Algorithm, source: EpisodeSource) -> Reader:
+def training_tasks(
+    algorithm: Algorithm,
+    source: EpisodeSource,
+    augment: AugmentConfig | None = None,
+    seed: int = 0,
+) -> Reader:
     """What an algorithm learns from: training episodes, or batches of labelled examples.
+
+    Args:
+        augment: what is done to their pictures; None: nothing.
+        seed: of these changes.
 
     Raises:
         ConfigError: it learns from plain batches, and the source has no labelled images.
@@ -156,14 +167,18 @@ def training_tasks(algorithm: Algorithm, source: EpisodeSource) -> Reader:
         assert algorithm.one_model is not None
         found: Reader = algorithm.one_model.reads(source)
         return found
+    if augment is not None and not augment.on:
+        augment = None
     if algorithm.batch_size is None:
-        return Ahead(source, "train")
+        augmented = source if augment is None else AugmentedEpisodes(source, augment, seed)
+        return Ahead(augmented, "train")
     if not isinstance(source, ImageEpisodes):
         raise ConfigError(
             "the algorithm learns from plain batches of labelled images, which these data do not "
             "have: choose data=glyphs or data=omniglot"
         )
-    return Batches(source, algorithm.batch_size)
+    change = None if augment is None else Augmentation(augment, None, seed)
+    return Batches(source, algorithm.batch_size, change)
 
 
 def build_model(config: TrainConfig, source: EpisodeSource, loads: bool = True) -> nn.Module:

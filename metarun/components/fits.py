@@ -3,9 +3,10 @@
 from dataclasses import asdict, fields
 
 from metarun.components.algo.base import Algorithm
+from metarun.config.augment import COLOURS, OF_COLOUR
 from metarun.config.run import TrainConfig, flat
 from metarun.episodes.examples import LabelledExamples
-from metarun.episodes.source import EpisodeSource
+from metarun.episodes.source import EpisodeSource, an_episode
 from metarun.errors import ConfigError
 
 
@@ -79,6 +80,72 @@ def check_fits(
             raise ConfigError(
                 f"inner_opt.{field.name}={value}: algo={name} has no inner loop; leave it out"
             )
+
+
+def check_augment(config: TrainConfig, algorithm: Algorithm, source: EpisodeSource) -> None:
+    """Refuse augmentation of what is no picture, or of nothing, and halves that are not there.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    augment, algo = config.augment, config.algo.name
+    if not augment.on:
+        return
+    if not algorithm.learns:
+        raise ConfigError(
+            f"augment.{augment.on[0]}: algo={algo} meta-learns nothing, and has no training tasks; "
+            "leave it out"
+        )
+    check_pictures(config, source)
+    if algorithm.batch_size is not None:
+        for half in ("support", "query"):
+            if getattr(augment, half) is not None:
+                raise ConfigError(
+                    f"augment.{half}: algo={algo} learns from plain batches, which have no support "
+                    "and queries; leave it out, and all their pictures are augmented"
+                )
+
+
+def check_pictures(config: TrainConfig, source: EpisodeSource) -> None:
+    """Refuse augmentation that the examples of a source cannot have.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    augment, data, shape = config.augment, config.data.name, tuple(source.input_shape)
+    if not augment.on:
+        return
+    first = f"augment.{augment.on[0]}"
+    if isinstance(source, LabelledExamples):
+        raise ConfigError(
+            f"{first}: data={data} has labelled examples, and the pictures of tasks and of plain "
+            "batches alone are augmented; leave it out"
+        )
+    if source.kind != "classification" or len(shape) != 3:
+        raise ConfigError(f"{first}: data={data} has no pictures to augment; leave it out")
+    border = augment.crop or 0
+    if border >= min(shape[1:]):
+        raise ConfigError(
+            f"augment.crop={border}: the pictures have {shape[1]}×{shape[2]} pixels; it must be "
+            "less"
+        )
+    colours = [name for name in augment.on if name in COLOURS]
+    if colours and shape[0] not in (1, 3):
+        raise ConfigError(
+            f"augment.{colours[0]}: the examples of data={data} have {shape[0]} channels: it is "
+            "for colour pictures and grey ones; leave it out"
+        )
+    if shape[0] == 1 and (of_colour := [name for name in colours if name in OF_COLOUR]):
+        raise ConfigError(
+            f"augment.{of_colour[0]}: the pictures of data={data} are grey and have no colours; "
+            "leave it out"
+        )
+    values = an_episode(source).support_x
+    if float(values.min()) < 0 or float(values.max()) > 1:
+        raise ConfigError(
+            f"{first}: the examples of data={data} have values from {float(values.min()):g} to "
+            f"{float(values.max()):g}: augmentation is for pictures from 0 (black) to 1 (white)"
+        )
 
 
 def _check_one_model(config: TrainConfig) -> None:

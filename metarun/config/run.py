@@ -7,6 +7,7 @@ Every key of the command line is a field here, or in the file of a component
 from dataclasses import field, fields, replace
 from typing import Any, Literal
 
+from metarun.config.augment import AugmentConfig
 from metarun.config.checks import between, positive
 from metarun.config.component import section
 from metarun.errors import ConfigError
@@ -156,6 +157,7 @@ class TrainConfig:
     inner_opt: Any = None
     outer_opt: Any = None
     task: TaskConfig = field(default_factory=TaskConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 

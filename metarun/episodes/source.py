@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -206,13 +207,19 @@ class Batches:
     Args:
         source: whose images.
         size: examples in a batch.
+        change: `change(x, start)` of the examples of batches `start`, `start + 1`, …; None: none.
 
     Attributes:
         classes: how many classes the labels tell apart.
     """
 
-    def __init__(self, source: ImageEpisodes, size: int) -> None:
-        self._source, self._size = source, size
+    def __init__(
+        self,
+        source: ImageEpisodes,
+        size: int,
+        change: Callable[[Tensor, int], Tensor] | None = None,
+    ) -> None:
+        self._source, self._size, self._change = source, size, change
         self.classes = len(source.stores["train"].class_names)
         self._key = stream_key("batches", source.seed, "train")
 
@@ -226,7 +233,8 @@ class Batches:
         ends = store.sizes.cumsum(0)
         labels = torch.searchsorted(ends, drawn, right=True)
         chosen = store.starts[labels] + drawn - (ends - store.sizes)[labels]
-        return Batch(self._source.values(store.take(chosen)), labels)
+        x = self._source.values(store.take(chosen))
+        return Batch(x if self._change is None else self._change(x, start), labels)
 
 
 def sample_indices(

@@ -217,10 +217,10 @@ def _settings(path: Path) -> dict[str, Any]:
     """The flat config of a run."""
     config = yaml_mapping(path)
     settings = flat(config) if _plain_keys(config) else {}
-    # Older runs know of no other shape in training; where there is none, nothing is said.
-    settings = {
-        k: v for k, v in settings.items() if v is not None or not k.startswith("task.train.")
-    }
+    # Older runs know of no other shape in training, and of no augmentation; where there is none,
+    # nothing is said.
+    added = ("task.train.", "augment.")
+    settings = {k: v for k, v in settings.items() if v is not None or not k.startswith(added)}
     needed = ["trainer.steps", "trainer.meta_batch", *(f"{group}.name" for group in GROUPS)]
     if missing := [key for key in needed if key not in settings]:
         raise ValueError(f"config.yaml is no config of metarun: {missing[0]} is not there")

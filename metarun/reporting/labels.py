@@ -5,6 +5,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+OF_A_GROUP = ("task.train.", "augment.")
+"""Settings whose last part says too little: there is a data.crop as well."""
+
 
 def unique(texts: Sequence[str]) -> list[str]:
     """The texts, with a number behind each that has been there before."""
@@ -24,7 +27,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     names = {}
     for key, text in plain.items():
         parts = text.split(".")
-        for count in range(2 if key.startswith("task.train.") else 1, len(parts) + 1):
+        for count in range(2 if key.startswith(OF_A_GROUP) else 1, len(parts) + 1):
             name = ".".join(parts[-count:])
             if sum(("." + other).endswith("." + name) for other in plain.values()) == 1:
                 break

@@ -9,6 +9,7 @@ from typing import Any
 from metarun.components.algo.descent import DescentConfig
 from metarun.components.algo.meta_sgd import MetaSgdConfig
 from metarun.components.algo.one_model import OneModelConfig
+from metarun.config.augment import FILLED
 from metarun.config.catalogue import is_plugin
 from metarun.config.run import TaskConfig, TrainConfig
 from metarun.errors import ConfigError
@@ -143,6 +144,12 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
             kind != "classification",
             f"tasks of {kind} have no shots of classes to divide by",
         ),
+        "augment.fill": (
+            not {*FILLED}.intersection(config.augment.on),
+            "nothing comes in from outside",
+        ),
+        "augment.support": (not config.augment.on, "no augmentation is on"),
+        "augment.query": (not config.augment.on, "no augmentation is on"),
         "backbone.width": (network.get("widths") is not None, "backbone.widths is given"),
         "backbone.drop_size": (not network.get("drop", 1), "backbone.drop is 0"),
         "data.split_seed": (

@@ -19,8 +19,9 @@ from metarun.components.build import (
     training_source,
     training_tasks,
 )
-from metarun.components.fits import check_fits
+from metarun.components.fits import check_augment, check_fits
 from metarun.components.network import Network, refuse_kept_results, refuse_lost_state
+from metarun.config.augment import AugmentConfig
 from metarun.config.catalogue import GROUPS, schemas
 from metarun.config.checks import fits, read
 from metarun.config.run import EngineConfig, TaskConfig, TrainConfig, TrainerConfig, TrainTaskConfig
@@ -140,6 +141,8 @@ def build(
             "own data apart and no others; leave data out"
         )
     check_fits(config, algorithm, source, train_source)
+    if trained_with is None:
+        check_augment(config, algorithm, train_source)
     if algorithm.learns:
         group_of_each(config.outer_opt, [n for n in algorithm.init() if n not in algorithm.kept])
     if changes.evaluation:
@@ -155,7 +158,9 @@ def build(
         source,
         model,
         network,
-        training_tasks(algorithm, train_source) if domain is None else Ahead(source, "train"),
+        training_tasks(algorithm, train_source, config.augment, config.seed)
+        if domain is None
+        else Ahead(source, "train"),
         algorithm,
         OBJECTIVES[source.kind],
         plan,
@@ -329,6 +334,7 @@ def from_plain(plain: dict[str, Any]) -> TrainConfig:
         if isinstance(task, dict):  # an older one has a single shape
             task["train"] = read("task.train", TrainTaskConfig, task.get("train", {}))
         parts["task"] = read("task", TaskConfig, task)
+        parts["augment"] = read("augment", AugmentConfig, plain.get("augment", {}))
         parts["trainer"] = read("trainer", TrainerConfig, plain.get("trainer"))
         parts["engine"] = read("engine", EngineConfig, plain.get("engine"))
         return read("the config", TrainConfig, plain | parts)

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from metarun.components.data._lake_files import find, list_drawings
+from metarun.components.data.l2l import L2lDataConfig
 from metarun.components.data.lake import LakeConfig, LakeRuns, has_seen, load
 from metarun.components.data.omniglot import OmniglotConfig, shrink
 from metarun.errors import ConfigError, DataError
@@ -200,6 +201,8 @@ def test_the_runs_from_the_command_line(metarun: Metarun, drawn: Path, tmp_path:
 def test_a_run_that_has_seen_the_alphabets_is_told_so() -> None:
     assert has_seen(OmniglotConfig()) and has_seen(OmniglotConfig(split="vinyals"))
     assert not has_seen(OmniglotConfig(split="background")) and not has_seen(LakeConfig())
+    assert not has_seen(OmniglotConfig(split="background_small1"))
+    assert has_seen(L2lDataConfig()) and not has_seen(L2lDataConfig(benchmark="fc100"))
 
 
 def modified_hausdorff(one: cKDTree, other: cKDTree) -> float:

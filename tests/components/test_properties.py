@@ -18,7 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from metarun.components.build import build_data
-from metarun.components.data import _benchmarks, _cifar100, _finding, emoji, glyphs, omniglot
+from metarun.components.data import (
+    _benchmarks,
+    _cifar100,
+    _finding,
+    emoji,
+    glyphs,
+    l2l,
+    omniglot,
+)
 from metarun.components.data.emoji import arranged, concepts
 from metarun.components.data.splits import omniglot_names
 from metarun.config.catalogue import schemas
@@ -49,6 +57,7 @@ VARIANTS = {
     "tiered_imagenet": [("data=tiered_imagenet",)],
     "cifar_fs": [("data=cifar_fs",)],
     "fc100": [("data=fc100",)],
+    "l2l": [("data=l2l",), ("data=l2l", "data.rotations=false")],
     "cub": [("data=cub",), ("data=cub", "data.split=140-30-30")],
     "multi": [("data=multi", "data.sources=[{name:glyphs},{name:glyphs,seed:1}]")],
     "sinusoid": [("data=sinusoid",)],
@@ -69,13 +78,14 @@ OWN_SEEDS = {
     "features": ["split_seed"],
     "folder": ["split_seed"],
     "glyphs": ["seed"],
+    "l2l": ["split_seed"],
     "omniglot": ["split_seed"],
 }
 """The settings that are seeds, of each data set that has any."""
 
 ALL = [variant for variants in VARIANTS.values() for variant in variants]
 PUBLISHED = ("mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100", "cub")
-DRAWN = ("folder", "glyphs", "omniglot", "emoji", *PUBLISHED)
+DRAWN = ("folder", "glyphs", "omniglot", "l2l", "emoji", *PUBLISHED)
 IMAGES = [variant for name in DRAWN for variant in VARIANTS[name]]
 by_name = pytest.mark.parametrize("data", ALL, ids=" ".join)
 
@@ -127,6 +137,8 @@ def made_up_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.delenv("METARUN_DATA", raising=False)
         patch.setattr(glyphs, "draw", draw)
         patch.setattr(omniglot, "characters", characters)
+        patch.setattr(l2l, "_files", lambda own: [])
+        patch.setattr(l2l, "_omniglot", lambda own: characters(None, download=False))
         yield
 
 

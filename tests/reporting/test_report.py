@@ -146,6 +146,19 @@ def test_where_the_data_lie_and_a_repeated_seed_make_no_group_and_no_seed(
     assert "runs/b repeats runs/a (same settings, same seed): it is not counted" in out
 
 
+def test_a_run_from_before_augmentation_is_one_without_it(
+    make: Callable[..., Path], metarun: Metarun
+) -> None:
+    older = make("runs/a", value=0.9) / "config.yaml"
+    kept = yaml.safe_load(older.read_text())
+    del kept["augment"]
+    older.write_text(yaml.safe_dump(kept))
+    make("runs/b", value=0.92, seed=1)
+    make("runs/c", value=0.8, settings={"augment.crop": 4})
+    out = metarun("report", "runs").stdout
+    assert "2 seeds" in out and "600 tasks of 1 seed" in out and "augment.crop" in out
+
+
 def test_what_cannot_be_compared_is_not_put_into_one_table(
     make: Callable[..., Path], metarun: Metarun, tmp_path: Path
 ) -> None:
@@ -388,9 +401,10 @@ def test_settings_that_differ_are_shown_and_no_others() -> None:
     older = {key: value for key, value in sgd.items() if key != "inner_opt.momentum"}
     assert differing([sgd, older]) == ["inner_opt.momentum"], "nothing else tells them apart"
     assert differing([sgd]) == []
-    assert short_names(["inner_opt.name", "inner_opt.lr", "outer_opt.lr", "task.shot"]) == {
+    assert short_names(["inner_opt.name", "inner_opt.lr", "outer_opt.lr", "task.shot",
+                        "augment.crop"]) == {
         "inner_opt.name": "inner_opt", "inner_opt.lr": "inner_opt.lr",
-        "outer_opt.lr": "outer_opt.lr", "task.shot": "shot",
+        "outer_opt.lr": "outer_opt.lr", "task.shot": "shot", "augment.crop": "augment.crop",
     }  # fmt: skip
 
 

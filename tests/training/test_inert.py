@@ -42,6 +42,9 @@ INERT = {  # setting -> a command with it that does without it, and one that doe
     "backbone.width=3": ("backbone.widths=[3,4,5,6]", ""),
     "backbone.drop_size=3": ("backbone=resnet12", "backbone=resnet12 backbone.drop=0.1"),
     "data.split_seed=3": ("data=omniglot data.split=vinyals", "data=omniglot"),
+    "augment.fill=0.5": ("augment.flip=0.5", "augment.crop=2"),
+    "augment.query=[]": ("", "augment.crop=2"),
+    "augment.support=[]": ("", "augment.crop=2"),
     "trainer.max_skipped=3": ("", "trainer.nonfinite=skip"),
     "trainer.wandb_project=mine": ("", "trainer.wandb=offline"),
 }  # fmt: skip

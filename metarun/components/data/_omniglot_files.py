@@ -41,14 +41,14 @@ def find(root: Path) -> tuple[Path, ...]:
     Returns:
         Background and evaluation set, or one folder that holds both, or nothing.
     """
-    for homes in ([root / FOLDER, root], _below(root)):
+    for homes in ([root / FOLDER, root], places_below(root)):
         for folder in homes:
             parts = _parts(folder)
             if len(parts) == len(PARTS):
                 return tuple(parts.values())
     for homes in (
         [root / "omniglot", root],
-        [f for f in _below(root) if f.name in (FOLDER, "omniglot")],
+        [f for f in places_below(root) if f.name in (FOLDER, "omniglot")],
     ):
         for folder in homes:
             if next(glob.iglob(PATTERN, root_dir=folder), None):
@@ -56,7 +56,7 @@ def find(root: Path) -> tuple[Path, ...]:
     return ()
 
 
-def _below(root: Path) -> list[Path]:
+def places_below(root: Path) -> list[Path]:
     """The folders one deeper than `find` looks first, as in a copy of the authors' repository."""
     homes = [home for home in (root / FOLDER, root / "omniglot", root) if home.is_dir()]
     found = [Path(entry.path) for home in homes for entry in _scan(home) if entry.is_dir()]
@@ -65,15 +65,17 @@ def _below(root: Path) -> list[Path]:
 
 def _parts(folder: Path) -> dict[str, Path]:
     """Which of the two sets `folder` holds, and as what: the extracted folder goes first."""
-    parts = {}
-    for name in PARTS:
-        inner = folder / name / name  # unpacked, or put, into a folder of its own name
-        places = [inner, inner.with_suffix(".zip"), folder / name, folder / f"{name}.zip"]
-        for place in places:
-            if place.is_file() if place.suffix else place.is_dir() and any(place.iterdir()):
-                parts[name] = place
-                break
-    return parts
+    found = {name: part_in(folder, name) for name in PARTS}
+    return {name: place for name, place in found.items() if place is not None}
+
+
+def part_in(folder: Path, name: str) -> Path | None:
+    """A set in a folder: a folder of alphabets, or a zip of one; None where it is not."""
+    inner = folder / name / name  # unpacked, or put, into a folder of its own name
+    for place in (inner, inner.with_suffix(".zip"), folder / name, folder / f"{name}.zip"):
+        if place.is_file() if place.suffix else place.is_dir() and any(place.iterdir()):
+            return place
+    return None
 
 
 def fingerprint(source: Sequence[Path]) -> str:

@@ -114,4 +114,6 @@ def has_seen(data: Any) -> bool:
     """Whether data (their settings) train on characters of the runs' alphabets."""
     if isinstance(data, MultiConfig):
         return any(has_seen(source_settings(data, place)[0]) for place in range(len(data.sources)))
-    return bool(data.name == "omniglot" and data.split != "background")
+    if data.name == "l2l":
+        return bool(data.benchmark == "omniglot")
+    return bool(data.name == "omniglot" and not data.split.startswith("background"))

@@ -29,6 +29,8 @@ from metarun.components.data._omniglot_files import (
     list_drawings,
     missing,
 )
+from metarun.components.data._omniglot_small import CHARACTERS as SMALL
+from metarun.components.data._omniglot_small import check_small, find_small
 from metarun.components.data.images import image_episodes
 from metarun.components.data.splits import (
     omniglot_background,
@@ -50,7 +52,7 @@ from metarun.system.files import cache_dir
 SIDE = 28  # pixels, of the 105 of the originals
 MOST_SIDE = 1000  # pixels of a drawing that is read
 MOST_BYTES = 10**6  # of its file; the largest of the originals has 522
-SPLITS = ("random", "vinyals", "background")
+SPLITS = ("random", "vinyals", "background", *SMALL)
 
 
 @settings
@@ -65,14 +67,15 @@ class OmniglotFilesConfig:
         self.root = absolute(self.root)
 
 
+SplitName = Literal["random", "vinyals", "background", "background_small1", "background_small2"]
+
+
 @settings
 class OmniglotConfig(OmniglotFilesConfig):
     """Omniglot (Lake et al. 2015): 1623 characters, 20 drawings each."""
 
-    split: Literal["random", "vinyals", "background"] = (
-        "random"  # of characters; Lake's: background
-    )
-    split_seed: int = 0  # of the random split, and of background's validation alphabets
+    split: SplitName = "random"  # of characters; the last three: Lake's
+    split_seed: int = 0  # of the random split, and of the validation alphabets of Lake's
     rotations: bool = True  # each character turned by 90, 180, 270 degrees is a class too
 
 
@@ -91,6 +94,8 @@ def found(own: OmniglotConfig) -> str:
     source = find(root)
     if not source:
         raise missing(root)
+    if own.split in SMALL:
+        source = (find_small(root, own.split), *source)
     return " and ".join(map(str, source))
 
 
@@ -114,9 +119,10 @@ def load(
         root: the data folder; None is a folder in the user's cache.
         download: fetch the images (14 MB) into `root` where they are missing.
         split: 'random', 1100/100/423 characters by `split_seed`; 'vinyals', 1028/172/423 by
-            alphabet; or 'background', 25, 5 and 20 alphabets, those of Lake et al. for the test.
+            alphabet; 'background', 25, 5 and 20 alphabets, those of Lake et al. for the test; or
+            'background_small1' and 'background_small2', 4, 1 and 20.
         rotations: each character turned by 0, 90, 180 and 270 degrees is four classes.
-        split_seed: of the random split, and of the alphabets that validate in 'background'.
+        split_seed: of the random split, and of the alphabets that validate in those of Lake.
 
     Returns:
         Stores 'train', 'val' and 'test'; images (classes * 20, 1, 28, 28).
@@ -129,17 +135,45 @@ def load(
         raise ValueError(f"omniglot has no split {split!r}; it has {', '.join(SPLITS)}")
     store = characters(root, download=download)
     names = store.class_names
-    parts = {
-        "random": lambda: omniglot_random(names, split_seed),
-        "vinyals": lambda: omniglot_vinyals(names),
-        "background": lambda: omniglot_background(names, split_seed),
-    }[split]()
-    index = {name: number for number, name in enumerate(names)}
-    stores = {}
-    for part, members in parts.items():
-        chosen = select_classes(store, [index[name] for name in members])
-        stores[part] = with_rotations(chosen) if rotations else chosen
-    return stores
+    if split == "random":
+        parts = omniglot_random(names, split_seed)
+    elif split == "vinyals":
+        parts = omniglot_vinyals(names)
+    else:
+        parts = omniglot_background(names, split_seed)
+    stores = {part: named_classes(store, members) for part, members in parts.items()}
+    if split in SMALL:
+        small = small_background(root, split)
+        for part, members in omniglot_background(small.class_names, split_seed).items():
+            if part != "test":
+                stores[part] = named_classes(small, members)
+    return {part: with_rotations(s) if rotations else s for part, s in stores.items()}
+
+
+def named_classes(store: ClassStore, names: Sequence[str]) -> ClassStore:
+    """A view of the classes of these names."""
+    index = {name: number for number, name in enumerate(store.class_names)}
+    return select_classes(store, [index[name] for name in names])
+
+
+def small_background(root: str | Path | None, split: str) -> ClassStore:
+    """The characters of a small background set, not rotated; converted once and cached.
+
+    Raises:
+        DataError: it is not there, not what it should be, or damaged.
+    """
+    try:
+        source = (find_small(home(root), split),)
+        path = cache_dir() / f"omniglot-v1-{fingerprint(source)}.safetensors"
+    except OSError as error:
+        raise DataError(f"cannot read the Omniglot images: {error}") from error
+
+    def build() -> ClassStore:
+        drawings = list_drawings(source)
+        check_small(drawings, source[0], split)
+        return convert(drawings)
+
+    return cached(path, build)
 
 
 def characters(

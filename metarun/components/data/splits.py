@@ -108,7 +108,7 @@ OMNIGLOT_EVALUATION = (
     "Tibetan",
     "ULOG",
 )
-BACKGROUND_VAL = 5  # alphabets of the background set that are for validation
+BACKGROUND_VAL = 6  # one alphabet of so many of a background set is for validation
 
 
 def omniglot_names() -> list[str]:
@@ -138,7 +138,8 @@ def omniglot_background(names: Iterable[str], seed: int) -> dict[str, list[str]]
     """The split of Lake et al. 2015: the test has the 20 alphabets of their evaluation set.
 
     Theirs has no validation. Here five of the 30 background alphabets are for it, the first five by
-    a hash of `seed` and the name; the other 25 train.
+    a hash of `seed` and the name; the other 25 train. Of the five of a small background set it is
+    one.
 
     Returns:
         The sorted names of 'train', 'val' and 'test'.
@@ -147,10 +148,12 @@ def omniglot_background(names: Iterable[str], seed: int) -> dict[str, list[str]]
     def rank(alphabet: str) -> str:
         return hashlib.sha256(f"{seed}:{alphabet}".encode()).hexdigest()
 
-    background = sorted({*OMNIGLOT_ALPHABETS}.difference(OMNIGLOT_EVALUATION), key=rank)
-    held_out = background[:BACKGROUND_VAL]
+    names = sorted(names)
+    alphabets = {name.split("/")[0] for name in names}
+    background = sorted(alphabets.difference(OMNIGLOT_EVALUATION), key=rank)
+    held_out = background[: -(-len(background) // BACKGROUND_VAL)]
     parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    for name in sorted(names):
+    for name in names:
         alphabet = name.split("/")[0]
         part = "val" if alphabet in held_out else "train"
         parts["test" if alphabet in OMNIGLOT_EVALUATION else part].append(name)
