@@ -181,11 +181,17 @@ def check(config: TrainConfig, sheet: Path) -> None:
 
 
 def _draw(source: Any, config: TrainConfig, sheet: Path) -> None:
+    from dataclasses import replace
+
     from metarun.pictures.sheet import contact_sheet
     from metarun.system.files import make_folder
 
     if len(source.input_shape) != 3 or source.input_shape[0] not in (1, 3):
         return
+    if config.task.uneven is not None:  # a sheet has rows of as many examples
+        shot = 1 if config.task.imbalanced else config.task.shot
+        config = replace(config, task=replace(config.task.even(), shot=shot))
+        source = _built(config)
     task = source.sample("test", 0, 1)
     make_folder(sheet.parent)
     contact_sheet(task.support_x[0], task.query_x[0], config.task.way).save(sheet)
