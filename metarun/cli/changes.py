@@ -6,7 +6,7 @@ from typing import Any
 
 from metarun.config.catalogue import is_in_shared_root, schemas
 from metarun.config.checks import read
-from metarun.config.run import NEUTRAL_KEYS, TrainConfig, flat
+from metarun.config.run import EVEN, NEUTRAL_KEYS, TrainConfig, flat, redrawn
 from metarun.config.trained import EvalConfig, EvalData
 from metarun.config.typed import check_data
 from metarun.errors import ConfigError, did_you_mean
@@ -52,7 +52,9 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
         if part == "task" and "data" in parts:
             # A data set with fixed tasks has one shape; others are evaluated in that of the run.
             fixed = getattr(parts["data"], "fixed_task", {})
-            own = replace(own, **fixed)
+            own = replace(own, **(EVEN | fixed)) if fixed else own
+        if part == "task":
+            given = redrawn(given, own)
         given = _checked(part, own, given | config.more.get(part, {}))
         parts[part] = read(part, type(own), vars(own) | given)
     if config.seed is not None:

@@ -183,24 +183,41 @@ def check(config: TrainConfig, sheet: Path) -> None:
 
 
 def _draw(source: Any, config: TrainConfig, sheet: Path) -> None:
-    if len(source.input_shape) != 3 or source.input_shape[0] not in (1, 3):
+    from dataclasses import replace
+
+    if not _has_pictures(source):
         return
+    if config.task.uneven is not None:  # a sheet has rows of as many examples
+        shot = 1 if config.task.imbalanced else config.task.shot
+        config = replace(config, task=replace(config.task.even(), shot=shot))
+        source = _built(config)
     _save_sheet(source.sample("test", 0, 1), config.task.way, sheet)
     print(f"the first test task is drawn in {sheet}")
 
 
 def _draw_augmented(source: Any, config: TrainConfig, sheet: Path) -> None:
+    from dataclasses import replace
+
     import torch
 
     from metarun.components.build import training_source
     from metarun.components.fits import check_pictures
     from metarun.episodes.augment import AugmentedEpisodes
 
-    trained = training_source(config, source, torch.device("cpu"))
-    check_pictures(config, trained)
-    task = AugmentedEpisodes(trained, config.augment, config.seed).sample("train", 0, 1)
+    trained = config.task.in_training()
+    if trained.uneven is not None:
+        shot = 1 if trained.imbalanced else trained.shot
+        config = replace(config, task=replace(trained.even(), shot=shot))
+        source = _built(config)
+    drawn = training_source(config, source, torch.device("cpu"))
+    check_pictures(config, drawn)
+    task = AugmentedEpisodes(drawn, config.augment, config.seed).sample("train", 0, 1)
     _save_sheet(task, config.task.in_training().way, sheet)
     print(f"the first training task, augmented, is drawn in {sheet}")
+
+
+def _has_pictures(source: Any) -> bool:
+    return len(source.input_shape) == 3 and source.input_shape[0] in (1, 3)
 
 
 def _save_sheet(task: Any, way: int, sheet: Path) -> None:

@@ -19,9 +19,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from metarun.components.algo.base import (
     OBJECTIVES,
     Algorithm,
+    Objective,
     Problem,
     refuse_frozen,
 )
+from metarun.components.algo.padding import over_known
 from metarun.components.contract import (
     check_network,
     check_outer_optimizer,
@@ -55,6 +57,7 @@ from metarun.episodes.source import (
     an_episode,
     training_classes,
 )
+from metarun.episodes.uneven import uneven_of
 from metarun.errors import ConfigError
 from metarun.system.memory import machine_memory
 from metarun.unroll import (
@@ -113,6 +116,11 @@ def build_data(config: TrainConfig, device: torch.device) -> EpisodeSource:
             f"task.within={config.task.within}: data={config.data.name} has no classes in groups; "
             "leave it out"
         )
+    if config.task.uneven is not None and getattr(source, "uneven", None) is None:
+        raise ConfigError(
+            f"task.{config.task.uneven}: the tasks of data={config.data.name} have one shape; "
+            "leave it out"
+        )
     return source
 
 
@@ -134,10 +142,13 @@ def training_source(
         )
     if isinstance(source, ImageEpisodes):  # which share their images
         try:
-            return source.of_shape(task.way, task.shot, task.query, task.within)
+            return source.of_shape(task.way, task.shot, task.query, task.within, uneven_of(task))
         except ValueError as error:
             raise ConfigError(str(error).replace("task.", "task.train.")) from error
-    return build_data(replace(config, task=task), device)
+    try:
+        return build_data(replace(config, task=task), device)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("task.", "task.train.")) from error
 
 
 class Reader(Protocol):
@@ -283,10 +294,11 @@ def build_algorithm(
         task = an_episode(trained)
         return [task.support_x[0], task.query_x[0]]
 
+    uneven = is_uneven(source, trained)
     ways = (trained.outputs, source.outputs) if source.kind == "classification" else None
     problem = Problem(
         model,
-        OBJECTIVES[source.kind],
+        objective_of(source, uneven),
         inner,
         source.outputs,
         inputs if compares else None,
@@ -295,11 +307,23 @@ def build_algorithm(
         classes or training_classes(source),
         norm_of(config),
         source.count("train") if isinstance(source, LabelledExamples) else None,
+        uneven,
     )
     algorithm = build_component("algo", config.algo, problem, **as_keywords(config.algo))
     checked = checked_algorithm(config.algo.name, algorithm)
     check_kind_of_data(config, checked, source)
     return checked
+
+
+def is_uneven(*sources: EpisodeSource) -> bool:
+    """Whether one of the sources has uneven tasks."""
+    return any(getattr(source, "uneven", None) is not None for source in sources)
+
+
+def objective_of(source: EpisodeSource, uneven: bool) -> Objective:
+    """What is minimised in the tasks of a source, and what is reported of them."""
+    objective = OBJECTIVES[source.kind]
+    return over_known(objective) if uneven else objective
 
 
 def norm_of(config: TrainConfig) -> str:

@@ -164,6 +164,22 @@ def checked_algorithm(name: str, algorithm: Any) -> Algorithm:
     return checked
 
 
+def check_predictions(outputs: Any, queries: int) -> None:
+    """Refuse what no objective takes.
+
+    Raises:
+        ConfigError: it says what a predictor gives.
+    """
+    fits = isinstance(outputs, Tensor) and outputs.dim() == 2 and len(outputs) == queries
+    if not fits or not outputs.is_floating_point():
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        kind = f" of {outputs.dtype}" if isinstance(outputs, Tensor) else ""
+        raise ConfigError(
+            f"the algorithm's predictor gives {shape}{kind} for {queries} queries: it must give "
+            "floating-point scores or values of shape (queries, outputs)"
+        )
+
+
 def _is_parameter(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor) and value.is_floating_point()
 

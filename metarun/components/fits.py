@@ -2,12 +2,19 @@
 
 from dataclasses import asdict, fields
 
-from metarun.components.algo.base import Algorithm
+import torch
+from torch import nn
+
+from metarun.components.algo.base import Algorithm, evaluating
+from metarun.components.backbone.norm import counting
+from metarun.components.network import untouched
 from metarun.config.augment import COLOURS, OF_COLOUR
 from metarun.config.run import TrainConfig, flat
 from metarun.episodes.examples import LabelledExamples
 from metarun.episodes.source import EpisodeSource, an_episode
 from metarun.errors import ConfigError
+
+PROBED = 4  # examples by which a network is tried
 
 
 def check_kind_of_data(config: TrainConfig, algorithm: Algorithm, source: EpisodeSource) -> None:
@@ -52,6 +59,11 @@ def check_fits(
             f"task.train.way={train_source.outputs}: algo={name} learns a network that tells "
             f"task.way={source.outputs} classes apart; leave it out, or choose an algorithm "
             "without a head of its own, such as protonet or r2d2"
+        )
+    if (uneven := _uneven(config)) is not None and not algorithm.uneven:
+        raise ConfigError(
+            f"{uneven}: algo={name} does not leave out what pads uneven tasks; leave it out, or "
+            "choose an algorithm that does, such as protonet, r2d2 or maml"
         )
     if algorithm.batch_size is not None and config.task.in_training() != config.task:
         raise ConfigError(
@@ -145,6 +157,38 @@ def check_pictures(config: TrainConfig, source: EpisodeSource) -> None:
         raise ConfigError(
             f"{first}: the examples of data={data} have values from {float(values.min()):g} to "
             f"{float(values.max()):g}: augmentation is for pictures from 0 (black) to 1 (white)"
+        )
+
+
+def _uneven(config: TrainConfig) -> str | None:
+    """The setting that makes tasks uneven, as it is typed; None: they have one shape."""
+    if config.task.uneven is not None:
+        return f"task.{config.task.uneven}"
+    trained = config.task.in_training().uneven
+    return None if trained is None else f"task.train.{trained}"
+
+
+def refuse_mixing(config: TrainConfig, model: nn.Module, source: EpisodeSource) -> None:
+    """Refuse a network whose outputs for some examples depend on those that pad a task.
+
+    It is called with some examples alone, and with others beside them that do not count.
+
+    Raises:
+        ConfigError: the outputs differ.
+    """
+    x = an_episode(source).support_x[0][:PROBED]
+    others = 1 + 2 * x.flip(0)
+    which = torch.arange(2 * len(x), device=x.device) < len(x)
+    with untouched(model), evaluating(model), torch.no_grad():
+        alone = model(x)
+        with counting(which):
+            beside = model(torch.cat([x, others]))[: len(x)]
+    scale = float(alone.abs().max())
+    if not torch.allclose(alone, beside, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
+        raise ConfigError(
+            f"{_uneven(config)}: what backbone={config.backbone.name} gives for an example depends "
+            "on those that pad an uneven task, as that of torch's own batch normalisation does; "
+            "use metarun.components.backbone.norm.BatchNorm, or leave it out"
         )
 
 

@@ -18,6 +18,7 @@ MOST_TASKS = 10**5  # and what tasks are made of
 
 
 Within = Literal["all", "group"]
+NUMBERS = ("way", "shot", "query", "min_way", "min_shot", "max_support")  # of a task's shape
 
 
 @section("task.train.")
@@ -28,9 +29,13 @@ class TrainTaskConfig:
     shot: int | None = None  # support examples of each class
     query: int | None = None  # query examples of each class
     within: Within | None = None  # of what the classes are drawn
+    min_way: int | None = None  # fewest classes
+    min_shot: int | None = None  # fewest support examples of each class
+    imbalanced: bool | None = None  # whether each class has its own number of them
+    max_support: int | None = None  # most support examples of an imbalanced task
 
     def __post_init__(self) -> None:
-        for name in ("way", "shot", "query"):
+        for name in NUMBERS:
             if getattr(self, name) is not None:
                 between(f"task.train.{name}", getattr(self, name), 1, MOST_TASKS)
 
@@ -43,16 +48,90 @@ class TaskConfig:
     shot: int = 1  # support examples of each class
     query: int = 15  # query examples of each class
     within: Within = "all"  # of what a task's classes are drawn: all, or one group (an alphabet)
+    min_way: int | None = None  # fewest classes: each task has from so many to way; null: way
+    min_shot: int | None = None  # fewest support examples of each class, likewise; null: shot
+    imbalanced: bool = False  # each class has its own number of them, drawn as in Meta-Dataset
+    max_support: int | None = None  # imbalanced: most support examples of a task; null: way * shot
     train: TrainTaskConfig = field(default_factory=TrainTaskConfig)
 
     def __post_init__(self) -> None:
-        for name in ("way", "shot", "query"):
-            between(f"task.{name}", getattr(self, name), 1, MOST_TASKS)
+        for name in NUMBERS:
+            if getattr(self, name) is not None:
+                between(f"task.{name}", getattr(self, name), 1, MOST_TASKS)
+        for least, most in (("min_way", "way"), ("min_shot", "shot")):
+            value, limit = getattr(self, least), getattr(self, most)
+            if value is not None and value > limit:
+                raise ConfigError(
+                    f"task.{least}={value}: must be at most task.{most}={limit}, the largest number"
+                )
+        if self.min_way == 1:
+            raise ConfigError("task.min_way=1: a classification task needs 2 classes or more")
+        if self.imbalanced and self.min_shot is not None:
+            raise ConfigError(
+                f"task.min_shot={self.min_shot}: with task.imbalanced=true a class has 1 support "
+                "example or more; leave it out"
+            )
+        self._check_max_support()
+
+    def _check_max_support(self) -> None:
+        most = self.max_support
+        if most is None:
+            return
+        if not self.imbalanced:
+            raise ConfigError(
+                f"task.max_support={most}: it is for task.imbalanced=true; leave it out"
+            )
+        if not self.way <= most <= self.way * self.shot:
+            raise ConfigError(
+                f"task.max_support={most}: must be from task.way={self.way} to "
+                f"task.way * task.shot = {self.way * self.shot}"
+            )
+
+    @property
+    def uneven(self) -> str | None:
+        """What makes the number of classes or of support examples differ; None: nothing does."""
+        if self.min_way not in (None, self.way):
+            return f"min_way={self.min_way}"
+        if self.min_shot not in (None, self.shot):
+            return f"min_shot={self.min_shot}"
+        return "imbalanced=true" if self.imbalanced else None
+
+    @property
+    def support(self) -> int:
+        """Examples of a support set, with what pads it."""
+        return self.way * self.shot if self.max_support is None else self.max_support
+
+    def even(self) -> "TaskConfig":
+        """The shape of the largest tasks, in training as well."""
+        return replace(self, **EVEN, train=replace(self.train, **dict.fromkeys(EVEN)))
 
     def in_training(self) -> "TaskConfig":
-        """The shape of a training episode."""
+        """The shape of a training episode.
+
+        Raises:
+            ConfigError: the settings of both do not fit together.
+        """
         own = {name: value for name, value in vars(self.train).items() if value is not None}
-        return replace(self, **own) if own else self
+        if not own:
+            return self
+        try:
+            return replace(self, **redrawn(own, self))
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("task.", "task.train.")) from error
+
+
+EVEN: dict[str, Any] = {
+    "min_way": None, "min_shot": None, "imbalanced": False, "max_support": None,
+}  # fmt: skip
+"""The settings of tasks that all have one shape."""
+
+
+def redrawn(given: dict[str, Any], task: TaskConfig) -> dict[str, Any]:
+    """Changes of a shape; where shots are now drawn in another way, what was of the former goes."""
+    if given.get("imbalanced", task.imbalanced) == task.imbalanced:
+        return given
+    former = "max_support" if task.imbalanced else "min_shot"
+    return {former: None} | given
 
 
 @section("trainer.")

@@ -20,6 +20,10 @@ class EvalTask:
     shot: int | None = None  # support examples of each class
     query: int | None = None  # query examples of each class
     within: Within | None = None  # of what a task's classes are drawn
+    min_way: int | None = None  # fewest classes
+    min_shot: int | None = None  # fewest support examples of each class
+    imbalanced: bool | None = None  # whether each class has its own number of them
+    max_support: int | None = None  # most support examples of an imbalanced task
 
 
 @section("algo.")

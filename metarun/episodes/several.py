@@ -44,6 +44,7 @@ class SeveralSources:
         self.kind, self.outputs = first.kind, first.outputs
         self.input_shape = tuple(first.input_shape)
         self.within = getattr(first, "within", "all")
+        self.uneven = getattr(first, "uneven", None)
         for name, source in self.sources.items():
             _check_alike(self.names[0], first, name, source)
         told = [identity_of(source) for source in self.sources.values()]

@@ -8,10 +8,24 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from metarun.episodes.choosing import (
+    choose_classes,
+    choose_images,
+    episode_keys,
+    sample_indices,
+)
 from metarun.episodes.fitting import fitted
 from metarun.episodes.groups import Groups, groups_for
 from metarun.episodes.rng import random_bits, stream_key, uniform
 from metarun.episodes.store import ClassStore, moved
+from metarun.episodes.uneven import (
+    PADDING,
+    Uneven,
+    choose_queries,
+    choose_support,
+    draw_shots,
+    most_shots,
+)
 
 
 class Episodes(NamedTuple):
@@ -22,6 +36,9 @@ class Episodes(NamedTuple):
         support_y: labels int64 (tasks, way * shot), or targets (tasks, shot, outputs).
         query_x: (tasks, way * query, *features).
         query_y: like support_y.
+
+    Uneven tasks are padded to one shape by zeros, whose label is `PADDING`; their support examples
+    are (tasks, max_support, *features).
     """
 
     support_x: Tensor
@@ -84,22 +101,24 @@ class ImageEpisodes:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         within: str = "all",
+        uneven: Uneven | None = None,
     ) -> None:
         """Check that every split can supply the episodes, and move the images to `device`.
 
         Args:
             within: "group" for episodes whose classes are all of one group.
+            uneven: between what way and shots are drawn; None: all episodes have the same shape.
 
         Raises:
             ValueError: a split has fewer classes than `way`, or a class fewer images than
                 `shot + query`, or no group has enough classes.
         """
         for split, store in stores.items():
-            _check_feasible(split, store, way, shot, query)
+            _check_feasible(split, store, way, shot, query, uneven)
         self.identity = self._identity_of(stores)
         self.stores = moved(stores, device)
         self.way, self.shot, self.query, self.seed = way, shot, query, seed
-        self.dtype, self.within = dtype, within
+        self.dtype, self.within, self.uneven = dtype, within, uneven
         self._groups = {split: self._groups_of(split) for split in stores}
         self.input_shape = tuple(next(iter(stores.values())).images.shape[1:])
         self.outputs = way
@@ -133,16 +152,18 @@ class ImageEpisodes:
         other.input_shape = tuple(shape)
         return other
 
-    def of_shape(self, way: int, shot: int, query: int, within: str) -> "ImageEpisodes":
+    def of_shape(
+        self, way: int, shot: int, query: int, within: str, uneven: Uneven | None = None
+    ) -> "ImageEpisodes":
         """Training episodes of another shape, from the same images.
 
         Raises:
             ValueError: the training split cannot supply them.
         """
-        _check_feasible("train", self.stores["train"], way, shot, query)
+        _check_feasible("train", self.stores["train"], way, shot, query, uneven)
         other = copy.copy(self)
         other.way, other.shot, other.query, other.outputs = way, shot, query, way
-        other.within = within
+        other.within, other.uneven = within, uneven
         other._groups = {"train": other._groups_of("train")}
         return other
 
@@ -157,10 +178,12 @@ class ImageEpisodes:
 
     def sample(self, split: str, start: int, count: int) -> Episodes:
         """Draw episodes; images become floats in [0, 1]."""
-        store = self.stores[split]
+        store, key = self.stores[split], stream_key("episodes", self.seed, split)
+        if self.uneven is not None:
+            return self._sample_uneven(self.uneven, split, key, start, count)
         chosen = sample_indices(
             store,
-            key=stream_key("episodes", self.seed, split),
+            key=key,
             start=start,
             count=count,
             way=self.way,
@@ -173,6 +196,32 @@ class ImageEpisodes:
         support_y = labels.repeat_interleave(self.shot).expand(count, -1)
         query_y = labels.repeat_interleave(self.query).expand(count, -1)
         return Episodes(support_x, support_y, query_x, query_y)
+
+    def _sample_uneven(
+        self, uneven: Uneven, split: str, key: int, start: int, count: int
+    ) -> Episodes:
+        store = self.stores[split]
+        keys, episodes = episode_keys(store, key, start, count)
+        classes = choose_classes(store, keys, self.way, self._groups[split])
+        shots = draw_shots(
+            uneven,
+            stream_key("shapes", self.seed, split),
+            episodes,
+            store.sizes[classes],
+            self.shot,
+            self.query,
+        )
+        most = most_shots(uneven, self.shot, self.query, store.largest)
+        images = choose_images(store, keys, classes, most + self.query)
+        support, support_y = choose_support(shots, images, uneven.max_support)
+        queries, query_y = choose_queries(shots, images, self.query)
+
+        def padded(chosen: Tensor, labels: Tensor) -> Tensor:
+            values = self.values(store.take(chosen))
+            padding = labels == PADDING
+            return values.masked_fill(padding.view(*labels.shape, *[1] * (values.dim() - 2)), 0.0)
+
+        return Episodes(padded(support, support_y), support_y, padded(queries, query_y), query_y)
 
     def values(self, drawn: Tensor) -> Tensor:
         """What a network gets of examples: images in [0, 1], features as they are."""
@@ -237,60 +286,22 @@ class Batches:
         return Batch(x if self._change is None else self._change(x, start), labels)
 
 
-def sample_indices(
-    store: ClassStore,
-    *,
-    key: int,
-    start: int,
-    count: int,
-    way: int,
-    per_class: int,
-    groups: Groups | None = None,
-) -> Tensor:
-    """Choose images for episodes `start` … `start + count - 1`.
-
-    Every class gets a random 64-bit rank in every episode and the `way` highest are taken, in
-    that order; the images of a chosen class are ranked likewise. So classes are distinct,
-    their labels are random, and support and query are disjoint.
-
-    With groups, all classes of an episode are of one. Each group that has `way` classes or more is
-    as likely as any other, however many it has.
-
-    Returns:
-        int64 (count, way, per_class): indices into `store.images`.
-    """
-    device = store.sizes.device
-    episodes = torch.arange(start, start + count, device=device)
-    episode_keys = random_bits(key, episodes)[:, None]
-    number = len(store.class_names)
-    class_ranks = random_bits(episode_keys, torch.arange(number, device=device))
-    if groups is not None:
-        counter = torch.tensor([-1 - number], device=device)  # unused by what is drawn below
-        place = (uniform(episode_keys, counter) * len(groups.large)).long()
-        elsewhere = groups.of_class != groups.large[place]
-        class_ranks = class_ranks.masked_fill(elsewhere, torch.iinfo(torch.int64).min)
-    classes = class_ranks.topk(way, dim=1).indices  # (count, way)
-
-    class_keys = random_bits(episode_keys, -1 - classes)[:, :, None]  # negative: unused so far
-    image = torch.arange(store.largest, device=device)
-    image_ranks = random_bits(class_keys, image)
-    beyond_class = image >= store.sizes[classes][:, :, None]
-    image_ranks = image_ranks.masked_fill(beyond_class, torch.iinfo(torch.int64).min)
-    images = image_ranks.topk(per_class, dim=2).indices
-    return store.starts[classes][:, :, None] + images
-
-
-def _check_feasible(split: str, store: ClassStore, way: int, shot: int, query: int) -> None:
+def _check_feasible(
+    split: str, store: ClassStore, way: int, shot: int, query: int, uneven: Uneven | None
+) -> None:
     classes = len(store.class_names)
     if way < 2:
         raise ValueError(f"task.way={way}: a classification task needs 2 classes or more")
     if way > classes:
         raise ValueError(f"task.way={way} is more than the {classes} classes of the {split} split")
     fewest = int(store.sizes.min())
+    needed = "task.shot + task.query"
+    if uneven is not None and uneven.imbalanced:  # a small class has fewer support examples
+        shot, needed = 1, "a support example + task.query"
     if shot + query > fewest:
         name = store.class_names[int(store.sizes.argmin())]
         what = "examples" if store.images.is_floating_point() else "images"
         raise ValueError(
-            f"task.shot + task.query = {shot} + {query} = {shot + query} is more than the "
+            f"{needed} = {shot} + {query} = {shot + query} is more than the "
             f"{fewest} {what} of class {name!r} in the {split} split"
         )

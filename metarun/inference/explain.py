@@ -95,7 +95,7 @@ def sheet_of(found: Explained, trained: Trained) -> Image.Image:
     """
     task, way = found.task, found.probabilities.shape[2]
     steps = steps_to_draw(len(found.losses) - 1)
-    labels = range(way)
+    labels = [label for label in range(way) if (task.support_y == label).any()]
     asked = {label: _places(task.query_y, label, MOST_QUERIES) for label in labels}
     rows = [place for label in labels for place in asked[label]]
     shots = max(len(_places(task.support_y, label, MOST_SHOTS)) for label in labels)

@@ -18,6 +18,7 @@ from metarun.config.run import TrainConfig
 from metarun.episodes.identity import is_sampled, same_data
 from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore
+from metarun.episodes.uneven import uneven_of
 from metarun.errors import ConfigError
 from metarun.pictures.inputs import Inputs, inputs_of
 from metarun.rundir import checkpoint
@@ -151,7 +152,7 @@ def load(
     config = own if change is None else change(own)
     config = replace(config, device=device)
     if way is not None:
-        config = replace(config, task=replace(config.task, way=way))
+        config = replace(config, task=replace(config.task.even(), way=way))
     builder("data", config.data.name)  # imports its file, which says what it does to pictures
     inputs = inputs_of(config.data)
     where = choose_device(device)
@@ -235,4 +236,5 @@ def stand_in(
         seed=config.seed,
         device=device,
         dtype=dtype_of(config),
+        uneven=uneven_of(task),
     )

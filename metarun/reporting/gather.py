@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from metarun.config.catalogue import GROUPS
-from metarun.config.run import flat
+from metarun.config.run import EVEN, flat
+from metarun.config.shape import shots, ways
 from metarun.errors import ConfigError
 from metarun.reporting.reading import LIMIT, bounded, clean, finite, finite_or_nan
 from metarun.rundir import SWEEP_FILE
@@ -97,11 +98,12 @@ class Run:
     @property
     def shape(self) -> str:
         """The shape of its tasks, or how many classes one model tells apart."""
-        way, shot, query = (self.settings.get(f"task.{key}") for key in ("way", "shot", "query"))
+        shot, query = (self.settings.get(f"task.{key}") for key in ("shot", "query"))
         if self.test is not None and self.test.classes is not None:
             return f"{self.test.classes} classes"
         if self.test is not None and self.test.score == "accuracy":
-            return f"{way}-way {shot}-shot, {query} queries a class"
+            shape = {key: self.settings.get(f"task.{key}") for key in ("way", "shot", *EVEN)}
+            return f"{ways(shape)} {shots(shape)}, {query} queries a class"
         return f"{shot} shots, {query} queries"
 
     @property
@@ -217,10 +219,15 @@ def _settings(path: Path) -> dict[str, Any]:
     """The flat config of a run."""
     config = yaml_mapping(path)
     settings = flat(config) if _plain_keys(config) else {}
-    # Older runs know of no other shape in training, and of no augmentation; where there is none,
-    # nothing is said.
+    # Older runs know of no other shape in training, of no augmentation and of no uneven tasks;
+    # where there is none, nothing is said.
     added = ("task.train.", "augment.")
-    settings = {k: v for k, v in settings.items() if v is not None or not k.startswith(added)}
+    even = {f"task.{key}": value for key, value in EVEN.items()}
+    settings = {
+        k: v
+        for k, v in settings.items()
+        if (v is not None or not k.startswith(added)) and not (k in even and v == even[k])
+    }
     needed = ["trainer.steps", "trainer.meta_batch", *(f"{group}.name" for group in GROUPS)]
     if missing := [key for key in needed if key not in settings]:
         raise ValueError(f"config.yaml is no config of metarun: {missing[0]} is not there")

@@ -9,7 +9,7 @@ from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import Any
 
-from metarun.config.run import NEUTRAL_KEYS
+from metarun.config.run import EVEN, NEUTRAL_KEYS
 from metarun.reporting.gather import Figures, Run
 from metarun.reporting.labels import as_text, setting_texts, short_names, unique
 from metarun.reporting.reading import LIMIT
@@ -260,7 +260,8 @@ def _board(title: str, members: list[list[Run]]) -> Board:
 def _titles(firsts: Sequence[Run]) -> list[str]:
     """What each board's tasks are, with whatever else tells them apart."""
     configs = [task_settings(run) for run in firsts]
-    said = ("data.name", "data.classes", "task.way", "task.shot", "task.query")
+    shape = ("way", "shot", "query", *EVEN)
+    said = ("data.name", "data.classes", *(f"task.{key}" for key in shape))
     more = [key for key in differing(configs) if key not in said]
     titles = []
     for run, config in zip(firsts, configs, strict=True):

@@ -93,7 +93,7 @@ def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:
     }
     scheduled = getattr(inner, "schedule", None) is not None
     shapes = (config.task, config.task.in_training())
-    support = max(t.shot * (t.way if kind == "classification" else 1) for t in shapes)
+    support = max(t.support if kind == "classification" else t.shot for t in shapes)
     every = "all examples of its part are taken, once each"
     one_model = isinstance(algo, OneModelConfig)
     rules = {

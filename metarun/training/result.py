@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from metarun.config.run import TaskConfig, differing
+from metarun.config.run import differing
+from metarun.config.shape import shape_of, shots, ways
 from metarun.config.typed import as_argument, as_path
 from metarun.errors import RunError
 from metarun.rundir import checkpoint
@@ -166,11 +167,6 @@ def describe(
     }
 
 
-def shape_of(task: TaskConfig) -> dict[str, int]:
-    """The shape of a task, as results have it."""
-    return {"way": task.way, "shot": task.shot, "query": task.query}
-
-
 WITHIN = {None: "", "group": " within a group", "all": " of all classes"}
 """How a result line says of what the classes of a task are drawn, where that has to be said."""
 
@@ -181,7 +177,7 @@ def line(figures: dict[str, Any], split: str) -> str:
     if "classes" in figures:
         scored = f"{figures['examples']} examples of {figures['classes']} classes"
     elif name == "accuracy":
-        scored = f"{figures['episodes']} tasks, {figures['way']}-way {figures['shot']}-shot"
+        scored = f"{figures['episodes']} tasks, {ways(figures)} {shots(figures)}"
         scored += f"{WITHIN[figures.get('within')]}, {figures['query']} queries a class"
     else:
         scored = f"{figures['episodes']} tasks, {figures['shot']} shots, {figures['query']} queries"
@@ -190,10 +186,10 @@ def line(figures: dict[str, Any], split: str) -> str:
         seen = " on characters of these alphabets" if figures.get("seen_in_training") else ""
         other = f", data {figures['data']}: another domain than in training ({domain}{seen})"
     if trained := figures.get("trained_on"):
-        ways = f"{trained['way']}-way " if name == "accuracy" else ""
+        of_ways = f"{ways(trained)} " if name == "accuracy" else ""
         queries = "" if trained["query"] == figures["query"] else f", {trained['query']} queries"
         within = WITHIN[trained.get("within")]
-        other = f", trained on {ways}{trained['shot']}-shot{within}{queries}{other}"
+        other = f", trained on {of_ways}{shots(trained)}{within}{queries}{other}"
     if not figures.get("meta_learned", True):
         other += ", nothing meta-learned"
     steps = figures["inner_steps"]

@@ -8,18 +8,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from metarun.components.algo.base import HYPERPARAMETERS, OBJECTIVES, Algorithm, Objective
+from metarun.components.algo.base import HYPERPARAMETERS, Algorithm, Objective
 from metarun.components.algo.normalising import MEANING
 from metarun.components.build import (
     Reader,
     build_algorithm,
     build_data,
     build_model,
+    is_uneven,
     norm_of,
+    objective_of,
     training_source,
     training_tasks,
 )
-from metarun.components.fits import check_augment, check_fits
+from metarun.components.fits import check_augment, check_fits, refuse_mixing
 from metarun.components.network import Network, refuse_kept_results, refuse_lost_state
 from metarun.config.augment import AugmentConfig
 from metarun.config.catalogue import GROUPS, schemas
@@ -143,6 +145,8 @@ def build(
     check_fits(config, algorithm, source, train_source)
     if trained_with is None:
         check_augment(config, algorithm, train_source)
+    if is_uneven(source, train_source):
+        refuse_mixing(config, model, train_source)
     if algorithm.learns:
         group_of_each(config.outer_opt, [n for n in algorithm.init() if n not in algorithm.kept])
     if changes.evaluation:
@@ -162,7 +166,7 @@ def build(
         if domain is None
         else Ahead(source, "train"),
         algorithm,
-        OBJECTIVES[source.kind],
+        objective_of(source, is_uneven(source, train_source)),
         plan,
         planned_for,
         programs.make(gradient_program, "meta-steps", "compile"),
@@ -264,7 +268,7 @@ def _check_size(config: TrainConfig, source: EpisodeSource) -> None:
     task, size = config.task, max(config.trainer.meta_batch, config.engine.chunk or 0)
     classes = source.kind == "classification"
     shapes = (task, task.in_training())
-    examples = max((t.shot + t.query) * (t.way if classes else 1) for t in shapes)
+    examples = max(t.support + t.query * t.way if classes else t.shot + t.query for t in shapes)
     needed = size * examples * math.prod(source.input_shape) * 8
     if needed > machine_memory():
         raise ConfigError(

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from metarun.components.data.sinusoid import Sinusoids
+from metarun.episodes.choosing import sample_indices
 from metarun.episodes.rng import random_bits, stream_key, uniform
-from metarun.episodes.source import ImageEpisodes, sample_indices
+from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import (
     ClassStore,
     from_equal_classes,

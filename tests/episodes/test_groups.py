@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from metarun.episodes.choosing import sample_indices
 from metarun.episodes.groups import group_of, groups_for
 from metarun.episodes.rng import stream_key
-from metarun.episodes.source import ImageEpisodes, sample_indices
+from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore, from_equal_classes, with_rotations
 
 CPU = torch.device("cpu")

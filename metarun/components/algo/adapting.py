@@ -20,8 +20,9 @@ from metarun.components.algo.base import (
     evaluating,
 )
 from metarun.components.algo.normalising import Normalising
+from metarun.components.algo.padding import Known, known, without_absent
 from metarun.components.backbone.norm import Seen, collecting
-from metarun.errors import ConfigError
+from metarun.components.contract import check_predictions
 from metarun.unroll import Meta
 
 Predictor = Callable[[Any], Tensor]
@@ -51,12 +52,15 @@ class Support(NamedTuple):
         queries: the encoded queries, without their labels, for a method that says
             `transductive=True`; else None. It adapts to them all together, so what it predicts
             for one depends on the others, and its results say so. Its predictor gets them again.
+        known: bool (examples,), which of them belong to an uneven task, and do not pad it; None:
+            all, as where an algorithm does not say `uneven=True`.
     """
 
     x: Any
     y: Tensor
     way: int | None
     queries: Any = None
+    known: Tensor | None = None
 
 
 class Adapted(NamedTuple):
@@ -95,6 +99,7 @@ def by_steps(
     differentiates: bool = True,
     transductive: bool = False,
     averages: bool = False,
+    uneven: bool = False,
 ) -> Algorithm:
     """The algorithm that takes inner steps on the support set.
 
@@ -107,7 +112,7 @@ def by_steps(
         adapted: names of the parameters that the inner steps change; None: not stated.
         loss: an outer loss of its own; None: the query loss.
         weigh: how much the query loss after each inner step counts; None: the last one alone.
-        kept, batch_size, differentiates, transductive: see `Algorithm`.
+        kept, batch_size, differentiates, transductive, uneven: see `Algorithm`.
         averages: whether `loss` gives the next moving averages of `backbone.norm=running`.
 
     Raises:
@@ -135,6 +140,7 @@ def by_steps(
         kept=(*made.kept, *kept),
         batch_size=batch_size,
         differentiates=differentiates,
+        uneven=uneven,
     )
 
 
@@ -145,6 +151,7 @@ def at_once(
     *,
     encode: Encode = lambda meta, x: x,
     outer: Outer | None = None,
+    uneven: bool = False,
 ) -> Algorithm:
     """The algorithm without inner steps: metric methods, heads in closed form.
 
@@ -157,6 +164,7 @@ def at_once(
         adapt: `adapt(meta, support) -> predictor`, a pure function.
         encode: applied to the examples before `adapt`, and before its predictor.
         outer: an outer loss of its own, and metrics to be logged; None: the query loss.
+        uneven: see `Algorithm`.
     """
 
     def adapt_at_once(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
@@ -169,30 +177,16 @@ def at_once(
     # Before the head, a network of features that were computed before has no parameters at all.
     has_body = any(not name.startswith("head.") for name, _ in problem.model.named_parameters())
     learns = has_body or bool(made.init())
-    return made._replace(has_inner_loop=False, differentiates=False, any_way=True, learns=learns)
+    return made._replace(
+        has_inner_loop=False, differentiates=False, any_way=True, learns=learns, uneven=uneven
+    )
 
 
 def one_hot(support: Support) -> Tensor:
-    """The labels as rows of 0 and 1, (examples, way), of the examples' type."""
+    """The labels as rows of 0 and 1, (examples, way), of the examples' type; padding has zeros."""
     assert support.way is not None
     classes = torch.arange(support.way, device=support.y.device)
     return (support.y[:, None] == classes).to(support.x.dtype)
-
-
-def _check_outputs(outputs: Any, queries: int) -> None:
-    """Refuse what no objective takes.
-
-    Raises:
-        ConfigError: it says what a predictor gives.
-    """
-    fits = isinstance(outputs, Tensor) and outputs.dim() == 2 and len(outputs) == queries
-    if not fits or not outputs.is_floating_point():
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        kind = f" of {outputs.dtype}" if isinstance(outputs, Tensor) else ""
-        raise ConfigError(
-            f"the algorithm's predictor gives {shape}{kind} for {queries} queries: it must give "
-            "floating-point scores or values of shape (queries, outputs)"
-        )
 
 
 def _algorithm(
@@ -213,28 +207,40 @@ def _algorithm(
     def starts() -> dict[str, Tensor]:
         return init() | normalising.init()
 
+    def known_of(episode: Episode) -> Known:
+        if not problem.uneven:
+            return Known()
+        return Known(known(episode.support_y), known(episode.query_y))
+
+    def queries_of(meta: Meta, episode: Episode, seen: Seen, evaluates: bool) -> Any:
+        of, beside, own = episode.query_x, episode.support_x, known_of(episode)
+        return normalising.queries(encode, meta, of, beside, seen, evaluates, own)
+
+    def shown(
+        predict: Predictor, meta: Meta, queries: Any, support: Support, evaluates: bool, own: Known
+    ) -> Tensor:
+        """The outputs for queries, of the classes that the task has."""
+        outputs = normalising.outputs(predict, meta, queries, support.x, evaluates, own)
+        return without_absent(outputs, support.y) if problem.uneven else outputs
+
     def loss(
         meta: Meta, episode: Episode, step: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
+        own = known_of(episode)
         watched = collecting() if normalising.kept else nullcontext(Seen())
         with watched as averaged:
-            encoded, seen = normalising.support(encode, meta, episode.support_x, False)
-        support = Support(encoded, episode.support_y, way[0])
+            encoded, seen = normalising.support(encode, meta, episode.support_x, False, own)
+        support = Support(encoded, episode.support_y, way[0], known=own.support)
         if transductive:
-            known = normalising.queries(
-                encode, meta, episode.query_x, episode.support_x, seen, False
-            )
-            support = support._replace(queries=known)
+            support = support._replace(queries=queries_of(meta, episode, seen, False))
         if weigh is not None:
             return weighted(meta, episode, support, seen, step)
         adapted = adapt(meta, support, steps.training, None)
         again = collecting() if normalising.kept else nullcontext(Seen())
         with again as also:
-            queries = normalising.queries(
-                encode, meta, episode.query_x, episode.support_x, seen, False
-            )
-            outputs = normalising.outputs(adapted.predict, meta, queries, encoded, False)
-        _check_outputs(outputs, len(episode.query_y))
+            queries = queries_of(meta, episode, seen, False)
+            outputs = shown(adapted.predict, meta, queries, support, False, own)
+        check_predictions(outputs, len(episode.query_y))
         query_loss = objective.loss(outputs, episode.query_y)
         extra: dict[str, Any] = {
             "loss": query_loss,
@@ -246,19 +252,19 @@ def _algorithm(
         if outer is None:
             return query_loss, extra
         asked = support._replace(x=queries, y=episode.query_y)
-        own, metrics = outer(meta, support, asked, outputs)
-        return own, extra | {"metrics": metrics}
+        value, metrics = outer(meta, support, asked, outputs)
+        return value, extra | {"metrics": metrics}
 
     def weighted(
         meta: Meta, episode: Episode, support: Support, seen: Seen, step: Tensor | None
     ) -> tuple[Tensor, dict[str, Any]]:
         """The loss over all inner steps; what is reported is that after the last one."""
         assert weigh is not None
-        queries = normalising.queries(encode, meta, episode.query_x, episode.support_x, seen, False)
+        own, queries = known_of(episode), queries_of(meta, episode, seen, False)
 
         def watch(predict: Predictor) -> tuple[Tensor, Tensor]:
-            outputs = normalising.outputs(predict, meta, queries, support.x, False)
-            _check_outputs(outputs, len(episode.query_y))
+            outputs = shown(predict, meta, queries, support, False, own)
+            check_predictions(outputs, len(episode.query_y))
             targets = episode.query_y
             return objective.loss(outputs, targets), objective.score(outputs, targets)
 
@@ -276,17 +282,16 @@ def _algorithm(
 
     def evaluated(meta: Meta, episode: Episode, look: Callable[[Tensor], Any]) -> list[Any]:
         """What `look` makes of the outputs for the queries, before and after each inner step."""
+        own = known_of(episode)
         with evaluating(problem.model):
-            encoded, seen = normalising.support(encode, meta, episode.support_x, True)
-            queries = normalising.queries(
-                encode, meta, episode.query_x, episode.support_x, seen, True
-            )
+            encoded, seen = normalising.support(encode, meta, episode.support_x, True, own)
+            queries = queries_of(meta, episode, seen, True)
 
             def watch(predict: Predictor) -> Any:
-                return look(normalising.outputs(predict, meta, queries, encoded, True))
+                return look(shown(predict, meta, queries, support, True, own))
 
-            known = queries if transductive else None
-            support = Support(encoded, episode.support_y, way[1], known)
+            given = queries if transductive else None
+            support = Support(encoded, episode.support_y, way[1], given, own.support)
             return adapt(meta, support, steps.evaluation, watch).watched
 
     def trace(meta: Meta, episode: Episode) -> Trace:
@@ -301,19 +306,20 @@ def _algorithm(
         return torch.stack(evaluated(meta, episode, lambda outputs: outputs))
 
     def predictor(meta: Meta, x: Tensor, y: Tensor, ways: int | None) -> Predictor:
+        own = Known(known(y)) if problem.uneven else Known()
         with evaluating(problem.model):
-            encoded, seen = normalising.support(encode, meta, x, True)
-            support = Support(encoded, y, ways)
+            encoded, seen = normalising.support(encode, meta, x, True, own)
+            support = Support(encoded, y, ways, known=own.support)
             adapted = None if transductive else adapt(meta, support, steps.evaluation, None)
 
         def of_examples(given: Tensor) -> Tensor:
             with evaluating(problem.model):
-                queries = normalising.queries(encode, meta, given, x, seen, True)
+                queries = normalising.queries(encode, meta, given, x, seen, True, own)
                 now = adapted
                 if now is None:  # each batch of examples is a set of queries to adapt to
-                    known = support._replace(queries=queries)
-                    now = adapt(meta, known, steps.evaluation, None)
-                return normalising.outputs(now.predict, meta, queries, encoded, True)
+                    together = support._replace(queries=queries)
+                    now = adapt(meta, together, steps.evaluation, None)
+                return shown(now.predict, meta, queries, support, True, own)
 
         return of_examples
 

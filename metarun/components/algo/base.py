@@ -113,6 +113,7 @@ class Problem(NamedTuple):
     classes: int | None = None  # of the training data, where there are labelled examples of them
     norm: str = "transductive"  # what normalises queries: `algo.normalising`
     examples: int | None = None  # to train on, where the data are labelled examples and no tasks
+    uneven: bool = False  # whether tasks are padded; the objective then leaves the padding out
 
 
 class Trace(NamedTuple):
@@ -183,6 +184,7 @@ class Algorithm(NamedTuple):
             in evaluation; None: not stated.
         one_model: it trains one classifier, which other examples of the same classes evaluate;
             None: it solves tasks.
+        uneven: whether it makes of a padded task what it would make of the task alone.
     """
 
     init: Callable[[], dict[str, Tensor]]
@@ -202,6 +204,7 @@ class Algorithm(NamedTuple):
     outputs: Callable[[Meta, Episode], Tensor] | None = None
     adapt: Callable[[Meta, Tensor, Tensor, int | None], Callable[[Tensor], Tensor]] | None = None
     one_model: OneModel | None = None
+    uneven: bool = False
 
 
 def detached_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -21,9 +21,12 @@ def refuse_regression(problem: Problem, algo: str) -> None:
 
 
 def class_means(support: Support) -> Tensor:
-    """The mean of the encoded examples of each class, (way, features)."""
+    """The mean of the encoded examples of each class, (way, features); of an absent class, 0."""
     members = one_hot(support)
-    means: Tensor = members.T @ support.x / members.sum(0)[:, None]
+    counts = members.sum(0)[:, None]
+    if support.known is not None:
+        counts = counts.clamp(min=1)
+    means: Tensor = members.T @ support.x / counts
     return means
 
 

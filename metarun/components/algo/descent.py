@@ -17,6 +17,8 @@ from metarun.components.algo.adapting import (
 )
 from metarun.components.algo.base import Algorithm, InnerLoop, Problem, Steps
 from metarun.components.algo.inner_loop import SECOND_ORDER, Prepared, prepared
+from metarun.components.algo.padding import known, present, without_absent
+from metarun.components.backbone.norm import counting
 from metarun.config.checks import MOST_STEPS, at_least, between
 from metarun.config.component import settings
 from metarun.errors import ConfigError
@@ -112,9 +114,19 @@ def descend(
 
     def inner_loss(params: Params, given: tuple[Params, Any, Tensor]) -> Tensor:
         shared, encoded, y = given
+        if problem.uneven:
+            return loss_of_known({**shared, **params}, encoded, y)
         outputs = fast.decode({**shared, **params}, encoded)
         factor = outputs.shape[1] if own.reduction == "per_shot" else 1
         return factor * objective.loss(outputs, y)
+
+    def loss_of_known(params: Params, encoded: Any, y: Tensor) -> Tensor:
+        with counting(known(y)):
+            outputs = fast.decode(params, encoded)
+        value = objective.loss(without_absent(outputs, y), y)
+        if own.reduction == "per_shot":
+            return value * present(y, outputs.shape[1]).sum()
+        return value
 
     recorded_loss = RecordedLoss(inner_loss, inner.record)
 
@@ -142,9 +154,11 @@ def descend(
                 return lambda encoded: fast.decode(every, encoded)
             return lambda encoded: fast.scale * fast.decode(every, encoded)
 
+        with counting(support.known):
+            start = fast.start(meta, support)
         unrolled = walk(
             loss_of_step if per_step else recorded_loss,
-            fast.start(meta, support),
+            start,
             loop.optimizer,
             taken,
             context=(shared, stacked, support.x, support.y)
@@ -163,6 +177,7 @@ def descend(
         steps,
         encode=fast.encode,
         adapted=tuple(fast.like),
+        uneven=True,
         weigh=partial(weights_by_step, steps.training, own.multi_step_loss)
         if own.multi_step_loss
         else None,
@@ -180,6 +195,9 @@ def _summed_per_shot(made: Algorithm, problem: Problem) -> Algorithm:
 
     def loss(meta: Meta, episode: Any, *step: Tensor) -> tuple[Tensor, dict[str, Any]]:
         value, extra = made.loss(meta, episode, *step)
+        if problem.uneven:
+            queries, examples = known(episode.query_y).sum(), known(episode.support_y).sum()
+            return value * (queries * present(episode.support_y, way).sum() / examples), extra
         return value * (len(episode.query_y) * way / len(episode.support_y)), extra
 
     return made._replace(loss=loss)

@@ -77,18 +77,29 @@ def matchingnet(problem: Problem, own: MatchingnetConfig) -> Algorithm:
     def adapt(meta: Meta, support: Support) -> Predictor:
         examples = in_order(meta, support.x) if own.full_context else support.x
         keys, members = directions(examples), one_hot(support).T > 0
+        if support.known is not None:  # any probability but 0 for absent classes: it is left out
+            members = members | ~members.any(1, keepdim=True)
         reads = own.reads or len(examples)
 
         def predict(x: Tensor) -> Tensor:
             queries = reading(meta, x, examples, reads) if own.full_context else x
             cosines = directions(queries) @ keys.T
-            attention = (own.scale * (cosines.relu() if own.relu else cosines)).log_softmax(-1)
+            scores = own.scale * (cosines.relu() if own.relu else cosines)
+            if support.known is not None:
+                scores = scores.masked_fill(~support.known, -torch.inf)
+            attention = scores.log_softmax(-1)
             of_class = torch.where(members, attention[:, None], -torch.inf)
             return of_class.logsumexp(-1)
 
         return predict
 
-    return at_once(problem, lambda: dict(start), adapt, encode=embed)
+    return at_once(
+        problem,
+        lambda: dict(start),
+        adapt,
+        encode=embed,
+        uneven=not own.full_context,  # whose LSTMs read all examples, padding as well
+    )
 
 
 def _initial(width: int, like: Tensor) -> dict[str, Tensor]:

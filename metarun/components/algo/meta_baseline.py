@@ -56,4 +56,4 @@ def meta_baseline(problem: Problem, own: MetaBaselineConfig) -> Algorithm:
         means = directions(class_means(support))
         return lambda x: meta[TEMPERATURE] * (directions(x) @ means.T)
 
-    return at_once(problem, init, adapt, encode=embed)
+    return at_once(problem, init, adapt, encode=embed, uneven=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from metarun.components.algo.comparing import refuse_regression
 from metarun.components.algo.descent import Fast, descend
 from metarun.components.algo.embedding import embedding, width_of
 from metarun.components.algo.maml import MamlConfig
-from metarun.unroll import Meta, Params, match_names
+from metarun.unroll import InnerOptimizer, LossOptimizer, Meta, Params, match_names
 
 WEIGHT, BIAS = "head.weight", "head.bias"
 
@@ -37,7 +38,8 @@ def with_new_head(
 
     Raises:
         ValueError: a regression, a model without features, a pattern that matches nothing, a head
-            that is not adapted, or a preconditioner, whose factors have the shape of a head.
+            that is not adapted, a preconditioner, whose factors have the shape of a head, or
+            uneven tasks with an inner optimizer that moves the rows of a head together.
     """
     refuse_regression(problem, algo)
     assert problem.ways is not None
@@ -45,6 +47,12 @@ def with_new_head(
         raise ValueError(
             f"inner_opt.precondition: algo={algo} has a head of as many classes as a task, and "
             "factors would be of one number of them; leave it out"
+        )
+    if problem.uneven and not moves_rows_apart(problem.inner.optimizer):
+        raise ValueError(
+            f"inner_opt: a step of it moves the head of a class by the others, and algo={algo} has "
+            "heads for the classes that pad an uneven task; choose sgd, adam or another one that "
+            "takes each number by itself"
         )
     weights, embed = embedding(problem.model, algo)
     names = [*weights, WEIGHT, BIAS]
@@ -81,3 +89,21 @@ def with_new_head(
         scale=scale,
     )
     return descend(problem, own, fast)._replace(any_way=True)
+
+
+def moves_rows_apart(optimizer: InnerOptimizer | LossOptimizer) -> bool:
+    """Whether two steps of a matrix are the same if it has a further row of zeros."""
+    if isinstance(optimizer, LossOptimizer):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    first, *grads = torch.randn(3, 4, 5, dtype=torch.float64, generator=generator)
+
+    def moved(rows: int) -> Tensor:
+        params: Params = {WEIGHT: F.pad(first, (0, 0, 0, rows))}
+        state = optimizer.init(params)
+        for grad in grads:
+            padded = {WEIGHT: F.pad(grad, (0, 0, 0, rows))}
+            params, state = optimizer.update(padded, state, params, optimizer.hyper)
+        return params[WEIGHT][: len(first)]
+
+    return torch.allclose(moved(0), moved(1), rtol=1e-12, atol=1e-12)

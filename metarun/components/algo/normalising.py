@@ -21,7 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.components.backbone.norm import BatchNorm, Moments, Seen, collecting, using
+from metarun.components.algo.padding import Known
+from metarun.components.backbone.norm import (
+    BatchNorm,
+    Moments,
+    Seen,
+    collecting,
+    counting,
+    using,
+)
 from metarun.unroll import Meta
 
 PREFIX = "norm."
@@ -38,6 +46,8 @@ MEANING = {
 """What a result line says of each."""
 
 Encode = Callable[[Meta, Tensor], Any]
+
+ALL = Known()
 
 
 class Normalising:
@@ -77,7 +87,7 @@ class Normalising:
             calls = seen.of[id(layer)]
             mean = torch.stack([m.mean.detach() for m in calls]).mean(0)
             # Unbiased, as torch's.
-            own = [m.variance.detach() * (m.examples / max(m.examples - 1, 1)) for m in calls]
+            own = [m.variance.detach() * unbiased(m.examples) for m in calls]
             for part, new in (("mean", mean), ("var", torch.stack(own).mean(0))):
                 name = f"{PREFIX}{i}.{part}"
                 found[name] = (1 - MOMENTUM) * meta[name].detach() + MOMENTUM * new
@@ -89,25 +99,35 @@ class Normalising:
             seen.add(layer, Moments(meta[f"{PREFIX}{i}.mean"], meta[f"{PREFIX}{i}.var"], 0))
         return seen
 
-    def support(self, encode: Encode, meta: Meta, x: Tensor, evaluates: bool) -> tuple[Any, Seen]:
+    def support(
+        self, encode: Encode, meta: Meta, x: Tensor, evaluates: bool, known: Known = ALL
+    ) -> tuple[Any, Seen]:
         """The encoded support set, and what it was normalised by."""
-        if evaluates and self.norm == "running":
-            with using(self._averages(meta)):
-                return encode(meta, x), Seen()
-        if self.norm == "support":
-            with collecting() as seen:
-                return encode(meta, x), seen
-        return encode(meta, x), Seen()
+        with counting(known.support):
+            if evaluates and self.norm == "running":
+                with using(self._averages(meta)):
+                    return encode(meta, x), Seen()
+            if self.norm == "support":
+                with collecting() as seen:
+                    return encode(meta, x), seen
+            return encode(meta, x), Seen()
 
     def queries(
-        self, encode: Encode, meta: Meta, x: Tensor, support_x: Tensor, seen: Seen, evaluates: bool
+        self,
+        encode: Encode,
+        meta: Meta,
+        x: Tensor,
+        support_x: Tensor,
+        seen: Seen,
+        evaluates: bool,
+        known: Known = ALL,
     ) -> Any:
         """The encoded queries."""
         if evaluates and self.norm == "running":
             seen = self._averages(meta)
         if self.norm == "support_plus_one":
-            return _with_each(lambda both: encode(meta, both), support_x, x)
-        with using(seen):
+            return _with_each(lambda both: encode(meta, both), support_x, x, known)
+        with using(seen), counting(known.queries):
             return encode(meta, x)
 
     def outputs(
@@ -117,20 +137,29 @@ class Normalising:
         queries: Any,
         support: Any,
         evaluates: bool,
+        known: Known = ALL,
     ) -> Tensor:
         """The predictor's outputs for encoded queries."""
         if evaluates and self.norm == "running":
             with using(self._averages(meta)):
                 return predict(queries)
         if self.norm == "support":
-            with collecting() as seen:
+            with collecting() as seen, counting(known.support):
                 predict(support)
             with using(seen):
                 return predict(queries)
         if self.norm == "support_plus_one":
-            outputs: Tensor = _with_each(predict, support, queries)
+            outputs: Tensor = _with_each(predict, support, queries, known)
             return outputs
-        return predict(queries)
+        with counting(known.queries):
+            return predict(queries)
+
+
+def unbiased(examples: int | Tensor) -> float | Tensor:
+    """The factor that makes a variance over so many examples an unbiased one."""
+    if isinstance(examples, Tensor):
+        return examples / (examples - 1).clamp(min=1)
+    return examples / max(examples - 1, 1)
 
 
 def refuse_each_query_alone(norm: str, algo: str) -> None:
@@ -150,8 +179,12 @@ def refuse_each_query_alone(norm: str, algo: str) -> None:
         )
 
 
-def _with_each(fn: Callable[[Tensor], Any], support: Tensor, queries: Tensor) -> Any:
+def _with_each(fn: Callable[[Tensor], Any], support: Tensor, queries: Tensor, known: Known) -> Any:
     """What `fn` gives for each query, which stands behind the support set in a batch of its own."""
-    return torch.func.vmap(
-        lambda query: fn(torch.cat([support, query[None]]))[-1], randomness="different"
-    )(queries)
+    counted = known.support
+    if counted is not None:
+        counted = torch.cat([counted, counted.new_ones(1)])
+    with counting(counted):
+        return torch.func.vmap(
+            lambda query: fn(torch.cat([support, query[None]]))[-1], randomness="different"
+        )(queries)

@@ -75,4 +75,4 @@ def protonet(problem: Problem, own: ProtonetConfig) -> Algorithm:
 
         return scores if own.scale is None else lambda x: meta[SCALE] * scores(x)
 
-    return at_once(problem, init, adapt, encode=embed)
+    return at_once(problem, init, adapt, encode=embed, uneven=True)

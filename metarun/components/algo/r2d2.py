@@ -64,7 +64,7 @@ def r2d2(problem: Problem, own: R2d2Config) -> Algorithm:
     def adapt(meta: Meta, support: Support) -> Predictor:
         ridge = meta[RIDGE].exp() if own.learn_ridge else own.ridge
         targets = one_hot(support) if classifies else support.y
-        head = ridge_regression(support.x, targets, ridge)
+        head = ridge_regression(support.x, targets, ridge, support.known)
 
         def predict(x: Tensor) -> Tensor:
             outputs = _with_ones(x) @ head
@@ -72,21 +72,28 @@ def r2d2(problem: Problem, own: R2d2Config) -> Algorithm:
 
         return predict
 
-    return at_once(problem, init, adapt, encode=embed)
+    return at_once(problem, init, adapt, encode=embed, uneven=True)
 
 
-def ridge_regression(features: Tensor, targets: Tensor, ridge: Tensor | float) -> Tensor:
+def ridge_regression(
+    features: Tensor, targets: Tensor, ridge: Tensor | float, known: Tensor | None = None
+) -> Tensor:
     """The weights (features + 1, outputs) that minimise ‖XW − Y‖² / n + λ‖W‖², the bias included.
 
     Args:
         features: (n, features).
-        targets: (n, outputs).
+        targets: (n, outputs), with zeros for examples that do not count.
         ridge: λ.
+        known: bool (n,), which examples count; None: all. The others' rows of X become zero, which
+            leaves the weights alone, and n is the number of those that count.
     """
     x = _with_ones(features)
-    n, width = x.shape
-    if n <= width:  # a system of as many equations as there are examples
-        eye = torch.eye(n, dtype=x.dtype, device=x.device)
+    examples, width = x.shape
+    n: int | Tensor = examples
+    if known is not None:
+        x, n = torch.where(known[:, None], x, 0), known.sum()
+    if examples <= width:  # a system of as many equations as there are examples
+        eye = torch.eye(examples, dtype=x.dtype, device=x.device)
         found: Tensor = x.T @ torch.linalg.solve(x @ x.T + n * ridge * eye, targets)
         return found
     eye = torch.eye(width, dtype=x.dtype, device=x.device)

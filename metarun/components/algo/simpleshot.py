@@ -85,5 +85,5 @@ def simpleshot(problem: Problem, own: SimpleshotConfig) -> Algorithm:
         centroids = class_means(support._replace(x=transformed(support.x)))
         return lambda x: -squared_distances(transformed(x), centroids)
 
-    made = at_once(problem, init, adapt, encode=embed)
+    made = at_once(problem, init, adapt, encode=embed, uneven=True)
     return made._replace(loss=loss, kept=(*made.kept, SUM, WEIGHT), batch_size=own.batch_size)

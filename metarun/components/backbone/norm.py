@@ -17,7 +17,7 @@ class Moments(NamedTuple):
 
     mean: Tensor
     variance: Tensor
-    examples: int
+    examples: int | Tensor
 
 
 class Seen:
@@ -47,6 +47,7 @@ class Seen:
 class _Here(threading.local):
     collects: Seen | None = None
     given: dict[int, Iterator[Moments]] | None = None
+    known: Tensor | None = None
 
 
 _here = _Here()
@@ -79,10 +80,25 @@ def using(seen: Seen) -> Iterator[None]:
         _here.given = before
 
 
+@contextmanager
+def counting(known: Tensor | None) -> Iterator[None]:
+    """Take the moments of a batch over some of its examples in the block, in this thread.
+
+    Args:
+        known: bool (examples,), which of them count; None: all.
+    """
+    before, _here.known = _here.known, known
+    try:
+        yield
+    finally:
+        _here.known = before
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation by the statistics of the batch at hand, no running ones.
 
-    Within `using(seen)` it takes the moments that are given there.
+    Within `using(seen)` it takes the moments that are given there, within `counting(known)` those
+    of the examples that count.
 
     Attributes:
         averages: the moments that moving averages begin with, where pretrained weights came with
@@ -114,14 +130,41 @@ class BatchNorm(nn.Module):
                     "support set, so there are no moments to do it by: choose "
                     "backbone.norm=transductive or support_plus_one"
                 )
-            mean, variance, _ = moments
+        elif _here.known is not None:
+            moments = moments_of_known(x, _here.known)
         else:
             variance, mean = torch.var_mean(x, dim=(0, *range(2, x.dim())), correction=0)
+            moments = Moments(mean, variance, x.numel() // x.shape[1])
+        mean, variance, _ = moments
         if _here.collects is not None:
-            _here.collects.add(self, Moments(mean, variance, x.numel() // x.shape[1]))
+            _here.collects.add(self, moments)
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             scale = self.weight * scale
         shift = self.bias - mean * scale
         places = (-1, *[1] * (x.dim() - 2))
         return x * scale.view(places) + shift.view(places)
+
+
+def moments_of_known(x: Tensor, known: Tensor) -> Moments:
+    """The moments of each channel over some examples.
+
+    Args:
+        x: (examples, channels, …).
+        known: bool (examples,), which of them count.
+
+    Raises:
+        UnsuitableModel: x has another number of examples.
+    """
+    if len(x) != len(known):
+        raise UnsuitableModel(
+            f"a BatchNorm of the backbone gets {len(x)} examples where there are {len(known)}, so "
+            "it is not known which of them pad an uneven task: leave task.min_way, task.min_shot "
+            "and task.imbalanced out"
+        )
+    dims = (0, *range(2, x.dim()))
+    counted = known.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)
+    number = counted.sum() * (x.numel() // (x.shape[0] * x.shape[1]))
+    mean = (x * counted).sum(dims) / number
+    apart = (x - mean.view(-1, *[1] * (x.dim() - 2))) * counted
+    return Moments(mean, apart.square().sum(dims) / number, number)

@@ -8,6 +8,7 @@ import torch
 from metarun.config.run import TaskConfig
 from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore
+from metarun.episodes.uneven import uneven_of
 
 
 def image_episodes(load: Callable[..., dict[str, ClassStore]]) -> Callable[..., ImageEpisodes]:
@@ -32,6 +33,7 @@ def image_episodes(load: Callable[..., dict[str, ClassStore]]) -> Callable[..., 
             device=device,
             dtype=dtype,
             within=task.within,
+            uneven=uneven_of(task),
         )
 
     return build
