@@ -1,4 +1,4 @@
-"""The config of the commands that use a trained run: eval, predict, explain.
+"""The config of the commands that use a trained run: eval, predict, explain, export.
 
 What null leaves open is taken from the run's checkpoint. Imports neither torch nor Hydra.
 """
@@ -157,11 +157,57 @@ class ExplainConfig:
             raise ConfigError(f"out={self.out}: must end in .png")
 
 
+@section("task.")
+class ExportTask:
+    """calibrate: the tasks that probabilities are calibrated for; null: those of the run."""
+
+    way: int | None = None  # classes
+    shot: int | None = None  # examples of each class
+
+    def __post_init__(self) -> None:
+        for key, least in (("way", 2), ("shot", 1)):
+            if (value := getattr(self, key)) is not None:
+                between(f"task.{key}", value, least, MOST_TASKS)
+
+
+@section("data.")
+class ExportData:
+    """Where the data of the run are."""
+
+    root: str | None = None  # calibrate: folder of data sets, or that of the run's data=folder
+
+
+@section("")
+class ExportConfig:
+    """`metarun export`: a trained run as one file that labels pictures without metarun."""
+
+    ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
+    out: str = "model.pt2"  # .pt2: for torch.export.load; .onnx: needs metarun[export]
+    calibrate: bool = False  # by validation tasks of the run, whose data must be there
+    calibration_tasks: int = 200  # how many; kept for the next time
+    plugins: list[str] = field(default_factory=list)  # modules imported for their components
+    task: ExportTask = field(default_factory=ExportTask)
+    backbone: EvalBackbone = field(default_factory=EvalBackbone)
+    data: ExportData = field(default_factory=ExportData)
+
+    def __post_init__(self) -> None:
+        if not self.out.lower().endswith((".pt2", ".onnx")):
+            raise ConfigError(f"out={self.out}: must end in .pt2 or .onnx")
+        between("calibration_tasks", self.calibration_tasks, 2, MOST_TASKS)
+        for key in ("way", "shot"):
+            if (value := getattr(self.task, key)) is not None and not self.calibrate:
+                raise ConfigError(
+                    f"task.{key}={value}: it is for calibrate=true, since a file takes any number "
+                    "of classes and of examples; leave it out"
+                )
+
+
 COMMANDS = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "predict": PredictConfig,
     "explain": ExplainConfig,
+    "export": ExportConfig,
 }
 """The config of each command that Hydra composes."""
 

@@ -77,7 +77,7 @@ def matchingnet(problem: Problem, own: MatchingnetConfig) -> Algorithm:
     def adapt(meta: Meta, support: Support) -> Predictor:
         examples = in_order(meta, support.x) if own.full_context else support.x
         keys, members = directions(examples), one_hot(support).T > 0
-        reads = own.reads or len(examples)
+        reads = own.reads or examples.shape[0]
 
         def predict(x: Tensor) -> Tensor:
             queries = reading(meta, x, examples, reads) if own.full_context else x
