@@ -28,7 +28,10 @@ _USAGE = {
         "metarun predict ckpt=<run directory or checkpoint file> support=<folder of class folders> "
         "query=<folder or pictures> [key=value …]"
     ),
-    "explain": "metarun explain ckpt=<run directory or checkpoint file> [key=value …]",
+    "explain": (
+        "metarun explain ckpt=<run directory or checkpoint file> [support=<folder of class "
+        "folders> query=<folder or pictures>] [key=value …]"
+    ),
     "export": "metarun export ckpt=<run directory or checkpoint file> [key=value …]",
 }
 _FOOTERS = {

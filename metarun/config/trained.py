@@ -95,6 +95,14 @@ class EvalConfig:
             raise ConfigError("calibrate=true is for one checkpoint: leave ensemble out")
 
 
+def _pictures(query: Any) -> None:
+    given = [query] if isinstance(query, str) else query
+    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        raise ConfigError(f"query={query}: name a folder, a file, or [several,of,them]")
+    if not given or not all(one.strip() for one in given):
+        raise ConfigError("query= is empty: name a folder or pictures")
+
+
 @section("data.")
 class PredictData:
     """How the pictures are read, and where the data of the run are."""
@@ -124,17 +132,20 @@ class PredictConfig:
     data: PredictData = field(default_factory=PredictData)
 
     def __post_init__(self) -> None:
-        given = [self.query] if isinstance(self.query, str) else self.query
-        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
-            raise ConfigError(f"query={self.query}: name a folder, a file, or [several,of,them]")
-        if not given or not all(one.strip() for one in given):
-            raise ConfigError("query= is empty: name a folder or pictures")
+        _pictures(self.query)
         if self.sheet is not None and not self.sheet.lower().endswith(".png"):
             raise ConfigError(f"sheet={self.sheet}: must end in .png")
         if self.batch is not None:
             between("batch", self.batch, 1, MOST_TASKS)
         between("calibration_tasks", self.calibration_tasks, 2, MOST_TASKS)
         _fractions(self.coverage, self.false_alarms)
+
+
+@section("data.")
+class ExplainData(EvalData):
+    """Where the data of the run are now, or how your own pictures are read."""
+
+    skip_unreadable: bool = False  # support, query: leave out what cannot be read, and name it
 
 
 @section("")
@@ -144,15 +155,34 @@ class ExplainConfig:
     ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
     episode: int = 0  # the number of the task
     split: Literal["train", "val", "test"] = "test"  # whose tasks
+    support: str | None = None  # a folder of class folders: a task of your own pictures
+    query: Any = None  # its queries: a folder, a file, a pattern, or [a.png,b.png]
     out: str = "explain.png"  # the picture
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     plugins: list[str] = field(default_factory=list)  # modules imported for their components
     algo: EvalAlgo = field(default_factory=EvalAlgo)
     backbone: EvalBackbone = field(default_factory=EvalBackbone)
-    data: EvalData = field(default_factory=EvalData)
+    data: ExplainData = field(default_factory=ExplainData)
 
     def __post_init__(self) -> None:
         between("episode", self.episode, 0, MOST)
+        if (self.support is None) != (self.query is None):
+            one, other = ("support", "query") if self.query is None else ("query", "support")
+            raise ConfigError(f"{one} goes with {other}=…: a task of your own pictures has both")
+        if self.query is not None:
+            _pictures(self.query)
+            own, usual = vars(self), ExplainConfig
+            for key in ("episode", "split"):
+                if own[key] != getattr(usual, key):
+                    raise ConfigError(f"{key}={own[key]}: it is for tasks of the run; leave it out")
+            for key, value in vars(self.data).items():
+                if key != "skip_unreadable" and value is not None:
+                    raise ConfigError(
+                        f"data.{key}: it is for tasks of the run, and support=… takes none of its "
+                        "data; leave it out"
+                    )
+        elif self.data.skip_unreadable:
+            raise ConfigError("data.skip_unreadable: it is for support=… and query=…; leave it out")
         if not self.out.lower().endswith(".png"):
             raise ConfigError(f"out={self.out}: must end in .png")
 
