@@ -6,7 +6,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.cli.changes import changed
+from metarun.config.changes import changed
 from metarun.config.trained import EvalConfig, ExplainConfig
 from metarun.sweeps.job import job
 

@@ -6,8 +6,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.cli.changes import changed
-from metarun.config.trained import EvalConfig, EvalData, ExportConfig
+from metarun.config.changes import changed
+from metarun.config.trained import EvalConfig, EvalData, ExportConfig, PredictConfig
 from metarun.sweeps.job import job
 
 
@@ -44,8 +44,9 @@ def run(config: ExportConfig, directory: str | Path) -> float:
     if config.calibrate:
         task = trained.config.task
         way, shot = task.way, config.task.shot or task.shot
-        judgement = judge(trained, [shot] * way, config.calibration_tasks, 0.9, 0.05)
-        calibrated = export.Calibrated(judgement.calibration.temperature, config.calibration_tasks, way, shot)
+        tasks, usual = config.calibration_tasks, PredictConfig  # of sets, which no file has
+        found = judge(trained, [shot] * way, tasks, usual.coverage, usual.false_alarms).calibration
+        calibrated = export.Calibrated(found.temperature, tasks, way, shot)
     temperature = 1.0 if calibrated is None else calibrated.temperature
     about = export.about(trained, calibrated)
     program = export.program_of(trained, temperature)
@@ -67,7 +68,9 @@ def run(config: ExportConfig, directory: str | Path) -> float:
         )
     if (why := trained.predict_together) is not None:
         print(f"a label depends on the other queries of its call: {why}")
-    tasks = len(export.SHAPES)
-    print(f"checked on {tasks} tasks of noise: scores differ from the run's by {apart:.1g} at most")
+    print(
+        f"checked on {len(export.SHAPES)} tasks of noise: scores differ from the run's by "
+        f"{apart:.1g} at most"
+    )
     print(f"written to {out} ({len(content) / 2**20:.1f} MiB)")
     return apart

@@ -13,6 +13,7 @@ from metarun import __version__
 from metarun.components.build import dtype_of, norm_of
 from metarun.errors import ConfigError, RunError, first_line
 from metarun.inference.trained import Trained
+from metarun.unroll._torch import check as size_check
 
 INPUTS, OUTPUTS = ("support", "labels", "queries"), ("scores", "probabilities")
 MOST_WAY = 100_000  # classes: torch asks for a bound of what only the labels tell
@@ -61,8 +62,8 @@ class Labeller(nn.Module):
             Scores and probabilities, (queries, classes).
         """
         way: Any = labels.max().item() + 1
-        torch._check(way >= 2)
-        torch._check(way <= MOST_WAY)
+        size_check(way >= 2)
+        size_check(way <= MOST_WAY)
         meta = {name: getattr(self, place) for name, place in self.places.items()}
         scores = self.adapt(meta, self._input(support), labels, way)(self._input(queries))
         return scores, (scores / self.temperature).softmax(1)

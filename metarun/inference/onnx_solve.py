@@ -1,14 +1,18 @@
 """Systems of linear equations in ONNX, which has no operation for them."""
 
+# mypy: ignore-errors
+# What follows is ONNX in Python's syntax: loops and types mean what onnxscript makes of them.
+
 from typing import Any
 
-import torch
-from onnxscript import DOUBLE, INT64, script
+from onnxscript import DOUBLE, script
 from onnxscript import opset18 as op
 from onnxscript.values import Opset
 
+from metarun.unroll._torch import solve_operation
 
-@script(Opset("metarun", 1), default_opset=op)  # type: ignore[untyped-decorator]
+
+@script(Opset("metarun", 1), default_opset=op)
 def eliminate(matrix: DOUBLE[...], right: DOUBLE[...]) -> DOUBLE[...]:
     """A⁻¹B by the method of Gauss and Jordan, without pivoting.
 
@@ -35,4 +39,4 @@ def solve_ex(matrix: Any, right: Any, *rest: Any, **options: Any) -> tuple[Any, 
     return op.CastLike(found, right), factors, pivots, failed
 
 
-SOLVE = {torch.ops.aten._linalg_solve_ex.default: solve_ex}
+SOLVE = {solve_operation: solve_ex}

@@ -32,7 +32,7 @@ def test_it_has_the_predictions_of_each_inner_step(metarun: Metarun, tmp_path: P
 
 
 def judged_and_open(path: Path) -> tuple[bool, bool]:
-    """Whether a picture of grey pictures has cells in green or red, and whether it has blue ones."""
+    """Whether a sheet of grey pictures has cells in green or red, and whether in blue."""
     with Image.open(path) as drawn:
         colors = [color for _, color in drawn.getcolors(2**20) or []]
     return any(b < max(r, g) for r, g, b in colors), any(b > max(r, g) for r, g, b in colors)

@@ -15,5 +15,6 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
     """
     if torch.compiler.is_exporting():
         found: Tensor = torch.linalg.solve_ex(matrix, right).result
-        return found
-    return torch.linalg.solve(matrix, right)
+    else:
+        found = torch.linalg.solve(matrix, right)
+    return found
