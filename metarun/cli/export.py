@@ -39,7 +39,7 @@ def run(config: ExportConfig, directory: str | Path) -> float:
     trained = load(
         config.ckpt, "cpu", config.task.way, lambda own: changed(own, asked), config.calibrate
     )
-    export.refuse_unexportable(trained)
+    export.refuse_unexportable(trained, config.calibrate)
     calibrated = None
     if config.calibrate:
         task = trained.config.task

@@ -72,8 +72,11 @@ class Labeller(nn.Module):
         return x.to(self.dtype) / 255 if x.dtype == torch.uint8 else x.to(self.dtype)
 
 
-def refuse_unexportable(trained: Trained) -> None:
+def refuse_unexportable(trained: Trained, calibrates: bool = False) -> None:
     """Refuse what no program for all tasks can be made of.
+
+    Args:
+        calibrates: whether its probabilities are to be calibrated.
 
     Raises:
         ConfigError: says why, and what can.
@@ -89,6 +92,12 @@ def refuse_unexportable(trained: Trained) -> None:
             f"algo={name} takes inner steps on each task, which need derivatives that a file does "
             "not have: export a run of a metric method or of a head in closed form, such as "
             "protonet or r2d2, or use metarun.FewShotClassifier"
+        )
+    if calibrates and trained.inputs is None:
+        raise ConfigError(
+            f"calibrate=true: the run has learned from data={trained.config.data.name}, and this "
+            "is for pictures; leave it out, and divide scores by the temperature that `metarun "
+            "eval ckpt=… calibrate=true` prints"
         )
     if norm_of(trained.config) == "support_plus_one":
         raise ConfigError(
@@ -150,8 +159,13 @@ def check(trained: Trained, temperature: float, run: Any) -> float:
     largest = 0.0
     for shape in SHAPES:
         task = noise_task(trained, *shape)
+        x, labels, queries = task
+        if trained.inputs is not None:
+            x, queries = trained.to_inputs(x), trained.to_inputs(queries)
+        scores = trained.adapt(x, labels, shape[0])(queries)
+        wanted = (scores, (scores / temperature).softmax(1))
         with torch.no_grad():
-            wanted, found = Labeller(trained, temperature)(*task), run(*task)
+            found = run(*task)
         for name, one, other in zip(OUTPUTS, wanted, found, strict=True):
             same = (one == other) | (one.isnan() & other.isnan())  # ∞ less ∞ is none
             apart = float((one - other).abs().masked_fill(same, 0.0).amax())
