@@ -162,6 +162,7 @@ AT_ONCE = (
     ["eval", "ckpt=nowhere", "--cfg", "job"],
     ["predict", "--help"],
     ["predict", "ckpt=nowhere", "support=x", "query=[a,b]", "--cfg", "job"],
+    ["export", "--help"],
     ["help", "eval"],
     ["completion", "bash"],
     ["completion", "candidates", "fish", "metarun train algo=an"],

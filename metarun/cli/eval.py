@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.cli.changes import changed, is_other_domain, otherwise
+from metarun.config.changes import changed, is_other_domain, otherwise
 from metarun.config.run import TrainConfig
 from metarun.config.trained import EvalConfig
 from metarun.errors import ConfigError

@@ -6,7 +6,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.cli.changes import changed
+from metarun.config.changes import changed
 from metarun.config.trained import EvalConfig, ExplainConfig
 from metarun.sweeps.job import job
 
@@ -21,10 +21,12 @@ def run(config: ExplainConfig, directory: str | Path) -> float:
     """Draw a task.
 
     Returns:
-        The score of its queries.
+        The score of its queries; NaN where the class of none is known.
     """
     # Imported here, so that --help and --cfg answer without waiting for torch.
-    from metarun.inference.explain import explain, write
+    from metarun.inference.explain import explain, task_of_folder, task_of_run
+    from metarun.inference.explain_sheet import letter, write
+    from metarun.inference.support import list_queries, list_support
     from metarun.inference.trained import load
     from metarun.system.lifetime import collect_from_here
     from metarun.training.evaluation import format_score
@@ -37,17 +39,35 @@ def run(config: ExplainConfig, directory: str | Path) -> float:
         backbone=config.backbone,
         data=config.data,
     )
+    paths, listing = [], None
+    if config.support is not None:
+        paths, listing = list_queries(config.query), list_support(Path(config.support))
     trained = load(
-        config.ckpt, config.device, change=lambda own: changed(own, asked), with_data=True
+        config.ckpt,
+        config.device,
+        None if listing is None else len(listing.class_names),
+        lambda own: changed(own, asked),
+        with_data=listing is None,
     )
-    found = explain(trained, config.split, config.episode)
+    if listing is None:
+        found = explain(trained, task_of_run(trained, config.split, config.episode))
+        what = f"{config.split} task {config.episode}"
+    else:
+        task = task_of_folder(trained, listing, paths, config.data.skip_unreadable)
+        found = explain(trained, task, listing.class_names)
+        what = f"{config.support}, {len(task.query_y)} queries"
+        print(", ".join(f"{letter(n)} {name}" for n, name in enumerate(found.names)))
+        if (why := trained.predict_together) is not None:
+            print(f"a prediction depends on the other queries: {why}")
     write(Path(config.out), found, trained)
     name, steps = trained.setup.objective.score_name, len(found.losses) - 1
-    score = format_score(name, float(found.scores[-1]))
+    known = int(found.known.sum())
+    told = "no query lies in a folder named as a class"
+    if known:
+        score = format_score(name, float(found.scores[-1]))
+        of = "" if known == len(found.known) else f" (of {known} of known class)"
+        told = f"{name} {score}, loss {float(found.losses[-1]):.4f}{of}"
     after = f", after {steps} inner steps" if trained.algorithm.has_inner_loop else ""
-    print(
-        f"{config.split} task {config.episode}: {name} {score}, loss {float(found.losses[-1]):.4f}"
-        f"{after}; batch norm: {trained.setup.batch_norm}"
-    )
+    print(f"{what}: {told}{after}; batch norm: {trained.setup.batch_norm}")
     print(f"written to {config.out}")
     return float(found.scores[-1])

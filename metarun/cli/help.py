@@ -29,7 +29,11 @@ _USAGE = {
         "metarun predict ckpt=<run directory or checkpoint file> support=<folder of class folders> "
         "query=<folder or pictures> [key=value …]"
     ),
-    "explain": "metarun explain ckpt=<run directory or checkpoint file> [key=value …]",
+    "explain": (
+        "metarun explain ckpt=<run directory or checkpoint file> [support=<folder of class "
+        "folders> query=<folder or pictures>] [key=value …]"
+    ),
+    "export": "metarun export ckpt=<run directory or checkpoint file> [key=value …]",
 }
 _FOOTERS = {
     "train": [
@@ -46,6 +50,7 @@ _FOOTERS = {
     ],
     "predict": [("--cfg job", "prints the config and does nothing else")],
     "explain": [("--cfg job", "prints the config and does nothing else")],
+    "export": [("--cfg job", "prints the config and does nothing else")],
 }
 _INDENT = 32
 _OF_ROWS = "# Written by scripts/write_conf.py from metarun/reproduction/rows/"
@@ -69,7 +74,7 @@ def command_help(command: str, what: str, config: Any) -> str:
     """The help text of a command, as wide as the terminal is (80 columns in a pipe).
 
     Args:
-        command: "train", "eval", "predict" or "explain".
+        command: "train", "eval", "predict", "explain" or "export".
         what: one line on what it does.
         config: its composed config, as dataclasses.
     """
@@ -104,8 +109,10 @@ def command_help(command: str, what: str, config: Any) -> str:
 def options(command: str = "train") -> dict[str, dict[str, str]]:
     """Group -> option -> one line on it: components, experiments, launchers and sweepers.
 
-    An evaluation has those of its data: another domain.
+    An evaluation has those of its data, another domain; other uses of a trained run have none.
     """
+    if command not in ("train", "eval"):
+        return {}
     if command == "eval":
         return {"data": {name: _first_line(schema) for name, schema in schemas("data").items()}}
     found = {

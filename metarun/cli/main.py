@@ -23,6 +23,7 @@ COMMANDS = {
     "eval": "evaluate a checkpoint on fresh tasks",
     "predict": "label your own pictures by a few examples of each class",
     "explain": "draw one task: examples, queries, predictions after each inner step",
+    "export": "a run as one file for torch or ONNX, which labels pictures without metarun",
     "report": "compare runs: tables and plots",
     "reproduce": "run experiments with a published figure, and say how near ours is",
     "data": "list data sets, make them ready, look into them",
@@ -48,6 +49,7 @@ examples:
   metarun train hydra.run.dir=outputs/train/my_run    # again with the same folder: resume
   metarun eval ckpt=outputs/train/my_run episodes=1000
   metarun predict ckpt=outputs/train/my_run support=examples query=new_pictures
+  metarun export ckpt=outputs/train/my_run out=model.onnx   # a file for other programs
   metarun report outputs/train                        # compare runs: tables and plots
   metarun reproduce --list                            # published figures, and ours
   metarun data list                                   # which data sets are there

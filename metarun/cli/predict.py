@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from metarun.cli.changes import changed
+from metarun.config.changes import changed
 from metarun.config.trained import EvalConfig, EvalData, PredictConfig
 from metarun.sweeps.job import job
 

@@ -1,4 +1,4 @@
-"""The config of the commands that use a trained run: eval, predict, explain.
+"""The config of the commands that use a trained run: eval, predict, explain, export.
 
 What null leaves open is taken from the run's checkpoint. Imports neither torch nor Hydra.
 """
@@ -99,6 +99,14 @@ class EvalConfig:
             raise ConfigError("calibrate=true is for one checkpoint: leave ensemble out")
 
 
+def _pictures(query: Any) -> None:
+    given = [query] if isinstance(query, str) else query
+    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        raise ConfigError(f"query={query}: name a folder, a file, or [several,of,them]")
+    if not given or not all(one.strip() for one in given):
+        raise ConfigError("query= is empty: name a folder or pictures")
+
+
 @section("data.")
 class PredictData:
     """How the pictures are read, and where the data of the run are."""
@@ -128,17 +136,20 @@ class PredictConfig:
     data: PredictData = field(default_factory=PredictData)
 
     def __post_init__(self) -> None:
-        given = [self.query] if isinstance(self.query, str) else self.query
-        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
-            raise ConfigError(f"query={self.query}: name a folder, a file, or [several,of,them]")
-        if not given or not all(one.strip() for one in given):
-            raise ConfigError("query= is empty: name a folder or pictures")
+        _pictures(self.query)
         if self.sheet is not None and not self.sheet.lower().endswith(".png"):
             raise ConfigError(f"sheet={self.sheet}: must end in .png")
         if self.batch is not None:
             between("batch", self.batch, 1, MOST_TASKS)
         between("calibration_tasks", self.calibration_tasks, 2, MOST_TASKS)
         _fractions(self.coverage, self.false_alarms)
+
+
+@section("data.")
+class ExplainData(EvalData):
+    """Where the data of the run are now, or how your own pictures are read."""
+
+    skip_unreadable: bool = False  # support, query: leave out what cannot be read, and name it
 
 
 @section("")
@@ -148,17 +159,81 @@ class ExplainConfig:
     ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
     episode: int = 0  # the number of the task
     split: Literal["train", "val", "test"] = "test"  # whose tasks
+    support: str | None = None  # a folder of class folders: a task of your own pictures
+    query: Any = None  # its queries: a folder, a file, a pattern, or [a.png,b.png]
     out: str = "explain.png"  # the picture
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     plugins: list[str] = field(default_factory=list)  # modules imported for their components
     algo: EvalAlgo = field(default_factory=EvalAlgo)
     backbone: EvalBackbone = field(default_factory=EvalBackbone)
-    data: EvalData = field(default_factory=EvalData)
+    data: ExplainData = field(default_factory=ExplainData)
 
     def __post_init__(self) -> None:
         between("episode", self.episode, 0, MOST)
+        if (self.support is None) != (self.query is None):
+            one, other = ("support", "query") if self.query is None else ("query", "support")
+            raise ConfigError(f"{one} goes with {other}=…: a task of your own pictures has both")
+        if self.query is not None:
+            _pictures(self.query)
+            own, usual = vars(self), ExplainConfig
+            for key in ("episode", "split"):
+                if own[key] != getattr(usual, key):
+                    raise ConfigError(f"{key}={own[key]}: it is for tasks of the run; leave it out")
+            for key, value in vars(self.data).items():
+                if key != "skip_unreadable" and value is not None:
+                    raise ConfigError(
+                        f"data.{key}: it is for tasks of the run, and support=… takes none of its "
+                        "data; leave it out"
+                    )
+        elif self.data.skip_unreadable:
+            raise ConfigError("data.skip_unreadable: it is for support=… and query=…; leave it out")
         if not self.out.lower().endswith(".png"):
             raise ConfigError(f"out={self.out}: must end in .png")
+
+
+@section("task.")
+class ExportTask:
+    """calibrate: the tasks that probabilities are calibrated for; null: those of the run."""
+
+    way: int | None = None  # classes
+    shot: int | None = None  # examples of each class
+
+    def __post_init__(self) -> None:
+        for key, least in (("way", 2), ("shot", 1)):
+            if (value := getattr(self, key)) is not None:
+                between(f"task.{key}", value, least, MOST_TASKS)
+
+
+@section("data.")
+class ExportData:
+    """Where the data of the run are."""
+
+    root: str | None = None  # calibrate: folder of data sets, or that of the run's data=folder
+
+
+@section("")
+class ExportConfig:
+    """`metarun export`: a trained run as one file that labels pictures without metarun."""
+
+    ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
+    out: str = "model.pt2"  # .pt2: for torch.export.load; .onnx: needs metarun[export]
+    calibrate: bool = False  # by validation tasks of the run, whose data must be there
+    calibration_tasks: int = 200  # how many; kept for the next time
+    plugins: list[str] = field(default_factory=list)  # modules imported for their components
+    task: ExportTask = field(default_factory=ExportTask)
+    backbone: EvalBackbone = field(default_factory=EvalBackbone)
+    data: ExportData = field(default_factory=ExportData)
+
+    def __post_init__(self) -> None:
+        if not self.out.lower().endswith((".pt2", ".onnx")):
+            raise ConfigError(f"out={self.out}: must end in .pt2 or .onnx")
+        between("calibration_tasks", self.calibration_tasks, 2, MOST_TASKS)
+        for key in ("way", "shot"):
+            if (value := getattr(self.task, key)) is not None and not self.calibrate:
+                raise ConfigError(
+                    f"task.{key}={value}: it is for calibrate=true, since a file takes any number "
+                    "of classes and of examples; leave it out"
+                )
 
 
 COMMANDS = {
@@ -166,6 +241,7 @@ COMMANDS = {
     "eval": EvalConfig,
     "predict": PredictConfig,
     "explain": ExplainConfig,
+    "export": ExportConfig,
 }
 """The config of each command that Hydra composes."""
 

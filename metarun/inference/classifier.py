@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from metarun.components.build import dtype_of
+from metarun.config.changes import changed
+from metarun.config.trained import EvalConfig, EvalData, PredictConfig
 from metarun.inference.examples import to_examples
+from metarun.inference.judgement import Judgement, judge
 from metarun.inference.predict import batches_of, checked, inputs_of_run, usual_batch
 from metarun.inference.trained import Trained, load
 from metarun.rundir import checkpoint
 
-NOT_PICKLED = ("_predict",)
-"""The adapted network: it is made again from the examples."""
+NOT_PICKLED = ("_predict", "_judgement")
+"""The adapted network and its calibration: they are made again from the examples."""
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -34,6 +38,13 @@ class FewShotClassifier:
         run: a run directory of `metarun train` (its best checkpoint), or a checkpoint file.
         device: "auto", "cpu", "cuda" or "cuda:N".
         batch: pictures that are labelled together; None: as many as in an evaluation of the run.
+        calibrate: calibrate probabilities by validation tasks of the run, whose data must be
+            there, as `metarun predict calibrate=true` does. What was found out is kept in the
+            cache.
+        coverage: how often the true label is to be in the set of `predict_set`.
+        calibration_tasks: how many validation tasks.
+        data_root: folder of data sets, or that of the run's data=folder; None: `METARUN_DATA`, or
+            that of training.
 
     Attributes:
         classes_: the labels, sorted.
@@ -48,10 +59,23 @@ class FewShotClassifier:
 
     _estimator_type = "classifier"  # for scikit-learn before 1.6
 
-    def __init__(self, run: str | Path, device: str = "auto", batch: int | None = None) -> None:
+    def __init__(
+        self,
+        run: str | Path,
+        device: str = "auto",
+        batch: int | None = None,
+        calibrate: bool = False,
+        coverage: float = PredictConfig.coverage,
+        calibration_tasks: int = PredictConfig.calibration_tasks,
+        data_root: str | None = None,
+    ) -> None:
         self.run = run
         self.device = device
         self.batch = batch
+        self.calibrate = calibrate
+        self.coverage = coverage
+        self.calibration_tasks = calibration_tasks
+        self.data_root = data_root
 
     def fit(self, images: Any, labels: Any) -> "FewShotClassifier":
         """Adapt to examples of two classes or more, in any order and of any number each.
@@ -63,10 +87,11 @@ class FewShotClassifier:
 
         Raises:
             ValueError: the images are none, the labels are not as many, or all the same.
-            ConfigError: there is no such run, it has not learned from pictures, or its network
-                tells another number of classes apart.
-            DataError: a file cannot be read.
+            ConfigError: there is no such run, it has not learned from pictures, its network tells
+                another number of classes apart, or it cannot be calibrated for such examples.
+            DataError: a file cannot be read, or the data of the run to calibrate by are missing.
         """
+        _check_numbers(self.coverage, self.calibration_tasks)
         names = np.asarray(labels)
         if names.ndim != 1:
             raise ValueError(f"labels have the shape {names.shape}: give one for each picture")
@@ -83,11 +108,14 @@ class FewShotClassifier:
         self.examples_: NDArray[Any] = examples.to(dtype_of(trained.config)).numpy()
         self.targets_: NDArray[np.int64] = targets.astype(np.int64)
         self.n_features_in_ = int(np.prod(examples.shape[1:]))
+        self._judgement = self._judged(trained)
         self._predict = self._adapted(trained)
         return self
 
     def predict_proba(self, images: Any) -> NDArray[np.float64]:
         """The probability of each class, (images, classes), in the order of `classes_`.
+
+        With `calibrate`, it is that of scores divided by the temperature.
 
         Raises:
             NotFittedError: `fit` was not called.
@@ -95,17 +123,33 @@ class FewShotClassifier:
             DataError: a file cannot be read.
             RunError: the adapted network gives no finite scores.
         """
-        if not self.__sklearn_is_fitted__():
-            raise NotFittedError("this FewShotClassifier knows no classes yet: call fit first")
-        trained = self._trained()
-        if getattr(self, "_predict", None) is None:  # it came out of a pickle
-            self._predict = self._adapted(trained)
-        examples = to_examples(images, inputs_of_run(trained))
-        found = np.empty((len(examples), len(self.classes_)))
-        for places in batches_of(len(examples), self.batch or usual_batch(trained)):
-            own = examples[list(places)].to(trained.setup.device, dtype_of(trained.config))
-            found[list(places)] = checked(self._predict(own)).softmax(1).numpy()
-        return found
+        scores = self._scores(images)
+        if self._judgement is None:
+            found = scores.softmax(1)
+        else:
+            found = self._judgement.calibration.probabilities(scores)
+        probabilities: NDArray[np.float64] = found.numpy()
+        return probabilities
+
+    def predict_set(self, images: Any) -> list[NDArray[Any]]:
+        """The labels of each picture among which the true one is with the probability `coverage`.
+
+        That is as `metarun predict` has it in its column `set`: over new tasks, and as far as these
+        classes are to the run's data what its validation classes are. A set may be empty.
+
+        Raises:
+            ValueError: the classifier is not calibrated.
+            NotFittedError, ValueError, DataError, RunError: as `predict_proba`.
+        """
+        if not self.calibrate:
+            raise ValueError(
+                "sets of labels take a calibration: FewShotClassifier(run, calibrate=True), fitted "
+                "again"
+            )
+        scores = self._scores(images)
+        assert self._judgement is not None
+        inside = self._judgement.calibration.sets(scores, self.coverage).numpy()
+        return [self.classes_[row] for row in inside]
 
     def predict(self, images: Any) -> NDArray[Any]:
         """The most probable class of each picture. Raises as `predict_proba`."""
@@ -158,9 +202,33 @@ class FewShotClassifier:
             input_tags=InputTags(two_d_array=True, three_d_array=True, string=True),
         )
 
+    def _scores(self, images: Any) -> Tensor:
+        """Scores of pictures, float64 (images, classes)."""
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError("this FewShotClassifier knows no classes yet: call fit first")
+        trained = self._trained()
+        if getattr(self, "_predict", None) is None:  # it came out of a pickle
+            self._judgement = self._judged(trained)
+            self._predict = self._adapted(trained)
+        examples = to_examples(images, inputs_of_run(trained))
+        found = torch.empty(len(examples), len(self.classes_), dtype=torch.float64)
+        for places in batches_of(len(examples), self.batch or usual_batch(trained)):
+            own = examples[list(places)].to(trained.setup.device, dtype_of(trained.config))
+            found[list(places)] = checked(self._predict(own))
+        return found
+
+    def _judged(self, trained: Trained) -> Judgement | None:
+        if not self.calibrate:
+            return None
+        counts = np.bincount(self.targets_, minlength=len(self.classes_)).tolist()
+        unused = PredictConfig.false_alarms
+        return judge(trained, counts, self.calibration_tasks, self.coverage, unused)
+
     def _trained(self) -> Trained:
         path = checkpoint.find(self.run)
-        return _loaded(path.absolute(), path.stat().st_mtime_ns, self.device, len(self.classes_))
+        changed_at, way = path.stat().st_mtime_ns, len(self.classes_)
+        root = self.data_root if self.calibrate else None
+        return _loaded(path.absolute(), changed_at, self.device, way, self.calibrate, root)
 
     def _adapted(self, trained: Trained) -> Any:
         x = torch.from_numpy(self.examples_).to(trained.setup.device)
@@ -169,9 +237,21 @@ class FewShotClassifier:
 
 
 @lru_cache(maxsize=4)
-def _loaded(path: Path, changed: int, device: str, way: int) -> Trained:
+def _loaded(
+    path: Path, changed_at: int, device: str, way: int, with_data: bool, root: str | None
+) -> Trained:
     """A run is loaded once for all clones of a classifier, and again if its file has changed."""
-    return load(path, device, way)
+    asked = EvalConfig(str(path), device=device, data=EvalData(root=root))
+    return load(path, device, way, lambda own: changed(own, asked), with_data)
+
+
+def _check_numbers(coverage: float, tasks: int) -> None:
+    """Refuse what `metarun predict` refuses.
+
+    Raises:
+        ConfigError: says what may be given.
+    """
+    PredictConfig("run", "support", "query", coverage=coverage, calibration_tasks=tasks)
 
 
 def _parameters() -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metarun.components.algo.adapting import Predictor
 from metarun.components.algo.base import Algorithm
+from metarun.components.algo.one_model import OneModelConfig
 from metarun.components.algo.pretraining import PREFIX
 from metarun.components.backbone.norm import BatchNorm
 from metarun.components.build import dtype_of, norm_of
@@ -137,8 +138,8 @@ def load(
         with_data: whether its source is the data of the run.
 
     Raises:
-        ConfigError: there is no such run, the algorithm cannot do tasks of so many classes, or
-            these are other data than the run was trained on.
+        ConfigError: there is no such run, it trained one model and solves no tasks, the algorithm
+            cannot do tasks of so many classes, or these are other data than the run was trained on.
         DataError: the data are missing or damaged.
         CheckpointError: the checkpoint is damaged, or needs a component that is not there.
 
@@ -149,6 +150,7 @@ def load(
     path = checkpoint.find(run)
     content = checkpoint.load(path)
     own = from_plain(content["config"])
+    _refuse_one_model(own)
     config = own if change is None else change(own)
     config = replace(config, device=device)
     if way is not None:
@@ -166,6 +168,15 @@ def load(
     if source is None:
         _refuse_other_data(content["data_identity"], setup)
     return Trained(path, content["step"], setup, restore_meta(setup, content), inputs)
+
+
+def _refuse_one_model(config: TrainConfig) -> None:
+    if isinstance(config.algo, OneModelConfig):
+        raise ConfigError(
+            f"the run of algo={config.algo.name} trained one classifier of the classes of "
+            f"data={config.data.name}, which adapts to no examples of others: `metarun eval` "
+            "evaluates it; for new classes train on tasks, such as algo=protonet data=omniglot"
+        )
 
 
 def _refuse_other_data(before: str | None, setup: Setup) -> None:

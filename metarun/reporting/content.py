@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metarun.errors import ConfigError
+from metarun.reporting.calibrations import calibration_table, reliability_plot
 from metarun.reporting.comparison import Comparison, compare
 from metarun.reporting.comparison_table import CSV_HEADER, comparison_table, csv_rows
 from metarun.reporting.gather import gather
@@ -56,6 +57,8 @@ class Report:
         counts: how many runs, and how they ended.
         unfinished: header and rows of the runs without a result.
         lists: what else there is to say: (heading, lines).
+        calibrated: header and rows of the evaluations that were calibrated.
+        reliability: their diagram, if there are any.
     """
 
     title: str
@@ -63,6 +66,8 @@ class Report:
     sections: list[Section]
     unfinished: tuple[list[str], list[list[Cell]]]
     lists: list[tuple[str, list[str]]]
+    calibrated: tuple[list[str], list[list[Cell]]]
+    reliability: Plot | None
 
 
 def report_on(roots: Sequence[str | Path]) -> tuple[Report, dict[str, str]]:
@@ -75,7 +80,7 @@ def report_on(roots: Sequence[str | Path]) -> tuple[Report, dict[str, str]]:
         ConfigError: a directory is not there, or none holds a run.
     """
     found = gather(roots)
-    if not found.runs and not found.refused:
+    if not found.runs and not found.refused and not found.calibrated:
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in found.skipped[:10])
         where = ", ".join(map(str, roots))
         raise ConfigError(f"there are no runs of metarun in {where}{reasons}")
@@ -99,6 +104,8 @@ def report_on(roots: Sequence[str | Path]) -> tuple[Report, dict[str, str]]:
         ],
         unfinished=unfinished_table(found),
         lists=[(h, lines) for h, lines in (("Left out", left_out), ("To know", notes)) if lines],
+        calibrated=calibration_table(found.calibrated),
+        reliability=reliability_plot(found.calibrated),
     )
     differences = [
         [board.title, *row]

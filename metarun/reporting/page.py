@@ -11,6 +11,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from metarun import __version__
+from metarun.reporting.calibrations import NOTE as OF_CALIBRATION
 from metarun.reporting.comparison_table import NOTE
 from metarun.reporting.content import ORDER, Report
 from metarun.reporting.table import numeric_columns
@@ -34,6 +35,7 @@ def render(report: Report) -> str:
         report=report,
         order=ORDER,
         note=NOTE,
+        of_calibration=OF_CALIBRATION,
         script=script,
         script_digest=digest,
         version=__version__,

@@ -188,7 +188,7 @@ def _cost(board: Board, styles: dict[str, Style]) -> Plot:
         axes.set_xlim(0, 1.15 * max([*values, 1e-9]))
         axes.grid(visible=False, axis="y")
     return Plot(
-        "Cost", f"Means over seeds; the highest memory. {_explain_colours(board)}", _svg(figure)
+        "Cost", f"Means over seeds; the highest memory. {_explain_colours(board)}", as_svg(figure)
     )
 
 
@@ -225,7 +225,7 @@ def _line_plot(
         figure.legend(*zip(*entries, strict=True), loc="outside lower center", ncols=columns)
     band = any(line.ci95 is not None for line in lines if line.group.label in styles)
     shaded = "Bands: 95 % confidence interval over seeds." if band else ""
-    return Plot(title, " ".join(part for part in (note, shaded) if part), _svg(figure))
+    return Plot(title, " ".join(part for part in (note, shaded) if part), as_svg(figure))
 
 
 def _draw(axes: Axes, line: Line, name: str, style: Style | None) -> None:
@@ -290,7 +290,8 @@ def _names(board: Board) -> dict[str, str]:
     return dict(zip(labels, unique(short), strict=True))
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
+    """A figure as text; the same figure has the same bytes."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

@@ -1,5 +1,6 @@
 """A report as text: for a terminal, and as Markdown."""
 
+from metarun.reporting.calibrations import NOTE as OF_CALIBRATION
 from metarun.reporting.comparison_table import NOTE
 from metarun.reporting.content import ORDER, Report
 from metarun.reporting.table import as_lines, as_markdown, markdown_text
@@ -14,6 +15,8 @@ def terminal(report: Report) -> str:
         lines += ["", section.board.title, *as_lines(*section.table)]
         if section.pairs[1]:
             lines += ["", "differences, task by task", *as_lines(*section.pairs)]
+    if report.calibrated[1]:
+        lines += ["", "calibrated evaluations", *as_lines(*report.calibrated)]
     if report.unfinished[1]:
         lines += ["", "not finished", *as_lines(*report.unfinished)]
     for heading, entries in report.lists:
@@ -29,6 +32,9 @@ def markdown(report: Report) -> str:
         lines += as_markdown(*section.table)
         if section.pairs[1]:
             lines += ["", "### Differences", "", NOTE, "", *as_markdown(*section.pairs)]
+    if report.calibrated[1]:
+        lines += ["", "## Calibrated evaluations", "", OF_CALIBRATION, ""]
+        lines += as_markdown(*report.calibrated)
     if report.unfinished[1]:
         lines += ["", "## Not finished", "", *as_markdown(*report.unfinished)]
     for heading, entries in report.lists:

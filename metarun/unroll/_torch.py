@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import _check as check
 from torch._C import DisableTorchFunctionSubclass as DisableTorchFunctionSubclass
 from torch._C import _get_function_stack_at as get_function_stack_at
 from torch._C import _len_torch_function_stack as len_torch_function_stack
@@ -39,6 +40,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode as get_curre
 __all__ = [
     "ConvNd",
     "NormBase",
+    "check",
     "disable_current_modes",
     "get_current_dispatch_mode",
     "get_function_stack_at",
@@ -52,6 +54,10 @@ __all__ = [
 
 weight_norm_kernels: tuple[Any, Any] = (torch._weight_norm, torch._weight_norm_interface)
 """torch's fused weight normalisation, and the same with the norm beside it."""
+
+
+solve_operation: Any = torch.ops.aten._linalg_solve_ex.default
+"""What `torch.linalg.solve_ex` is in an exported program."""
 
 
 def inductor() -> tuple[Any, Any]:

@@ -1,9 +1,13 @@
 """Temperature, reliability, label sets and strangers, against definitions written out."""
 
+import csv
+import io
 import json
 import math
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
@@ -14,6 +18,7 @@ from metarun.episodes.source import ImageEpisodes
 from metarun.errors import ConfigError
 from metarun.inference import calibration
 from metarun.inference.calibrated import calibrate, measured, refuse_calibration
+from metarun.inference.classifier import FewShotClassifier
 from metarun.inference.diagram import reliability_diagram
 from metarun.inference.familiarity import familiar, unfamiliarity
 from metarun.inference.outcomes import Outcomes, outcomes
@@ -190,6 +195,19 @@ def test_labels_are_judged_by_the_data_of_the_run(metarun: Metarun, tmp_path: Pa
     again = metarun(*command)
     assert "kept for the next time" not in again.stderr
     assert (tmp_path / "predictions.csv").read_text() == first
+    rows = list(csv.DictReader(io.StringIO(first)))
+    examples = sorted((tmp_path / "support").glob("*/*.png"))
+    queries = [row["path"] for row in rows]
+    classifier = FewShotClassifier(tmp_path / "run", calibrate=True, calibration_tasks=30)
+    classifier.fit(examples, [path.parent.name for path in examples])
+    calibrated = classifier.predict_proba([tmp_path / path for path in queries])
+    wanted = [[float(row[f"class{label}"]) for label in range(3)] for row in rows]
+    np.testing.assert_allclose(calibrated, wanted, rtol=1e-12)
+    sets = classifier.predict_set([tmp_path / path for path in queries])
+    assert ["|".join(one) for one in sets] == [row["set"] for row in rows]
+    loaded = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_array_equal(loaded.predict_proba(queries[:0]), calibrated[:0])
+    assert len(loaded.predict_set([tmp_path / path for path in queries])) == len(sets)
     for number in range(40):
         (tmp_path / "support" / "class1" / f"more{number}.png").write_bytes(
             (tmp_path / "support" / "class1" / "3.png").read_bytes()

@@ -6,17 +6,17 @@ import pytest
 import torch
 from PIL import Image
 
-from metarun.inference import explain
+from metarun.inference import explain, explain_sheet
 from metarun.inference.trained import load
 from tests.conftest import Metarun
-from tests.inference.runs import GLYPHS, write_run
+from tests.inference.runs import GLYPHS, save, write_run, write_task
 from tests.setups import task_of
 
 
 def test_it_has_the_predictions_of_each_inner_step(metarun: Metarun, tmp_path: Path) -> None:
     setup = write_run(tmp_path / "run", *GLYPHS, "algo=maml", "algo.eval_inner_steps=3")
     trained = load(tmp_path / "run", with_data=True)
-    found = explain.explain(trained, "test", 2)
+    found = explain.explain(trained, explain.task_of_run(trained, "test", 2))
     trace = setup.algorithm.trace(trained.meta, task_of(setup, 2, "test"))
     assert torch.equal(found.losses, trace.query_loss) and len(found.losses) == 4
     assert torch.equal(found.scores, trace.query_score)
@@ -26,14 +26,43 @@ def test_it_has_the_predictions_of_each_inner_step(metarun: Metarun, tmp_path: P
     done = metarun("explain", "ckpt=run", "episode=2", "out=task.png")
     assert f"loss {float(found.losses[-1]):.4f}, after 3 inner steps" in done.stdout
     with Image.open(tmp_path / "task.png") as drawn:
-        assert drawn.tobytes() == explain.sheet_of(found, trained).tobytes()
+        assert drawn.tobytes() == explain_sheet.sheet_of(found, trained).tobytes()
         colors = drawn.getcolors(2**20)
     assert colors is not None and any(r > g or g > r for _, (r, g, b) in colors)
 
 
+def judged_and_open(path: Path) -> tuple[bool, bool]:
+    """Whether a sheet of grey pictures has cells in green or red, and whether in blue."""
+    with Image.open(path) as drawn:
+        colors = [color for _, color in drawn.getcolors(2**20) or []]
+    return any(b < max(r, g) for r, g, b in colors), any(b > max(r, g) for r, g, b in colors)
+
+
+def test_a_task_of_own_pictures_is_drawn(metarun: Metarun, tmp_path: Path) -> None:
+    setup = write_run(tmp_path / "run", *GLYPHS, "algo=maml", "algo.eval_inner_steps=2")
+    task = task_of(setup, 2, "test")
+    write_task(tmp_path, task)
+    trace = setup.algorithm.trace(load(tmp_path / "run").meta, task)
+    own = ("explain", "ckpt=run", "support=support", "query=query")
+    done = metarun(*own, "out=unknown.png").stdout
+    assert "A class0, B class1, C class2" in done and "no query lies in a folder" in done
+    for number, (x, y) in enumerate(zip(task.query_x, task.query_y, strict=True)):
+        save(tmp_path / "named" / f"class{y}" / f"{number}.png", x)
+    done = metarun(*own[:3], "query=named", "out=known.png").stdout
+    assert f"loss {float(trace.query_loss[-1]):.4f}, after 2 inner steps" in done
+    assert "a prediction depends on the other queries" in done
+    for path in (tmp_path / "query").glob("class[12]*"):
+        path.unlink()
+    mixed = metarun(*own[:3], "query=[named/class1,query]", "out=mixed.png").stdout
+    assert "(of 2 of known class)" in mixed
+    drawn = {name: judged_and_open(tmp_path / f"{name}.png") for name in ("unknown", "known")}
+    assert drawn == {"unknown": (False, True), "known": (True, False)}
+    assert judged_and_open(tmp_path / "mixed.png") == (True, True)
+
+
 @pytest.mark.parametrize(("steps", "drawn"), [(0, [0]), (3, [0, 1, 2, 3]), (50, 8)])
 def test_a_long_inner_loop_is_drawn_in_part(steps: int, drawn: object) -> None:
-    found = explain.steps_to_draw(steps)
+    found = explain_sheet.steps_to_draw(steps)
     assert found[0] == 0 and found[-1] == steps
     assert drawn in (found, len(found))
 
@@ -43,3 +72,13 @@ def test_what_has_no_pictures_is_refused(metarun: Metarun, tmp_path: Path) -> No
     refused = metarun("explain", "ckpt=run", code=2)
     assert "explain draws tasks of pictures, which data=sinusoid does not have" in refused.stderr
     assert "out=a.jpg: must end in .png" in metarun("explain", "ckpt=x", "out=a.jpg", code=2).stderr
+    own = ("support=a", "query=b")
+    for given, told in {
+        ("support=a",): "support goes with query=…",
+        ("query=b",): "query goes with support=…",
+        (*own, "episode=3"): "episode=3: it is for tasks of the run",
+        (*own, "data.root=x"): "data.root: it is for tasks of the run",
+        ("data.skip_unreadable=true",): "data.skip_unreadable: it is for support=… and query=…",
+        ("support=a", "query=[]"): "query= is empty",
+    }.items():
+        assert told in metarun("explain", "ckpt=x", *given, code=2).stderr

@@ -17,15 +17,16 @@ from metarun.components.data.omniglot import OmniglotConfig, shrink
 from metarun.config.catalogue import schemas
 from metarun.config.trained import PredictConfig
 from metarun.errors import ConfigError
+from metarun.inference.classifier import FewShotClassifier
 from metarun.inference.predict import batches_of, inputs_of_run, label_pictures
 from metarun.inference.support import list_queries, list_support, read_support
 from metarun.inference.trained import load as load_run
 from metarun.pictures.inputs import inputs_of
 from metarun.pictures.listing import Picture
-from tests.components.test_every_algorithm import FEW_STEPS, TASKS
+from tests.components.test_every_algorithm import FEW_STEPS, TASKS, of_algorithm
 from tests.conftest import Metarun
 from tests.inference.runs import GLYPHS, TASK, draw, save, weights_of, write_run, write_task
-from tests.setups import task_of
+from tests.setups import setup_of, task_of
 
 COMMAND = ("predict", "ckpt=run", "support=support", "query=query")
 
@@ -240,3 +241,21 @@ def test_unreadable_pictures_are_named_and_may_be_left_out(metarun: Metarun, ask
         (asked / "support" / "a" / f"{name}.png").write_bytes(b"")
     done = metarun(*COMMAND, "data.skip_unreadable=true", code=1)
     assert "class 'a' in support has no picture that can be read" in done.stderr
+
+
+@pytest.mark.parametrize("algo", ["look_ahead", "supervised"])
+def test_one_model_has_no_tasks_to_label(metarun: Metarun, tmp_path: Path, algo: str) -> None:
+    write_run(tmp_path / "run", *of_algorithm(algo))
+    told = (
+        f"the run of algo={algo} trained one classifier of the classes of data=glyphs_examples, "
+        "which adapts to no examples of others: `metarun eval` evaluates it"
+    )
+    own = ("support=support", "query=query")
+    write_task(tmp_path, task_of(setup_of(*GLYPHS), 3, "test"))
+    for command in (("predict", *own), ("explain",), ("explain", *own), ("export",)):
+        assert told in metarun(command[0], "ckpt=run", *command[1:], code=2).stderr
+    with pytest.raises(ConfigError, match="adapts to no examples of others"):
+        load_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="adapts to no examples of others"):
+        FewShotClassifier(tmp_path / "run").fit([tmp_path / "support/class0/0.png"] * 2, [0, 1])
+    assert list(tmp_path.glob("*.p*")) == []

@@ -20,6 +20,7 @@ from selenium.webdriver.common.by import By
 
 from metarun.cli.report import write_report
 from metarun.errors import ConfigError
+from metarun.reporting.calibrations import reliability_plot
 from metarun.reporting.gather import gather
 from metarun.reporting.groups import differing
 from metarun.reporting.labels import as_text, short_names
@@ -284,6 +285,47 @@ DAMAGE: dict[str, tuple[str, bytes | None, str]] = {
     "code": ("config.yaml", b"!!python/object/apply:os.system ['touch pwned']", "is damaged"),
     "status": ("status.json", b"{", "status.json is damaged"),
 }  # fmt: skip
+
+
+def calibrated(folder: Path, ece: float, **other: object) -> Path:
+    """A directory of an evaluation with two bins, one without predictions."""
+    bins = [
+        {"low": 0, "high": 0.5, "predictions": 0, "confidence": None, "accuracy": None},
+        {"low": 0.5, "high": 1, "predictions": 9, "confidence": 0.75, "accuracy": 0.625},
+    ]
+    own = {"tasks": 40, "temperature": 1.25, "ece": ece, "ece_before": 0.2, "coverage": 0.9,
+           "measured_coverage": 0.875, "labels_in_a_set": 1.5, "reliability": bins,
+           "reliability_before": bins} | other  # fmt: skip
+    folder.mkdir(parents=True)
+    content = {"ckpt": "run/checkpoints/best.safetensors", "test": {"calibration": own}}
+    (folder / "result.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_calibrated_evaluations_have_a_table_and_a_diagram(
+    make: Callable[..., Path], metarun: Metarun, tmp_path: Path
+) -> None:
+    make("runs/good")
+    calibrated(tmp_path / "runs" / "worse", 0.125)
+    calibrated(tmp_path / "runs" / "better", 0.0625)
+    calibrated(tmp_path / "runs" / "damaged", 0.1, reliability=7)
+    calibrated(tmp_path / "runs" / "wild", 0.1, temperature="1")
+    found = gather([tmp_path / "runs"]).calibrated
+    assert [own.directory.name for own in found] == ["better", "worse"]
+    done = metarun("report", "runs", "out=report").stdout
+    (row,) = [line for line in done.splitlines() if line.startswith("runs/better")]
+    assert row.split()[1:] == ["run/checkpoints/best.safetensors", "40", "test", "1.25", "6.2", "%",
+                               "20.0", "%", "90.0", "%", "87.5", "%", "1.50"]  # fmt: skip
+    for name in ("damaged", "wild"):
+        assert f"runs/{name}: result.json holds no figures of a calibration" in done
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert 'alt="Reliability, calibrated evaluations"' in page
+    assert "Calibrated evaluations" in (tmp_path / "report" / "report.md").read_text()
+    plot = reliability_plot(found)
+    assert plot is not None and "better (error 6.2%)" in plot.svg
+    alone = metarun("report", "runs/worse", "out=alone").stdout
+    assert alone.startswith("0 runs") and "12.5 %" in alone
+    assert reliability_plot([]) is None
 
 
 def test_damaged_directories_are_named_and_skipped(

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from metarun.cli.changes import changed
 from metarun.components.algo.maml import MamlConfig
 from metarun.components.backbone.conv4 import Conv4Config
 from metarun.components.backbone.mlp import MlpConfig
@@ -21,6 +20,7 @@ from metarun.components.data.omniglot import OmniglotConfig, characters, shrink
 from metarun.components.data.sinusoid import SinusoidConfig
 from metarun.components.inner_opt.sgd import SgdConfig
 from metarun.components.outer_opt.adam import OuterAdamConfig
+from metarun.config.changes import changed
 from metarun.config.run import TrainConfig
 from metarun.config.trained import EvalConfig
 from metarun.episodes.cache import cached

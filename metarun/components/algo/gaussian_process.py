@@ -62,6 +62,6 @@ def predicted(
 
 
 def _factor(kernel: Tensor, noise: Tensor) -> Tensor:
-    eye = torch.eye(len(kernel), dtype=torch.float64, device=kernel.device)
+    eye = torch.eye(kernel.shape[0], dtype=torch.float64, device=kernel.device)
     factor, failed = torch.linalg.cholesky_ex(kernel.double() + noise.double() * eye)
     return torch.where(failed == 0, factor, torch.nan)

@@ -79,7 +79,7 @@ def matchingnet(problem: Problem, own: MatchingnetConfig) -> Algorithm:
         keys, members = directions(examples), one_hot(support).T > 0
         if support.known is not None:  # any probability but 0 for absent classes: it is left out
             members = members | ~members.any(1, keepdim=True)
-        reads = own.reads or len(examples)
+        reads = own.reads or examples.shape[0]
 
         def predict(x: Tensor) -> Tensor:
             queries = reading(meta, x, examples, reads) if own.full_context else x

@@ -11,6 +11,7 @@ from metarun.components.algo.adapting import Predictor, Support, at_once, one_ho
 from metarun.components.algo.base import OWN_PREFIX, Algorithm, Episode, Problem
 from metarun.components.algo.comparing import refuse_regression
 from metarun.components.algo.embedding import embedding
+from metarun.components.algo.linear_systems import solve
 from metarun.components.algo.svm import crammer_singer
 from metarun.config.checks import MOST_STEPS, between, positive
 from metarun.config.component import builds, settings
@@ -99,9 +100,9 @@ def metaoptnet(problem: Problem, own: MetaoptnetConfig) -> Algorithm:
         """Call `tell` with the bound of the scores' error, if the head has one."""
         features, labels = support.x, one_hot(support)
         kernel = features @ features.T
-        diagonal = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
+        diagonal = torch.eye(kernel.shape[0], dtype=kernel.dtype, device=kernel.device)
         if own.head == "ridge":
-            alpha = torch.linalg.solve(kernel + own.ridge * diagonal, labels)
+            alpha = solve(kernel + own.ridge * diagonal, labels)
             alpha = 2 * alpha if own.variant == "code" else alpha
             return lambda x: meta[SCALE] * (x @ features.T @ alpha)
         wide = features.double()  # the kernel has to be semi-definite to the solver's precision

@@ -6,6 +6,7 @@ from torch import Tensor
 from metarun.components.algo.adapting import Predictor, Support, at_once, one_hot
 from metarun.components.algo.base import OWN_PREFIX, Algorithm, Problem
 from metarun.components.algo.embedding import embedding
+from metarun.components.algo.linear_systems import solve
 from metarun.config.checks import positive
 from metarun.config.component import builds, settings
 from metarun.unroll import Meta
@@ -92,14 +93,15 @@ def ridge_regression(
     n: int | Tensor = examples
     if known is not None:
         x, n = torch.where(known[:, None], x, 0), known.sum()
-    if examples <= width:  # a system of as many equations as there are examples
+    # A system of as many equations as there are examples; a program for any number of them has one.
+    if torch.compiler.is_exporting() or examples <= width:
         eye = torch.eye(examples, dtype=x.dtype, device=x.device)
-        found: Tensor = x.T @ torch.linalg.solve(x @ x.T + n * ridge * eye, targets)
+        found: Tensor = x.T @ solve(x @ x.T + n * ridge * eye, targets)
         return found
     eye = torch.eye(width, dtype=x.dtype, device=x.device)
-    found = torch.linalg.solve(x.T @ x + n * ridge * eye, x.T @ targets)
+    found = solve(x.T @ x + n * ridge * eye, x.T @ targets)
     return found
 
 
 def _with_ones(x: Tensor) -> Tensor:
-    return torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+    return torch.cat([x, x.new_ones(x.shape[0], 1)], dim=1)

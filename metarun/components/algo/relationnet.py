@@ -96,7 +96,7 @@ def relationnet(problem: Problem, own: RelationnetConfig) -> Algorithm:
         parameters = {name: meta[PREFIX + name] for name in compares}
 
         def predict(x: Tensor) -> Tensor:
-            size = (len(x), len(classes), *shape)
+            size = (x.shape[0], classes.shape[0], *shape)
             of_class = classes.view(1, *size[1:]).expand(size)
             pairs = torch.cat([of_class, x[:, None].expand(size)], 2)
             return apply_model(relation, parameters, pairs.flatten(0, 1)).view(size[:2])

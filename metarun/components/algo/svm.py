@@ -64,8 +64,10 @@ def crammer_singer(kernel: Tensor, labels: Tensor, cost: float, iterations: int)
         iterations: how many are taken.
     """
     k, y = kernel.detach().double(), labels.detach().double().T.contiguous()
-    k = k + torch.diag_embed((JITTER * k.diagonal().amax()).expand(len(k)))
-    point = _Point(*_solution(k, y, cost, iterations))
+    k = k + torch.diag_embed((JITTER * k.diagonal().amax()).expand(k.shape[0]))
+    # An exported file has the iterations: it is for processes that do not know the operation.
+    solution = _iterate if torch.compiler.is_exporting() else _solution
+    point = _Point(*solution(k, y, cost, iterations))
     alpha = cost * y - point.slack
     solve = _newton(k, point)
     # Minus the residual's change with the kernel, of which only the derivative is not zero.
@@ -74,13 +76,18 @@ def crammer_singer(kernel: Tensor, labels: Tensor, cost: float, iterations: int)
     return Solved((alpha + moved).to(kernel.dtype), _gap(k, y, cost, alpha)[0, 0].to(kernel.dtype))
 
 
-@torch.library.custom_op("metarun::crammer_singer", mutates_args=())
-def _solution(k: Tensor, y: Tensor, cost: float, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The last iterate, as one operation of a recording: hundreds would take minutes to compile."""
+def _iterate(k: Tensor, y: Tensor, cost: float, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The last iterate."""
     point = _start(k, y, cost)
     for _ in range(iterations):
         point = _step(k, y, cost, point)
     return point.slack.contiguous(), point.bound_dual.contiguous(), point.sum_dual.contiguous()
+
+
+@torch.library.custom_op("metarun::crammer_singer", mutates_args=())
+def _solution(k: Tensor, y: Tensor, cost: float, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as one operation of a recording: hundreds would take minutes to compile."""
+    return _iterate(k, y, cost, iterations)
 
 
 @_solution.register_fake

@@ -1,4 +1,4 @@
-"""What the command line of `metarun eval` changes of a checkpoint's config."""
+"""What is changed of a checkpoint's config: by a command line, or where the data have moved."""
 
 import os
 from dataclasses import asdict, fields, replace
