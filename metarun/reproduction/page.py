@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from metarun.reporting.table import Cell, as_markdown, duration, score_text, with_interval
-from metarun.reproduction.results import Result
+from metarun.reproduction.results import Result, ensemble_of
 from metarun.reproduction.rows import FULL, Row
 from metarun.reproduction.verdict import in_words
 
@@ -60,7 +60,9 @@ def ours_text(result: Result) -> str:
     """Our figure with its interval."""
     group = result.group
     assert group is not None
-    return f"{with_interval(group.score, group.value, group.ci95)} ({group.interval})"
+    members = ensemble_of(result.row, result.budget)
+    of = "" if members is None else f", {members} checkpoints together"
+    return f"{with_interval(group.score, group.value, group.ci95)} ({group.interval}{of})"
 
 
 def verdict_text(result: Result) -> str:

@@ -1,7 +1,7 @@
 """What was measured of each row: its runs, read and compared with what the row asks for."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +9,10 @@ from metarun.config.compose import composed
 from metarun.config.run import NEUTRAL_KEYS, flat
 from metarun.reporting.gather import Run, read_run
 from metarun.reporting.groups import LOGGED, Group
+from metarun.reporting.reading import finite
 from metarun.reproduction.rows import FULL, Row, experiment
 from metarun.reproduction.verdict import Verdict, verdict
+from metarun.system.untrusted import json_object
 
 FREE = ("seed", "device", "engine.batching", "engine.chunk", "engine.compile", *LOGGED)
 """Settings that are a matter of the machine, or of how often a row is run."""
@@ -47,7 +49,8 @@ def result_of(out: Path, row: Row, budget: str) -> Result:
     Args:
         out: the folder of all rows.
     """
-    runs, states = _read(folder_of(out, row, budget))
+    together = ensemble_of(row, budget) is not None
+    runs, states = _read(folder_of(out, row, budget), together)
     if not runs and not states:
         return Result(row, budget, None, "not run", (), (), None)
     wanted = _settings(experiment(row, budget))
@@ -69,15 +72,25 @@ def result_of(out: Path, row: Row, budget: str) -> Result:
     return Result(row, budget, group, "; ".join(states), changed, reduced, found)
 
 
-def _read(folder: Path) -> tuple[list[Run], list[str]]:
-    """The completed runs of a row, and the state of the others."""
+def ensemble_of(row: Row, budget: str) -> int | None:
+    """How many checkpoints the figure is of, where it is that of their mean outputs."""
+    found: int | None = row.settings.get(budget, {}).get("trainer", {}).get("ensemble")
+    return found
+
+
+def _read(folder: Path, together: bool) -> tuple[list[Run], list[str]]:
+    """The completed runs of a row, and the state of the others.
+
+    Args:
+        together: whether their figures are those of an ensemble of checkpoints.
+    """
     runs, states = [], []
     for path in sorted(folder.glob("s*"), key=lambda path: (len(path.name), path.name)):
         if not path.is_dir():
             continue
         try:
-            run = read_run(path)
-        except (OSError, ValueError) as error:
+            run = _of_ensemble(read_run(path)) if together else read_run(path)
+        except (OSError, TypeError, ValueError) as error:
             states.append(f"{path.name} unreadable: {error}")
             continue
         if run.test is not None:
@@ -86,6 +99,17 @@ def _read(folder: Path) -> tuple[list[Run], list[str]]:
             why = f": {run.error}" if run.error else ""
             states.append(f"{path.name} {run.status} at {run.progress}{why}")
     return runs, states
+
+
+def _of_ensemble(run: Run) -> Run:
+    """A run with the figures of its ensemble in place of those of its best checkpoint."""
+    if run.test is None:
+        return run
+    found = json_object(run.directory / "result.json").get("ensemble")
+    if not isinstance(found, dict):
+        raise ValueError("result.json has no figures of an ensemble")
+    value, ci95 = finite(found.get(run.test.score)), finite(found.get("ci95"))
+    return replace(run, test=replace(run.test, value=value, ci95=ci95, by_task=()))
 
 
 def _settings(name: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What is read of a row's runs, and when there is no verdict."""
 
+import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,17 @@ def test_a_smaller_budget_says_so_in_every_line(make: Make, tmp_path: Path) -> N
     assert text.count("budget=cpu") > 1 and "not run" in text and "## Omniglot" in text
     for said in row.differences:
         assert f"- {said} (maml_omniglot_5w1s)" in text
+
+
+def test_a_figure_of_an_ensemble_is_compared_with_one(make: Make, tmp_path: Path) -> None:
+    row = replace(ROW, settings={FULL: {"trainer": {"ensemble": 5}}})
+    folder = make("demo/s0", value=0.5)
+    assert result_of(tmp_path, row, FULL).state == (
+        "s0 unreadable: result.json has no figures of an ensemble"
+    )
+    result = json.loads((folder / "result.json").read_text())
+    result["ensemble"] = result["test"] | {"accuracy": 0.901, "ci95": 0.002}
+    (folder / "result.json").write_text(json.dumps(result))
+    found = result_of(tmp_path, row, FULL)
+    assert found.verdict is not None and found.verdict.place == "inside"
+    assert "ours 90.10 ± 0.20 % (600 tasks of 1 seed, 5 checkpoints together)" in line(found)
