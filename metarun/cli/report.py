@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     wanted = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if len(wanted.roots) == 1 and wanted.roots[0].is_file():
+    if _is_bundle(wanted.roots):
         check_bundle(wanted.roots[0])
     else:
         write_report(wanted.roots, wanted.out, wanted.bundle)
@@ -103,11 +103,15 @@ def parse(arguments: Sequence[str]) -> Arguments:
             roots.append(Path(expanded("DIR", argument)))
     if not roots:
         raise ConfigError(f"not given: the runs to report; usage: {USAGE}")
-    if len(roots) == 1 and roots[0].is_file() and files:
+    if _is_bundle(roots) and files:
         raise ConfigError(
             f"{roots[0]} is checked, and nothing is written: leave out {next(iter(files))}="
         )
     return Arguments(roots, files.get("out", roots[0]), files.get("bundle"))
+
+
+def _is_bundle(roots: Sequence[Path]) -> bool:
+    return len(roots) == 1 and roots[0].suffix == ".zip" and roots[0].is_file()
 
 
 def check_bundle(path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_figure_that_does_not_follow_is_found_behind_right_digests(
 
 
 def test_no_zip_file_and_other_mistakes_are_named(tmp_path: Path) -> None:
-    other = tmp_path / "notes.txt"
+    other = tmp_path / "notes.zip"
     other.write_text("hello")
     with pytest.raises(ConfigError, match="is no bundle of metarun report"):
         check_bundle(other)
