@@ -15,13 +15,18 @@ def shape_of(task: TaskConfig) -> dict[str, Any]:
     return shape | {key: value for key, value in drawn.items() if value != EVEN[key]}
 
 
-def ways(shape: Mapping[str, Any]) -> str:
-    """The number of classes.
+def classes(shape: Mapping[str, Any]) -> str:
+    """How many classes there are.
 
-    >>> ways({"way": 5}), ways({"way": 20, "min_way": 5})
-    ('5-way', '5 to 20-way')
+    >>> classes({"way": 5}), classes({"way": 20, "min_way": 5})
+    ('5', '5 to 20')
     """
-    return f"{_from(shape, 'min_way', 'way')}{shape['way']}-way"
+    return f"{_from(shape, 'min_way', 'way')}{shape['way']}"
+
+
+def ways(shape: Mapping[str, Any]) -> str:
+    """The same as the field says it: '5-way', '5 to 20-way'."""
+    return f"{classes(shape)}-way"
 
 
 def shots(shape: Mapping[str, Any]) -> str:

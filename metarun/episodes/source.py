@@ -19,7 +19,6 @@ from metarun.episodes.groups import Groups, groups_for
 from metarun.episodes.rng import random_bits, stream_key, uniform
 from metarun.episodes.store import ClassStore, moved
 from metarun.episodes.uneven import (
-    PADDING,
     Uneven,
     choose_queries,
     choose_support,
@@ -37,8 +36,8 @@ class Episodes(NamedTuple):
         query_x: (tasks, way * query, *features).
         query_y: like support_y.
 
-    Uneven tasks are padded to one shape by zeros, whose label is `PADDING`; their support examples
-    are (tasks, max_support, *features).
+    Uneven tasks are padded to one shape by examples whose label is `PADDING`. They have
+    `max_support` support examples in place of way * shot.
     """
 
     support_x: Tensor
@@ -215,13 +214,8 @@ class ImageEpisodes:
         images = choose_images(store, keys, classes, most + self.query)
         support, support_y = choose_support(shots, images, uneven.max_support)
         queries, query_y = choose_queries(shots, images, self.query)
-
-        def padded(chosen: Tensor, labels: Tensor) -> Tensor:
-            values = self.values(store.take(chosen))
-            padding = labels == PADDING
-            return values.masked_fill(padding.view(*labels.shape, *[1] * (values.dim() - 2)), 0.0)
-
-        return Episodes(padded(support, support_y), support_y, padded(queries, query_y), query_y)
+        support_x, query_x = (self.values(store.take(part)) for part in (support, queries))
+        return Episodes(support_x, support_y, query_x, query_y)
 
     def values(self, drawn: Tensor) -> Tensor:
         """What a network gets of examples: images in [0, 1], features as they are."""

@@ -1,7 +1,8 @@
 """Tasks whose number of classes and of support examples is drawn: padded to one shape.
 
 An uneven task is held in tensors of the largest shape, so that tasks stack, and programs are
-recorded once. What pads it has the label `PADDING`, and examples of zeros.
+recorded once. What pads it has the label `PADDING` and repeats its first support example, since
+not every network makes numbers of an example of zeros.
 """
 
 import math
@@ -127,7 +128,7 @@ def choose_support(shots: Tensor, images: Tensor, size: int) -> tuple[Tensor, Te
     order = (~taken).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
     labels = torch.arange(way, device=images.device).repeat_interleave(per_class).expand(count, -1)
     labels = labels.masked_fill(~taken, PADDING)
-    numbers = images.flatten(1).masked_fill(~taken, 0)  # a small class has no image there
+    numbers = torch.where(taken, images.flatten(1), images[:, 0, :1])
     return numbers.gather(1, order), labels.gather(1, order)
 
 
@@ -145,4 +146,5 @@ def choose_queries(shots: Tensor, images: Tensor, query: int) -> tuple[Tensor, T
     places = shots[:, :, None] + torch.arange(query, device=images.device)
     labels = torch.arange(way, device=images.device).expand(count, -1)
     labels = labels.masked_fill(shots == 0, PADDING).repeat_interleave(query, dim=1)
-    return images.gather(2, places).flatten(1), labels
+    numbers = images.gather(2, places).flatten(1)
+    return torch.where(labels == PADDING, images[:, 0, :1], numbers), labels

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun.config.run import NEUTRAL_KEYS, TrainConfig, differing, flat
+from metarun.config.shape import classes, shape_of
 from metarun.config.typed import as_argument
 from metarun.errors import ConfigError
 from metarun.rundir.longer import STEPS, check_length
@@ -131,9 +132,9 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         if isinstance(setup.train_tasks, Batches):
             log.info(
                 "training learns from plain batches: its accuracy is over all %d training classes, "
-                "that of validation and test over the %d of a task",
+                "that of validation and test over the %s of a task",
                 setup.train_tasks.classes,
-                setup.source.outputs,
+                classes(shape_of(config.task)),
             )
         if isinstance(setup.source, LabelledExamples):
             log.info("%s", setup.source.described())

@@ -56,7 +56,7 @@ def test_a_task_is_a_function_of_its_number_alone(task: TaskConfig) -> None:
 
 
 @pytest.mark.parametrize("task", [EQUAL, IMBALANCED])
-def test_a_task_is_class_by_class_and_padded_by_zeros(task: TaskConfig) -> None:
+def test_a_task_is_class_by_class_and_then_padded(task: TaskConfig) -> None:
     drawn = source(task).sample("train", 0, 50)
     assert drawn.support_x.shape == (50, task.support, 1)
     assert drawn.query_x.shape == (50, task.way * task.query, 1)
@@ -65,11 +65,12 @@ def test_a_task_is_class_by_class_and_padded_by_zeros(task: TaskConfig) -> None:
         length = int((y != PADDING).sum())
         way = len(y[:length].unique())
         assert y[:length].tolist() == sorted(y[:length].tolist())
-        assert (y[length:] == PADDING).all() and (x[length:] == 0).all()
+        assert (y[length:] == PADDING).all() and (x[length:] == x[0]).all()
         asked = way * task.query
         expected = torch.arange(way).repeat_interleave(task.query)
         assert torch.equal(episode.query_y[:asked], expected)
-        assert (episode.query_y[asked:] == PADDING).all() and (episode.query_x[asked:] == 0).all()
+        assert (episode.query_y[asked:] == PADDING).all()
+        assert (episode.query_x[asked:] == x[0]).all()
         images = torch.cat([x[:length], episode.query_x[:asked, 0]])
         assert len(images.unique()) == len(images), "queries are no support examples"
         own = class_of(images)

@@ -10,6 +10,7 @@ from metarun.components.algo.adapting import Predictor, Support, at_once
 from metarun.components.algo.base import Algorithm, Problem
 from metarun.components.algo.comparing import class_means, refuse_regression, squared_distances
 from metarun.components.algo.embedding import embedding, width_of
+from metarun.components.algo.padding import known, present, without_absent
 from metarun.config.checks import at_least, between, positive
 from metarun.config.component import builds, settings
 from metarun.errors import ConfigError
@@ -90,15 +91,21 @@ def feat(problem: Problem, own: FeatConfig) -> Algorithm:
 
     def adapt(meta: Meta, support: Support) -> Predictor:
         means = class_means(support)
-        means = together(meta, means, torch.zeros_like(means[:, 0]))
+        absent = torch.zeros_like(means[:, 0])
+        if support.known is not None:  # classes that a task does not have stand apart
+            absent = (~present(support.y, len(means))).to(means)
+        means = together(meta, means, absent)
         return lambda x: -squared_distances(x, means) / own.temperature
 
     def outer(
         meta: Meta, support: Support, queries: Support, outputs: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x, labels = torch.cat([support.x, queries.x]), torch.cat([support.y, queries.y])
-        centres = class_means(Support(together(meta, x, labels), labels, support.way))
-        contrast = -squared_distances(x, centres) / own.contrast_temperature
+        counted = known(labels) if problem.uneven else None
+        adapted = Support(together(meta, x, labels), labels, support.way, known=counted)
+        contrast = -squared_distances(x, class_means(adapted)) / own.contrast_temperature
+        if problem.uneven:
+            contrast = without_absent(contrast, support.y)
         query_loss = problem.objective.loss(outputs, queries.y)
         value = query_loss + own.balance * problem.objective.loss(contrast, labels)
         return value, {"outer_loss": value}
@@ -109,6 +116,7 @@ def feat(problem: Problem, own: FeatConfig) -> Algorithm:
         adapt,
         encode=embed,
         outer=outer if own.balance else None,
+        uneven=True,
     )
 
 
