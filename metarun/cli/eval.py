@@ -40,12 +40,13 @@ def run(config: EvalConfig, directory: str | Path) -> float:
     from metarun.system.ranks import join
     from metarun.training import result as results
     from metarun.training.data_check import check_evaluated
+    from metarun.training.device import choose_device
     from metarun.training.domain import KEY as EXAMPLES
     from metarun.training.domain import Domain, episodes_of
     from metarun.training.ensemble import ensemble_trace
     from metarun.training.evaluation import evaluate_split
     from metarun.training.inert import without_effect
-    from metarun.training.setup import build, choose_device, from_plain
+    from metarun.training.setup import build, from_plain
 
     collect_from_here()
     ranks = join()

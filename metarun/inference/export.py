@@ -18,6 +18,7 @@ from metarun.unroll._torch import check as size_check
 INPUTS, OUTPUTS = ("support", "labels", "queries"), ("scores", "probabilities")
 MOST_WAY = 100_000  # classes: torch asks for a bound of what only the labels tell
 ROUNDING = 1e-4  # of the largest score: how far a program may be from the run in float32
+TORCH_OWN = ("aten", "prim", "prims", "higher_order")  # namespaces of operations
 SHAPES = ((2, 3, 1), (7, 1, 4), (3, 12, 9))  # way, shot and queries of the tasks of the check
 
 
@@ -116,7 +117,7 @@ def program_of(trained: Trained, temperature: float = 1.0) -> torch.export.Expor
     sizes = {"support": {0: examples}, "labels": {0: examples}, "queries": {0: queries}}
     try:
         with torch.no_grad():
-            return torch.export.export(
+            program = torch.export.export(
                 Labeller(trained, temperature),
                 noise_task(trained, 5, 3, 8),
                 dynamic_shapes=sizes,
@@ -128,6 +129,24 @@ def program_of(trained: Trained, temperature: float = 1.0) -> torch.export.Expor
             f"for any number of examples, classes and queries ({first_line(error)}): use "
             "metarun.FewShotClassifier"
         ) from error
+    refuse_foreign_operations(program, trained.config.algo.name)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it has paths of this machine
+    return program
+
+
+def refuse_foreign_operations(program: torch.export.ExportedProgram, algo: str) -> None:
+    """Refuse a program that another process cannot run, which has imported torch alone.
+
+    Raises:
+        ConfigError: names an operation that is not torch's.
+    """
+    for node in program.graph.nodes:
+        if getattr(node.target, "namespace", "aten") not in TORCH_OWN:
+            raise ConfigError(
+                f"algo={algo} with this network needs the operation {node.target}, which torch "
+                "alone does not have: use metarun.FewShotClassifier"
+            )
 
 
 def noise_task(trained: Trained, way: int, shot: int, queries: int) -> tuple[Tensor, ...]:

@@ -61,8 +61,6 @@ def refuse_without_onnx() -> None:
 
 def as_pt2(program: ExportedProgram, about: dict[str, Any]) -> tuple[bytes, Run]:
     """The content of a file for `torch.export.load`, and what such a file computes."""
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it has paths of this machine
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={ABOUT: _json(about)})
     content = file.getvalue()

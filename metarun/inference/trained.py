@@ -23,8 +23,9 @@ from metarun.episodes.uneven import uneven_of
 from metarun.errors import ConfigError
 from metarun.pictures.inputs import Inputs, inputs_of
 from metarun.rundir import checkpoint
+from metarun.training.device import choose_device
 from metarun.training.layout import channels_last
-from metarun.training.setup import Setup, build, choose_device, from_plain
+from metarun.training.setup import Setup, build, from_plain
 from metarun.training.state import restore_meta
 
 

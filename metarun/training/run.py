@@ -71,10 +71,11 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
     from metarun.training import result as results
     from metarun.training import state as training_state
     from metarun.training.data_check import check_ranks, check_resumed
+    from metarun.training.device import choose_device
     from metarun.training.inert import refuse_way, without_effect
     from metarun.training.loggers import Logged, open_loggers
     from metarun.training.loop import train
-    from metarun.training.setup import build, choose_device, to_plain
+    from metarun.training.setup import build, to_plain
     from metarun.training.tracker import Tracker
 
     collect_from_here()

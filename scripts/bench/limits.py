@@ -21,6 +21,7 @@ from bench import problem
 from bench.tables import seconds
 from bench.workloads import Case
 from metarun.training import setup
+from metarun.training.device import choose_device
 
 BEST_OF = 20
 
@@ -58,7 +59,7 @@ def peaks(device: torch.device) -> Peaks:
 def counted(case: Case, device: torch.device) -> tuple[float, float]:
     """Floating-point operations and bytes of one meta-gradient, neither recorded nor compiled."""
     config = problem.config_of([*case.overrides, "engine.compile=none"])
-    built = setup.build(config, setup.choose_device(str(device)))
+    built = setup.build(config, choose_device(str(device)))
     tasks = built.source.sample("train", 0, config.trainer.meta_batch)
     meta = built.algorithm.init()
     with FlopCounterMode(display=False) as arithmetic:

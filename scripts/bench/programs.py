@@ -11,6 +11,7 @@ from bench import peers, problem, sampling
 from metarun.training import loop as trainer
 from metarun.training import setup
 from metarun.training import state as training_state
+from metarun.training.device import choose_device
 
 Gradient = dict[str, Tensor]
 
@@ -43,7 +44,7 @@ def program(name: str, kind: str, overrides: Sequence[str], device: str) -> Prog
     if name in peers.NAMES:
         torch.backends.cudnn.allow_tf32 = False  # as in metarun
         return _of_peer(problem.build(config, torch.device(device)), name)
-    built = setup.build(config, setup.choose_device(device))
+    built = setup.build(config, choose_device(device))
     state = training_state.fresh(built)
     return Program(lambda: trainer.meta_step(built, state), lambda: _gradients(state.meta))
 

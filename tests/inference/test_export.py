@@ -18,7 +18,7 @@ from metarun.inference import export, export_file
 from metarun.inference.judgement import judge
 from metarun.inference.trained import load
 from tests.components.test_every_algorithm import TASKS
-from tests.conftest import Metarun
+from tests.conftest import REPO, Metarun
 from tests.inference.runs import GLYPHS, TASK, write_run, write_task
 from tests.setups import task_of
 
@@ -97,6 +97,7 @@ def test_a_file_labels_as_predict_does(
         wanted = [float(row[f"class{label}"]) for label in range(3)]
         assert found[Path(row["path"]).name] == pytest.approx(wanted, rel=1e-5, abs=1e-6)
     export_file.refuse_foreign(tmp_path / out)  # its own file may be written again
+    assert str(REPO).encode() not in (tmp_path / out).read_bytes()
 
 
 @pytest.mark.parametrize("algo", TASKS)
@@ -141,6 +142,24 @@ def test_probabilities_are_calibrated(metarun: Metarun, tmp_path: Path, run: Pat
     assert said["temperature"] == wanted != 1
     assert said["calibrated"] == {"temperature": wanted, "tasks": 5, "way": 4, "shot": 1}
     assert said["run"]["algo"] == "protonet" and said["queries_depend_on_each_other"] is None
+
+
+def test_operations_that_torch_alone_does_not_have_are_refused() -> None:
+    @torch.library.custom_op("metarun_tests::twice", mutates_args=())
+    def twice(x: Tensor) -> Tensor:
+        return 2 * x
+
+    @twice.register_fake
+    def _(x: Tensor) -> Tensor:
+        return torch.empty_like(x)
+
+    class Twice(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return twice(x + 1)
+
+    program = torch.export.export(Twice(), (torch.ones(2),), strict=False)
+    with pytest.raises(ConfigError, match=r"needs the operation metarun_tests\.twice"):
+        export.refuse_foreign_operations(program, "mine")
 
 
 @pytest.mark.parametrize("part", [0, 1], ids=["scores", "probabilities"])

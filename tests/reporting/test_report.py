@@ -306,12 +306,12 @@ def test_calibrated_evaluations_have_a_table_and_a_diagram(
     make: Callable[..., Path], metarun: Metarun, tmp_path: Path
 ) -> None:
     make("runs/good")
-    calibrated(tmp_path / "runs" / "worse", 0.125)
+    calibrated(tmp_path / "runs" / "a_worse", 0.125)
     calibrated(tmp_path / "runs" / "better", 0.0625)
     calibrated(tmp_path / "runs" / "damaged", 0.1, reliability=7)
     calibrated(tmp_path / "runs" / "wild", 0.1, temperature="1")
     found = gather([tmp_path / "runs"]).calibrated
-    assert [own.directory.name for own in found] == ["better", "worse"]
+    assert [own.directory.name for own in found] == ["better", "a_worse"]
     done = metarun("report", "runs", "out=report").stdout
     (row,) = [line for line in done.splitlines() if line.startswith("runs/better")]
     assert row.split()[1:] == ["run/checkpoints/best.safetensors", "40", "test", "1.25", "6.2", "%",
@@ -323,7 +323,7 @@ def test_calibrated_evaluations_have_a_table_and_a_diagram(
     assert "Calibrated evaluations" in (tmp_path / "report" / "report.md").read_text()
     plot = reliability_plot(found)
     assert plot is not None and "better (error 6.2%)" in plot.svg
-    alone = metarun("report", "runs/worse", "out=alone").stdout
+    alone = metarun("report", "runs/a_worse", "out=alone").stdout
     assert alone.startswith("0 runs") and "12.5 %" in alone
     assert reliability_plot([]) is None
 

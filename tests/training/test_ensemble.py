@@ -14,9 +14,10 @@ from metarun.config.compose import composed
 from metarun.errors import CheckpointError, ConfigError
 from metarun.rundir import checkpoint
 from metarun.rundir.top import best_validations, load_each
+from metarun.training.device import choose_device
 from metarun.training.ensemble import ensemble_trace
 from metarun.training.evaluation import evaluate
-from metarun.training.setup import Setup, build, choose_device
+from metarun.training.setup import Setup, build
 from metarun.training.state import fresh, restore_meta, snapshot
 from tests.conftest import Metarun, swap_builder
 from tests.setups import IMAGES, SINE, setup_of, stirred, task_of

@@ -45,7 +45,7 @@ def test_the_fused_outer_step_takes_gradients_of_any_layout(kind: str) -> None:
 
 ALLOCATIONS = """
 import resource, sys, threading, torch
-from metarun.training.setup import choose_device
+from metarun.training.device import choose_device
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     choose_device("cpu")
