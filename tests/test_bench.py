@@ -183,7 +183,7 @@ def test_measuring_a_case_again_replaces_its_records_only(tmp_path: Path) -> Non
 def test_the_script_finds_its_package_and_every_case_composes() -> None:
     code = (
         "import runpy, sys\n"
-        "sys.argv = ['bench', '--workloads', 'W9']\n"
+        "sys.argv = ['bench', '--workloads', 'W99']\n"
         "try:\n"
         f"    runpy.run_path({str(BENCH)!r}, run_name='__main__')\n"
         "except SystemExit as end:\n"
