@@ -17,13 +17,11 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from metarun.components.algo.base import (
-    OBJECTIVES,
     Algorithm,
-    Objective,
     Problem,
     refuse_frozen,
 )
-from metarun.components.algo.padding import over_known
+from metarun.components.algo.padding import objective_of
 from metarun.components.contract import (
     check_network,
     check_outer_optimizer,
@@ -55,6 +53,7 @@ from metarun.episodes.source import (
     EpisodeSource,
     ImageEpisodes,
     an_episode,
+    is_uneven,
     training_classes,
 )
 from metarun.episodes.uneven import uneven_of
@@ -298,7 +297,7 @@ def build_algorithm(
     ways = (trained.outputs, source.outputs) if source.kind == "classification" else None
     problem = Problem(
         model,
-        objective_of(source, uneven),
+        objective_of(source.kind, uneven),
         inner,
         source.outputs,
         inputs if compares else None,
@@ -313,17 +312,6 @@ def build_algorithm(
     checked = checked_algorithm(config.algo.name, algorithm)
     check_kind_of_data(config, checked, source)
     return checked
-
-
-def is_uneven(*sources: EpisodeSource) -> bool:
-    """Whether one of the sources has uneven tasks."""
-    return any(getattr(source, "uneven", None) is not None for source in sources)
-
-
-def objective_of(source: EpisodeSource, uneven: bool) -> Objective:
-    """What is minimised in the tasks of a source, and what is reported of them."""
-    objective = OBJECTIVES[source.kind]
-    return over_known(objective) if uneven else objective
 
 
 def norm_of(config: TrainConfig) -> str:

@@ -299,3 +299,8 @@ def _check_feasible(
             f"{needed} = {shot} + {query} = {shot + query} is more than the "
             f"{fewest} {what} of class {name!r} in the {split} split"
         )
+
+
+def is_uneven(*sources: EpisodeSource) -> bool:
+    """Whether one of the sources has uneven tasks."""
+    return any(getattr(source, "uneven", None) is not None for source in sources)

@@ -10,14 +10,13 @@ from torch import nn
 
 from metarun.components.algo.base import HYPERPARAMETERS, Algorithm, Objective
 from metarun.components.algo.normalising import MEANING
+from metarun.components.algo.padding import objective_of
 from metarun.components.build import (
     Reader,
     build_algorithm,
     build_data,
     build_model,
-    is_uneven,
     norm_of,
-    objective_of,
     training_source,
     training_tasks,
 )
@@ -30,7 +29,7 @@ from metarun.config.run import EngineConfig, TaskConfig, TrainConfig, TrainerCon
 from metarun.episodes.ahead import Ahead
 from metarun.episodes.identity import identity_of
 from metarun.episodes.rng import stream_key
-from metarun.episodes.source import EpisodeSource
+from metarun.episodes.source import EpisodeSource, is_uneven
 from metarun.errors import CheckpointError, ConfigError
 from metarun.system.memory import machine_memory
 from metarun.system.ranks import ALONE, Ranks
@@ -165,7 +164,7 @@ def build(
         if domain is None
         else Ahead(source, "train"),
         algorithm,
-        objective_of(source, is_uneven(source, train_source)),
+        objective_of(source.kind, is_uneven(source, train_source)),
         plan,
         planned_for,
         programs.make(gradient_program, "meta-steps", "compile"),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.components.algo.base import Objective
+from metarun.components.algo.base import OBJECTIVES, Objective
 from metarun.episodes.uneven import PADDING
 
 
@@ -57,3 +57,8 @@ def over_known(objective: Objective) -> Objective:
 
 def _mean(each: Tensor, counted: Tensor) -> Tensor:
     return torch.where(counted, each, torch.zeros_like(each)).sum() / counted.sum()
+
+
+def objective_of(kind: str, uneven: bool) -> Objective:
+    """What is minimised in tasks of a kind, and what is reported of them."""
+    return over_known(OBJECTIVES[kind]) if uneven else OBJECTIVES[kind]
