@@ -567,10 +567,15 @@ def table(rows: Sequence[Row]) -> list[str]:
     return as_markdown(header, cells)
 
 
+def minutes_text(options: Options) -> str:
+    """The budget in words."""
+    return f"{options.minutes:g} minute{'s' * (options.minutes != 1)}"
+
+
 def markdown(tables: dict[str, list[Row]], options: Options) -> str:
     """The tables of all settings, with what they have in common."""
     lines = [
-        f"Each method took as many meta-steps as fit into {options.minutes:g} minutes of one CPU "
+        f"Each method took as many meta-steps as fit into {minutes_text(options)} of one CPU "
         "thread, by the time of one that was measured first; validations come on top. The backbone "
         f"is conv4 of width {options.width}. {options.episodes} test tasks for each seed, queries "
         "normalised together. Rows are in the order of the validation score."
@@ -711,7 +716,7 @@ def zoo(given: argparse.Namespace) -> int:
         )
         plan.put(setting, method, seconds)
         steps = plan.steps(setting, method)
-        return f"{seconds:.3g} s for a meta-step, so {steps:,} in {options.minutes:g} minutes"
+        return f"{seconds:.3g} s for a meta-step, so {steps:,} in {minutes_text(options)}"
 
     def trained(setting: str, method: str, seed: int) -> str:
         steps = plan.steps(setting, method) if kinds[method].learns else VALIDATIONS
