@@ -134,6 +134,12 @@ def test_the_engine_needs_torch_only() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_every_folder_of_tests_is_a_package() -> None:
+    """Else pytest collects neither of two files of the same name."""
+    for path in (REPO / "tests").rglob("test_*.py"):
+        assert (path.parent / "__init__.py").is_file(), path
+
+
 def test_modules_stay_small() -> None:
     long = {n: len(p.read_text().splitlines()) for n, p in modules().items()}
     assert {n: lines for n, lines in long.items() if lines > 350} == {}
