@@ -60,7 +60,7 @@ def result_of(out: Path, row: Row, budget: str) -> Result:
         reduced = tuple(
             f"{key}={wanted.get(key)} in place of {whole.get(key)}"
             for key in sorted(wanted.keys() | whole.keys())
-            if wanted.get(key) != whole.get(key)
+            if wanted.get(key) != whole.get(key) and key not in FREE
         )
     changed = tuple(sorted({text for run in runs for text in _changed(run, wanted)}))
     group = _grouped(row, runs) if runs else None

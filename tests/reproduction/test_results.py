@@ -89,6 +89,7 @@ def test_a_smaller_budget_says_so_in_every_line(make: Make, tmp_path: Path) -> N
     assert result.verdict is not None and result.verdict.place == "below"
     steps = own["trainer"]["steps"]
     assert f"trainer.steps={steps} in place of 60000" in result.reduced
+    assert not any("log_every" in text or "checkpoint_every" in text for text in result.reduced)
     whole = result_of(tmp_path, row, FULL)
     assert line(result).startswith("maml_omniglot_5w1s budget=cpu: published 98.70 ± 0.40 %")
     assert f"trainer.steps={steps} in place of 60000" in line(result)

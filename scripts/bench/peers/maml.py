@@ -85,11 +85,18 @@ def higher(problem: Problem) -> MetaGradient:
 def learn2learn(problem: Problem) -> MetaGradient:
     """`MAML(...)`, cloned and adapted for each task; around the head alone for ANIL."""
     library = imported("learn2learn")
-    maml = library.algorithms.MAML(problem.adapted, problem.lr, first_order=problem.first_order)
+    return by_clones(
+        problem,
+        library.algorithms.MAML(problem.adapted, problem.lr, first_order=problem.first_order),
+    )
+
+
+def by_clones(problem: Problem, algorithm: Any) -> MetaGradient:
+    """An algorithm of learn2learn's, cloned and adapted for each task."""
 
     def run(tasks: Episodes) -> None:
         for support_x, support_y, query_x, query_y in _each(problem, tasks):
-            learner = maml.clone()
+            learner = algorithm.clone()
             for _ in range(problem.steps):
                 learner.adapt(problem.loss(learner(support_x), support_y))
             torch.autograd.backward(problem.loss(learner(query_x), query_y) / len(tasks.query_y))

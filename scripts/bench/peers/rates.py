@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bench.peers.library import MetaGradient, imported
+from bench.peers.maml import by_clones
 from bench.problem import Problem, without_head
 from metarun.episodes.source import Episodes
 
@@ -110,16 +111,7 @@ def learn2learn_meta_sgd(problem: Problem) -> MetaGradient:
     library = imported("learn2learn")
     names = [name for name, _ in problem.adapted.named_parameters()]
     own = nn.ParameterList([problem.parameters[ONE_EACH_ELEMENT + name] for name in names])
-    meta_sgd = library.algorithms.MetaSGD(problem.adapted, lrs=own)
-
-    def run(tasks: Episodes) -> None:
-        for support_x, support_y, query_x, query_y in zip(*tasks, strict=True):
-            learner = meta_sgd.clone()
-            for _ in range(problem.steps):
-                learner.adapt(problem.loss(learner(support_x), support_y))
-            torch.autograd.backward(problem.loss(learner(query_x), query_y) / len(tasks.query_y))
-
-    return run
+    return by_clones(problem, library.algorithms.MetaSGD(problem.adapted, lrs=own))
 
 
 def parallel_metalearn(problem: Problem) -> MetaGradient:
