@@ -18,7 +18,10 @@ PEERS = ("vmap", "higher", "learn2learn", "torchopt")
 TOLERANCE = 1e-8
 """How far meta-gradients in float64 may be from each other, relative to the largest element."""
 
-QPTH_TOLERANCE = 1e-4  # its backward pass takes no slack and no multiplier for less than 1e-8
+QPTH_TOLERANCE = 1e-3
+"""Its backward pass takes no slack and no multiplier for less than 1e-8. On the tasks of the check
+its derivative by the features is up to 8e-4 from that of the bounds that hold, found exactly;
+metarun's is 2e-8 from it."""
 
 OMNIGLOT_CLASSES = 4400  # of the training split, rotated ones included
 

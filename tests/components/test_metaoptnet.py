@@ -68,6 +68,58 @@ def test_the_machine_is_the_minimum_of_the_dual(
     assert 0 <= float(solved.gap) < 1e-10
 
 
+def derivative_of_the_held_bounds(
+    x: Tensor, y: Tensor, way: int, towards: Tensor
+) -> tuple[float, Tensor]:
+    """By numpy: where the bounds that hold go on holding, the rest of α solves linear equations.
+
+    Returns:
+        how far from 0 the larger of each bound's slack and multiplier is, and the derivative by x
+        of the sum of `towards` and the weights, (way, features), for a Gram with 1 more.
+    """
+    examples, features = x.shape
+    labels = F.one_hot(y, way).numpy().T.astype(float)
+    alpha = by_cvxpy(x, y, way, 0.1, more=1.0).T
+    gram = (x @ x.T).numpy() + np.eye(examples)
+    slack = 0.1 * labels - alpha
+    slope = alpha @ gram - labels
+    multipliers = slope.max(0) - slope  # of each example, one class at least is not at its bound
+    free = slack > 0.1 * multipliers
+    least = float(np.maximum(slack, multipliers).min())
+    sums = np.tile(np.eye(examples), way)[:, free.ravel()]
+    sums = sums[np.abs(sums).sum(1) > 0]
+    block = np.kron(np.eye(way), gram)[free.ravel()][:, free.ravel()]
+    kkt = np.block([[block, sums.T], [sums, np.zeros((len(sums), len(sums)))]])
+    # The adjoint: weights are α·x, so the derivative by α of what is summed is towards·xᵀ.
+    right = np.zeros(len(kkt))
+    right[: len(block)] = (towards.numpy() @ x.numpy().T)[free]
+    adjoint = np.zeros(labels.shape)
+    adjoint[free] = np.linalg.solve(kkt, right)[: len(block)]
+    by_gram = -adjoint.T @ alpha
+    change = alpha.T @ towards.numpy() + (by_gram + by_gram.T) @ x.numpy()
+    return least, torch.from_numpy(change)
+
+
+def test_derivatives_are_right_where_a_bound_almost_holds() -> None:
+    """Bounds that hold and bounds that do not are told apart where both sides are almost 0."""
+    least = []
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(10, 12, generator=generator, dtype=F64)
+        y = torch.arange(5).repeat(2)
+        towards = torch.randn(5, 12, generator=generator, dtype=F64)
+        closest, right = derivative_of_the_held_bounds(x, y, 5, towards)
+        moved = x.clone().requires_grad_()
+        kernel = moved @ moved.T + torch.eye(10, dtype=F64)
+        alpha = crammer_singer(kernel, F.one_hot(y, 5).double(), 0.1, 15).alpha
+        ((alpha @ moved) * towards).sum().backward()
+        assert moved.grad is not None
+        if closest > 1e-6:  # cvxpy's own digits
+            torch.testing.assert_close(moved.grad, right, rtol=1e-6, atol=1e-6)
+            least.append(closest)
+    assert len(least) > 50 and min(least) < 1e-4, "no bound almost holds"
+
+
 def test_the_machine_is_that_of_scikit_learn() -> None:
     """Its decision values, to what LIBLINEAR's coordinate descent reaches."""
     x, y = examples(4, 5, 12)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 TO_BOUNDARY = 0.995  # how much of the way to the boundary a step may go
 CONVERGED = 1e-12  # the relative duality gap from which on the solution stands
+SHARPER = 1e-6  # a converged product of slack and multiplier, to its derivative
 JITTER = 1e-10  # of the largest diagonal element: added to a kernel, which may be singular
 
 OF_TASK = (-2, -1)  # dimensions of one task's values: classes and examples
@@ -54,8 +55,10 @@ def crammer_singer(kernel: Tensor, labels: Tensor, cost: float, iterations: int)
     would be those of rounding errors.
 
     The derivative by the kernel is that of the equations which the last iterate fulfils (the
-    implicit function theorem), with its products of slack and multiplier as they are. There is no
-    second derivative: what is differentiated again is a constant.
+    implicit function theorem). Where the method has converged, products of slack and multiplier
+    count as `SHARPER` times what they are: one that is almost 0 on both sides would give it an
+    error of the square root of the gap. Elsewhere they count as they are. There is no second
+    derivative: what is differentiated again is a constant.
 
     Args:
         kernel: K, (examples, examples), symmetric and positive semi-definite.
@@ -69,11 +72,22 @@ def crammer_singer(kernel: Tensor, labels: Tensor, cost: float, iterations: int)
     solution = _iterate if torch.compiler.is_exporting() else _solution
     point = _Point(*solution(k, y, cost, iterations))
     alpha = cost * y - point.slack
-    solve = _newton(k, point)
+    gap = _gap(k, y, cost, alpha)
+    solve = _newton(k, _sharpen(point, cost, gap <= _least_gap(y, cost)))
     # Minus the residual's change with the kernel, of which only the derivative is not zero.
     change = kernel.double() - kernel.detach().double()
     moved, _ = solve(-(alpha @ change), torch.zeros_like(point.sum_dual))
-    return Solved((alpha + moved).to(kernel.dtype), _gap(k, y, cost, alpha)[0, 0].to(kernel.dtype))
+    return Solved((alpha + moved).to(kernel.dtype), gap[0, 0].to(kernel.dtype))
+
+
+def _sharpen(point: _Point, cost: float, converged: Tensor) -> _Point:
+    """The point with a smaller slack where a bound holds, and a smaller multiplier elsewhere."""
+    factor = torch.where(converged, SHARPER, 1.0)
+    holds = cost * point.bound_dual > point.slack
+    return point._replace(
+        slack=torch.where(holds, factor * point.slack, point.slack),
+        bound_dual=torch.where(holds, point.bound_dual, factor * point.bound_dual),
+    )
 
 
 def _iterate(k: Tensor, y: Tensor, cost: float, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +155,7 @@ def _step(k: Tensor, y: Tensor, cost: float, point: _Point) -> _Point:
     length = TO_BOUNDARY * _length(point, chosen)
     found = [value + length * change for value, change in zip(point, chosen, strict=True)]
     finite = torch.cat(found, -2).isfinite().all(-1, True).all(-2, True)
-    moves = finite & (_gap(k, y, cost, alpha) > CONVERGED * cost * y.shape[-1])
+    moves = finite & (_gap(k, y, cost, alpha) > _least_gap(y, cost))
     return _Point(*(torch.where(moves, *pair) for pair in zip(found, point, strict=True)))
 
 
@@ -172,6 +186,11 @@ def _length(point: _Point, change: _Point) -> Tensor:
     falls = changes < 0
     ratios = torch.where(falls, -values / torch.where(falls, changes, -1.0), torch.inf)
     return ratios.amin(OF_TASK, True).clamp(max=1)
+
+
+def _least_gap(y: Tensor, cost: float) -> float:
+    """The gap at which the solution stands."""
+    return CONVERGED * cost * y.shape[-1]
 
 
 def _gap(k: Tensor, y: Tensor, cost: float, alpha: Tensor) -> Tensor:
