@@ -77,7 +77,7 @@ def derivative_of_the_held_bounds(
         how far from 0 the larger of each bound's slack and multiplier is, and the derivative by x
         of the sum of `towards` and the weights, (way, features), for a Gram with 1 more.
     """
-    examples, features = x.shape
+    examples, _ = x.shape
     labels = F.one_hot(y, way).numpy().T.astype(float)
     alpha = by_cvxpy(x, y, way, 0.1, more=1.0).T
     gram = (x @ x.T).numpy() + np.eye(examples)
