@@ -30,11 +30,13 @@ def run(config: EvalConfig, directory: str | Path) -> float:
         The score.
     """
     # Imported here, so that --help and --cfg answer without waiting for torch.
+    from metarun.inference import confusion
     from metarun.inference.calibrated import calibrated_figures, lines, refuse_calibration
+    from metarun.inference.confusion_matrix import write_matrix
     from metarun.inference.diagram import write_diagram
     from metarun.inference.trained import Trained
     from metarun.rundir import checkpoint, top
-    from metarun.system.files import write_json
+    from metarun.system.files import write_json, write_text
     from metarun.system.interrupts import Interruption
     from metarun.system.lifetime import collect_from_here
     from metarun.system.ranks import join
@@ -109,6 +111,8 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                 _refuse_draws(config)
             if config.calibrate:
                 refuse_calibration(setup, config.split)
+            if config.confusion:
+                confusion.refuse_confusion(setup)
             name = train_config.data.name
             episodes = episodes_of(name, setup.source, config.split, config.episodes)
             other = otherwise(trained, train_config) | _of_fitting(config)
@@ -132,11 +136,18 @@ def run(config: EvalConfig, directory: str | Path) -> float:
                 episodes or default_episodes(train_config, config.split),
                 lambda done: stop.check(),
             )
-        figures = results.describe(setup, evaluation, best) | remark
+        figures = results.describe(setup, evaluation, config.split, best) | remark
+        loaded = Trained(path, contents[0]["step"], setup, metas[0], None)
+        if config.confusion:
+            with stop.deferred():
+                confused = confusion.count_confusion(
+                    loaded, config.split, evaluation.scores.shape[0], lambda done: stop.check()
+                )
+            figures["confusion"] = confusion.plain(confused)
         if config.calibrate:
             with stop.deferred():
                 figures["calibration"] = calibrated_figures(
-                    Trained(path, contents[0]["step"], setup, metas[0], None),
+                    loaded,
                     config.split,
                     evaluation.scores.shape[0],
                     config.coverage,
@@ -147,12 +158,20 @@ def run(config: EvalConfig, directory: str | Path) -> float:
             of_checkpoint = {"ckpt": str(path), "step": content["step"], "changed": other}
             if config.calibrate:
                 write_diagram(directory / "reliability.png", figures["calibration"])
+            if config.confusion:
+                write_text(directory / "confusion.csv", confusion.as_table(confused))
+                write_matrix(directory / "confusion.png", confused)
             write_json(stored, of_checkpoint | {config.split: figures})
     print(results.line(figures, config.split))
     for further in [*results.per_source(figures), *results.per_inner_step(figures)]:
         print(further)
+    if config.confusion:
+        for further in confusion.lines(figures["confusion"], evaluation.scores.shape[0]):
+            print(further)
     for further in lines(figures["calibration"], config.split) if config.calibrate else ():
         print(further)
+    if figures.get("task_set"):
+        print(f"the first {figures['episodes']:,} of {figures['task_set']}")
     print(f"written to {stored}")
     return evaluation.score
 

@@ -34,6 +34,7 @@ _USAGE = {
         "folders> query=<folder or pictures>] [key=value …]"
     ),
     "export": "metarun export ckpt=<run directory or checkpoint file> [key=value …]",
+    "sensitivity": "metarun sensitivity ckpt=<run directory or checkpoint file> [key=value …]",
 }
 _FOOTERS = {
     "train": [
@@ -51,6 +52,7 @@ _FOOTERS = {
     "predict": [("--cfg job", "prints the config and does nothing else")],
     "explain": [("--cfg job", "prints the config and does nothing else")],
     "export": [("--cfg job", "prints the config and does nothing else")],
+    "sensitivity": [("--cfg job", "prints the config and does nothing else")],
 }
 _INDENT = 32
 _OF_ROWS = "# Written by scripts/write_conf.py from metarun/reproduction/rows/"
@@ -74,7 +76,7 @@ def command_help(command: str, what: str, config: Any) -> str:
     """The help text of a command, as wide as the terminal is (80 columns in a pipe).
 
     Args:
-        command: "train", "eval", "predict", "explain" or "export".
+        command: "train", or one that uses a trained run.
         what: one line on what it does.
         config: its composed config, as dataclasses.
     """

@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "label your own pictures by a few examples of each class",
     "explain": "draw one task: examples, queries, predictions after each inner step",
     "export": "a run as one file for torch or ONNX, which labels pictures without metarun",
+    "sensitivity": "one checkpoint under several evaluation protocols, on the same tasks",
     "report": "compare runs: tables and plots",
     "reproduce": "run experiments with a published figure, and say how near ours is",
     "data": "list data sets, make them ready, look into them",
@@ -50,6 +51,7 @@ examples:
   metarun eval ckpt=outputs/train/my_run episodes=1000
   metarun predict ckpt=outputs/train/my_run support=examples query=new_pictures
   metarun export ckpt=outputs/train/my_run out=model.onnx   # a file for other programs
+  metarun sensitivity ckpt=outputs/train/my_run       # what the evaluation's protocol changes
   metarun report outputs/train                        # compare runs: tables and plots
   metarun reproduce --list                            # published figures, and ours
   metarun data list                                   # which data sets are there

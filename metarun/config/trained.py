@@ -1,10 +1,10 @@
-"""The config of the commands that use a trained run: eval, predict, explain, export.
+"""The config of the commands that use a trained run: eval, predict, explain, export, sensitivity.
 
 What null leaves open is taken from the run's checkpoint. Imports neither torch nor Hydra.
 """
 
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from metarun.config.checks import between
 from metarun.config.component import section
@@ -75,6 +75,7 @@ class EvalConfig:
     ensemble: int | None = None  # best checkpoints whose outputs are averaged; null: one
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     seed: int | None = None  # of the episodes
+    confusion: bool = False  # which classes are taken for which
     calibrate: bool = False  # on as many validation tasks, and measure what that is worth
     coverage: float = 0.9  # calibrate: how often the true label is to be in the set of labels
     false_alarms: float = 0.05  # calibrate: how often a known picture may be called none of these
@@ -95,8 +96,9 @@ class EvalConfig:
             if getattr(self, name) is not None:
                 between(name, getattr(self, name), 1, MOST)
         _fractions(self.coverage, self.false_alarms)
-        if self.calibrate and self.ensemble is not None:
-            raise ConfigError("calibrate=true is for one checkpoint: leave ensemble out")
+        for key in ("calibrate", "confusion"):
+            if getattr(self, key) and self.ensemble is not None:
+                raise ConfigError(f"{key}=true is for one checkpoint: leave ensemble out")
 
 
 def _pictures(query: Any) -> None:
@@ -236,12 +238,50 @@ class ExportConfig:
                 )
 
 
+@section("")
+class SensitivityConfig:
+    """`metarun sensitivity`: one checkpoint under several protocols, on the same tasks."""
+
+    ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
+    split: Literal["train", "val", "test"] = "test"  # whose tasks
+    episodes: int | None = None  # tasks; null: as many as the run itself took (600)
+    norms: list[str] = field(  # moments that normalise the queries of a task, alone and with queries
+        default_factory=lambda: ["transductive", "support", "support_plus_one"]
+    )
+    queries: list[int] = field(default_factory=lambda: [1, 5, 15])  # queries of each class
+    inner_steps: list[int] = field(default_factory=lambda: [1, 5, 10])  # inner steps
+    label_orders: int = 5  # other orders of a task's classes, which give them other labels
+    rotations: bool = True  # with rotated classes, or without them, where the data have such
+    fewer: list[int] = field(default_factory=lambda: [100, 600])  # the first so many tasks alone
+    out: str = "sensitivity.md"  # the table; beside it as .json
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    plugins: list[str] = field(default_factory=list)  # modules imported for their components
+    engine: EvalEngine = field(default_factory=EvalEngine)
+    data: EvalData = field(default_factory=EvalData)
+
+    def __post_init__(self) -> None:
+        if self.episodes is not None:
+            between("episodes", self.episodes, 2, MOST)
+        for key, least in (("queries", 1), ("inner_steps", 0), ("fewer", 2)):
+            for value in getattr(self, key):
+                between(key, value, least, MOST)
+        for name in self.norms:
+            if name not in (known := get_args(Norm)):
+                raise ConfigError(f"norms: {name} is none of {', '.join(known)}")
+        between("label_orders", self.label_orders, 0, 100)
+        if self.data.name is not None:
+            raise ConfigError("data=…: the tasks are those of the run; leave it out")
+        if not self.out.lower().endswith(".md"):
+            raise ConfigError(f"out={self.out}: must end in .md")
+
+
 COMMANDS = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "predict": PredictConfig,
     "explain": ExplainConfig,
     "export": ExportConfig,
+    "sensitivity": SensitivityConfig,
 }
 """The config of each command that Hydra composes."""
 

@@ -1,6 +1,8 @@
 """Which data a run has seen: the same text for the same content, in whatever folder it lies."""
 
 import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from metarun.episodes.rng import stream_key, uniform
 from metarun.episodes.source import EpisodeSource
 
 SAMPLED = "episodes:"  # before an identity that is taken from a few episodes
+DRAWN_BY = 1  # raise when the same data, seed and shape give other tasks
 TOLERANCE = 1e-5  # of their numbers, in relation to their size: devices round differently
 
 
@@ -43,6 +46,28 @@ def same_data(one: str, other: str) -> bool:
         a[0] == b[0] and all(abs(x - y) <= TOLERANCE * a[1] for x, y in zip(a, b, strict=True))
         for a, b in zip(ours, theirs, strict=True)
     )
+
+
+def task_set(identity: str, split: str, seed: int, shape: Mapping[str, Any]) -> str | None:
+    """A name for the tasks of a split: the same for the same tasks, in their order.
+
+    A task is a function of the data, the seed, the split, its number and the shape of the tasks,
+    so their digest stands for the tasks themselves. How many were taken is no part of it.
+
+    Args:
+        identity: of the data.
+        split: whose tasks.
+        seed: of the episodes.
+        shape: way, shots, queries and whatever else says how a task is drawn.
+
+    Returns:
+        The name; None where the data have no identity but that of some episodes, which differs in
+        its last digits from device to device.
+    """
+    if is_sampled(identity):
+        return None
+    text = json.dumps([DRAWN_BY, identity, split, seed, dict(shape)], sort_keys=True)
+    return f"tasks:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def brief_identity(identity: str) -> str:

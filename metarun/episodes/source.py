@@ -175,6 +175,12 @@ class ImageEpisodes:
         other.way = other.outputs = self.way + more
         return other
 
+    def classes(self, split: str, start: int, count: int) -> Tensor:
+        """Which classes of a split episodes have: int64 (count, way), in the order of labels."""
+        store = self.stores[split]
+        keys, _ = episode_keys(store, stream_key("episodes", self.seed, split), start, count)
+        return choose_classes(store, keys, self.way, self._groups[split])
+
     def sample(self, split: str, start: int, count: int) -> Episodes:
         """Draw episodes; images become floats in [0, 1]."""
         store, key = self.stores[split], stream_key("episodes", self.seed, split)

@@ -28,19 +28,22 @@ class Outcomes(NamedTuple):
     unknown: Tensor | None
 
 
-def source_of(setup: Setup) -> ImageEpisodes:
+def source_of(setup: Setup, asked: str = "calibrate=true") -> ImageEpisodes:
     """The images of the run's data.
+
+    Args:
+        asked: what they are needed for, as it was typed.
 
     Raises:
         ConfigError: they are no labelled images, or the tasks are uneven.
     """
     if not isinstance(setup.source, ImageEpisodes):
         raise ConfigError(
-            f"calibrate=true is for data of labelled images, not for data={setup.config.data.name}"
+            f"{asked} is for data of labelled images, not for data={setup.config.data.name}"
         )
     if setup.source.uneven is not None:
         raise ConfigError(
-            "calibrate=true is for tasks of one shape: give task.min_way and task.min_shot the "
+            f"{asked} is for tasks of one shape: give task.min_way and task.min_shot the "
             "values of task.way and task.shot, and task.imbalanced=false, or leave it out"
         )
     return setup.source

@@ -121,6 +121,10 @@ def difference(first: Group, second: Group, higher_is_better: bool) -> Differenc
     seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
     if not seeds:
         return "they share no seed, so they have met no task in common"
+    for seed in seeds:
+        names = {own for by in by_seed if (own := by[seed].task_set) is not None}
+        if len(names) > 1:
+            return f"the tasks of seed {seed} are not the same: {' and '.join(sorted(names))}"
     pairs = [_by_task(by_seed[0][seed], by_seed[1][seed]) for seed in seeds]
     if not all(pairs):
         return "scores by task are missing"

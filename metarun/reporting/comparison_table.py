@@ -8,13 +8,12 @@ from metarun.reporting.comparison import (
     LEVEL,
     MOST,
     Comparison,
-    Difference,
     tasks_to_decide,
     units_to_decide,
 )
 from metarun.reporting.groups import Group
 from metarun.reporting.labels import setting_texts, short_names
-from metarun.reporting.table import Cell
+from metarun.reporting.table import Cell, signed
 
 NOTE = (
     "Differences on the test tasks that both have met, first minus second. The interval is a 95 % "
@@ -43,7 +42,7 @@ def comparison_table(
             rows.append([*names, *[Cell("–", "")] * 4, Cell(one.reason, one.reason)])
             continue
         found = one.difference
-        text = _signed(one.first.score, found)
+        text = signed(one.first.score, found.value, found.ci95)
         over = f"{found.count} {found.unit}s" + " of 1 seed" * (found.unit != "seed")
         wins = f"{found.better} : {found.worse} (p {_p(found.sign_p)})"
         open_for = to_decide(one)
@@ -103,13 +102,6 @@ def csv_rows(score: str, comparisons: Sequence[Comparison]) -> list[list[Any]]:
         ]  # fmt: skip
         rows.append(row)
     return rows
-
-
-def _signed(score: str, found: Difference) -> str:
-    """ "+1.23 ± 0.45 points" of accuracies, "-0.012 ± 0.004" of errors."""
-    if score == "accuracy":
-        return f"{100 * found.value:+.2f} ± {100 * found.ci95:.2f} points"
-    return f"{found.value:+.4g} ± {found.ci95:.2g}"
 
 
 def _p(p: float) -> str:

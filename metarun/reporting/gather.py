@@ -45,6 +45,7 @@ class Figures:
             known, NaN where one is not finite.
         inner_loop: whether it takes inner steps, with the inner optimizer.
         classes: that one model tells apart; None where tasks were solved.
+        task_set: the name of the test tasks; None if it is not known.
     """
 
     score: str
@@ -61,6 +62,7 @@ class Figures:
     by_task: Sequence[float] = ()
     inner_loop: bool = True
     classes: int | None = None
+    task_set: str | None = None
 
     @property
     def unit(self) -> str:
@@ -288,6 +290,7 @@ def _test(path: Path, settings: dict[str, Any]) -> Figures:
             by_task=array("d", map(finite_or_nan, test.get(f"{score}_per_{each}", ()))),
             inner_loop=test.get("inner_steps", 0) is not None,
             classes=None if classes is None else int(bounded(classes)),
+            task_set=None if (named := test.get("task_set")) is None else clean(str(named))[:40],
         )
     except KeyError as error:
         raise ValueError(f"result.json lacks {error}") from error

@@ -82,9 +82,11 @@ def numeric_columns(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> li
     return [any(row[i].is_number for row in rows) for i in range(len(header))]
 
 
-def as_lines(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
-    """A table in plain text; the first `SHOWN` rows of it."""
-    shown = rows[:SHOWN]
+def as_lines(
+    header: Sequence[str], rows: Sequence[Sequence[Cell]], most: int = SHOWN
+) -> list[str]:
+    """A table in plain text; the first rows of it, so many at the most."""
+    shown = rows[:most]
     widths = [
         max(len(name), *(len(row[i].text) for row in shown)) if shown else len(name)
         for i, name in enumerate(header)
@@ -149,22 +151,22 @@ def runs_csv(found: Gathered) -> str:
     keys = differing([run.settings for run in found.runs])
     header = [
         "directory", "status", "meta_steps", *keys, "score", "value", "ci95", "tasks",
-        "best_validation", "train_seconds", "peak_memory_gib", "device", "error",
+        "best_validation", "train_seconds", "peak_memory_gib", "device", "task_set", "error",
     ]  # fmt: skip
     rows = []
     for run in found.runs:
         test = run.test
-        figures: list[Any] = [None] * 8
+        figures: list[Any] = [None] * 9
         if test is not None:
             figures = [
                 test.score, test.value, test.ci95, test.episodes, test.validation,
-                test.train_seconds, test.peak_memory_gib, test.device,
+                test.train_seconds, test.peak_memory_gib, test.device, test.task_set,
             ]  # fmt: skip
         settings = [_plain(run.settings.get(key)) for key in keys]
         done = run.progress.partition("/")[0]
         rows.append([str(run.directory), run.status, done, *settings, *figures, run.error])
     for path, error in found.refused:
-        rows.append([str(path), "failed", 0, *[None] * (len(keys) + 8), error])
+        rows.append([str(path), "failed", 0, *[None] * (len(keys) + 9), error])
     return as_csv(header, rows)
 
 
@@ -173,6 +175,13 @@ def with_interval(score: str, value: float, ci95: float | None) -> str:
     if score == "accuracy":
         return f"{100 * value:.2f} ± {'?' if ci95 is None else f'{100 * ci95:.2f}'} %"
     return f"{value:.4g} ± {'?' if ci95 is None else f'{ci95:.2g}'}"
+
+
+def signed(score: str, difference: float, ci95: float) -> str:
+    """A difference: "+1.23 ± 0.45 points" of accuracies, "-0.012 ± 0.004" of errors."""
+    if score == "accuracy":
+        return f"{100 * difference:+.2f} ± {100 * ci95:.2f} points"
+    return f"{difference:+.4g} ± {ci95:.2g}"
 
 
 def score_text(score: str, value: float) -> str:

@@ -62,7 +62,7 @@ class Domain:
         if self.examples is not None and self.examples["kind"] != "classification":
             # Such tasks have a way of 1, which must not hide that the others have classes.
             config = replace(config, task=replace(task, way=2))
-        source = build_data(config, device)
+        source = _built(config, device)
         if self.examples is None:
             if self.fit or self.invert:
                 raise ConfigError(
@@ -112,6 +112,18 @@ class Domain:
         )
         by_own = f"give {' '.join(remedies)}, or " if remedies and right else "give "
         return f"{text}: {by_own}data.fit=true, which brings its images to that shape"
+
+
+def _built(config: TrainConfig, device: torch.device) -> EpisodeSource:
+    """The data, of which none are for training, so that a split of them may be one too many."""
+    try:
+        return build_data(config, device)
+    except ConfigError as error:
+        if "fractions" in vars(config.data) and "split" in str(error):
+            raise ConfigError(
+                f"{error}; data.fractions=[0,0,1] makes all of them test classes"
+            ) from error
+        raise
 
 
 def refuse_no_training(name: str, source: EpisodeSource) -> None:

@@ -15,6 +15,7 @@ import torch
 from metarun.config.run import differing
 from metarun.config.shape import shape_of, shots, ways
 from metarun.config.typed import as_argument, as_path
+from metarun.episodes.identity import task_set
 from metarun.errors import RunError
 from metarun.rundir import checkpoint
 from metarun.rundir.longer import STEPS
@@ -59,7 +60,7 @@ def finish(
     setup.recheck()
     evaluation = _tested(setup, setup.trace, restore_meta(setup, content), stop)
     name = setup.objective.score_name
-    test, together = describe(setup, evaluation), _of_ensemble(setup, state, directory, stop)
+    test, together = describe(setup, evaluation, "test"), _of_ensemble(setup, state, directory, stop)
     curves = {f"test/{n}_by_inner_step": test[f"{n}_per_inner_step"] for n in (name, "loss")}
     figures = {
         f"test/{name}": test[name],
@@ -121,15 +122,16 @@ def _of_ensemble(
     contents = ranks.broadcast_from_first(contents)
     metas = [restore_meta(setup, content) for content in contents]
     trace = ensemble_trace(setup, contents, metas)
-    return describe(setup, _tested(setup, trace, metas[0], stop), best)
+    return describe(setup, _tested(setup, trace, metas[0], stop), "test", best)
 
 
 def describe(
-    setup: Setup, evaluation: Evaluation, ensemble: Sequence[dict[str, Any]] = ()
+    setup: Setup, evaluation: Evaluation, split: str, ensemble: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
     """An evaluation's figures with the protocol that they were measured under.
 
     Args:
+        split: whose tasks they were.
         ensemble: the validations of the checkpoints whose outputs were averaged; empty: one alone.
     """
     config, trained = setup.config, setup.config.task.in_training()
@@ -155,13 +157,18 @@ def describe(
         figures["error"] = 1 - figures[setup.objective.score_name]
     if config.task.within != "all":
         figures["within"] = config.task.within
+    task_shape: dict[str, Any] = {}
+    if setup.algorithm.one_model is None:
+        task_shape = shape_of(config.task)
+        drawn = {**task_shape, "within": config.task.within}
+        figures["task_set"] = task_set(setup.identity, split, config.seed, drawn)
     return {
         **figures,
         "score": setup.objective.score_name,
         "algo": config.algo.name,
         "data": config.data.name,
         "data_identity": setup.identity,
-        **({} if setup.algorithm.one_model is not None else shape_of(config.task)),
+        **task_shape,
         "seed": config.seed,
         "batch_norm": setup.batch_norm,
     }

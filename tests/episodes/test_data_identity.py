@@ -9,7 +9,7 @@ import torch
 
 from metarun.components.data.sinusoid import Sinusoids
 from metarun.episodes.cache import cached
-from metarun.episodes.identity import brief_identity, identity_of, same_data
+from metarun.episodes.identity import brief_identity, identity_of, same_data, task_set
 from metarun.episodes.store import ClassStore, from_equal_classes, from_sizes, select_classes
 from metarun.episodes.store import with_rotations as rotated
 from metarun.rundir import checkpoint
@@ -221,3 +221,34 @@ def test_a_message_tells_identities_apart_that_begin_alike() -> None:
     short = [brief_identity(begin + end) for end in ("1/2", "1/3")]
     assert short[0] != short[1] and all(len(text) <= 24 for text in short)
     assert brief_identity("lines-v1-2.0") == "lines-v1-2.0"
+
+
+def test_a_task_set_has_the_name_of_what_its_tasks_depend_on() -> None:
+    shape = {"way": 5, "shot": 1, "query": 15, "within": "all"}
+    own = task_set("sha256:ab", "test", 0, shape)
+    # Published: another name for the same tasks has to be another number in `DRAWN_BY`.
+    assert own == "tasks:ead68b56b7c43b91"
+    others = [
+        task_set("sha256:ac", "test", 0, shape),
+        task_set("sha256:ab", "val", 0, shape),
+        task_set("sha256:ab", "test", 1, shape),
+        *(task_set("sha256:ab", "test", 0, shape | {key: 2}) for key in shape),
+    ]
+    assert len({own, *others}) == 8
+    assert own == task_set("sha256:ab", "test", 0, dict(reversed(shape.items())))
+    assert task_set("episodes:1/2/3", "test", 0, shape) is None
+
+
+def test_results_name_their_tasks(metarun: Metarun, tmp_path: Path) -> None:
+    def named(folder: str, *settings: str) -> str:
+        asked = ["episodes=2", *settings, f"hydra.run.dir={folder}"]
+        told = metarun("eval", "ckpt=run", *asked).stdout
+        found: str = json.loads((tmp_path / folder / "result.json").read_text())["test"]["task_set"]
+        assert f"the first 2 of {found}" in told
+        return found
+
+    small = ["trainer.steps=1", "trainer.eval_episodes=2", "trainer.test_episodes=2"]
+    metarun("train", "backbone.width=2", *small, "hydra.run.dir=run")
+    own = json.loads((tmp_path / "run/result.json").read_text())["test"]["task_set"]
+    assert own == named("again") == named("steps", "algo.eval_inner_steps=1")
+    assert len({own, named("seed", "seed=9"), named("query", "task.query=1")}) == 3

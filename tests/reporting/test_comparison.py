@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,20 @@ def test_what_cannot_be_compared_says_why(
     found = compare(Board("", "accuracy", groups, []))
     assert not found[0].decided
     assert comparison_table(groups, found)[1][0][-1].text == reason
+
+
+def test_other_tasks_of_the_same_seed_are_not_compared() -> None:
+    first, second = group("a", [[0.5, 0.6]]), group("b", [[0.4, 0.6]])
+
+    def named(of: Group, name: str | None) -> Group:
+        (own,) = of.runs
+        assert own.test is not None
+        return replace(of, runs=[replace(own, test=replace(own.test, task_set=name))])
+
+    told = difference(named(first, "tasks:1"), named(second, "tasks:2"), True)
+    assert told == "the tasks of seed 0 are not the same: tasks:1 and tasks:2"
+    for name in ("tasks:1", None):  # an older result has no name
+        assert isinstance(difference(named(first, "tasks:1"), named(second, name), True), Difference)
 
 
 def test_seeds_that_only_one_group_has_are_left_out() -> None:

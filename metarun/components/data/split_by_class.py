@@ -10,6 +10,9 @@ from metarun.config.component import settings
 from metarun.errors import ConfigError
 
 
+ALL_IN_THE_TEST = [0, 0, 1]
+
+
 @settings
 class SplitConfig:
     """How classes are split where the data do not say it."""
@@ -21,10 +24,12 @@ class SplitConfig:
     def __post_init__(self) -> None:
         between("data.split_seed", self.split_seed, 0, 2**63 - 1)
         parts = self.fractions
-        if len(parts) != 3 or not all(0 < part < 1 for part in parts) or abs(sum(parts) - 1) > 1e-6:
+        whole = parts == ALL_IN_THE_TEST
+        above = len(parts) == 3 and all(0 < part < 1 for part in parts)
+        if not whole and (not above or abs(sum(parts) - 1) > 1e-6):
             raise ConfigError(
                 f"data.fractions={parts}: must be three numbers above 0 whose sum is 1, for "
-                "training, validation and test"
+                "training, validation and test; or [0,0,1], for an evaluation on all classes"
             )
 
 
@@ -40,11 +45,14 @@ def split_by_class(names: Sequence[str], own: SplitConfig) -> dict[str, list[int
         own: the seed, and the fractions for training, validation and test.
 
     Returns:
-        The numbers of the classes of "train", "val" and "test", sorted.
+        The numbers of the classes of "train", "val" and "test", sorted; of "test" alone, where
+        all are in it.
 
     Raises:
         ConfigError: there are fewer than three classes.
     """
+    if own.fractions == ALL_IN_THE_TEST:
+        return {"test": list(range(len(names)))}
     if len(names) < 3:
         raise ConfigError(
             f"the data have {len(names)} classes and no split: training, validation and test need "

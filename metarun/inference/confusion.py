@@ -1,0 +1,145 @@
+"""Which classes are taken for which: counts over many tasks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from metarun.episodes.source import ImageEpisodes
+from metarun.errors import ConfigError
+from metarun.inference.outcomes import source_of
+from metarun.inference.trained import Trained
+from metarun.reporting.table import as_csv
+from metarun.training.setup import Setup
+
+PAIRS = 1000  # that a result holds; the table has all
+SHOWN = 5
+
+
+class Confusion(NamedTuple):
+    """Counts of queries by their class and by the class that they were taken for.
+
+    Attributes:
+        names: of the classes.
+        counts: int64 (classes, classes), queries of the first that were taken for the second.
+        met: int64 (classes, classes), queries of the first in tasks that have the second.
+    """
+
+    names: tuple[str, ...]
+    counts: Tensor
+    met: Tensor
+
+    @property
+    def queries(self) -> Tensor:
+        """Queries of each class, int64 (classes,)."""
+        return self.counts.sum(1)
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Of each class, float64 (classes,); NaN where no task had it."""
+        return self.counts.diagonal().double() / self.queries
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Class and what it was taken for, the most frequent pair first."""
+        wrong = self.counts.clone()
+        wrong.fill_diagonal_(0)
+        first, second = wrong.nonzero(as_tuple=True)
+        order = wrong[first, second].sort(descending=True, stable=True).indices
+        return list(zip(first[order].tolist(), second[order].tolist(), strict=True))
+
+
+def refuse_confusion(setup: Setup) -> None:
+    """Refuse to count what has no classes, or none that are known.
+
+    Raises:
+        ConfigError: the tasks are no classification of labelled images of one shape, they are
+            fixed, or several processes evaluate.
+    """
+    source = source_of(setup, "confusion=true")
+    if type(source).sample is not ImageEpisodes.sample:
+        raise ConfigError(
+            f"confusion=true: data={setup.config.data.name} has fixed tasks, and does not say of "
+            "which classes they are; leave it out"
+        )
+    if setup.ranks.count > 1:
+        raise ConfigError("confusion=true is for one process: start it without torchrun")
+
+
+def count_confusion(
+    trained: Trained,
+    split: str,
+    tasks: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Confusion:
+    """Adapt to tasks 0 … `tasks` - 1 of a split and count what their queries are taken for.
+
+    Args:
+        trained: the run, with its data.
+        on_progress: called with the number of tasks done.
+
+    Raises:
+        ConfigError: as `refuse_confusion`.
+    """
+    refuse_confusion(trained.setup)
+    source = source_of(trained.setup)
+    names = source.stores[split].class_names
+    counts = torch.zeros(len(names), len(names), dtype=torch.int64)
+    met = torch.zeros_like(counts)
+    for index in tqdm(range(tasks), desc=f"{split} tasks", unit="task", disable=None):
+        support_x, support_y, query_x, query_y = (p[0] for p in source.sample(split, index, 1))
+        classes = source.classes(split, index, 1)[0].cpu()
+        found = trained.adapt(support_x, support_y, source.way)(query_x).argmax(-1).cpu()
+        true = classes[query_y.cpu()]
+        one = torch.ones_like(true)
+        counts.index_put_((true, classes[found]), one, accumulate=True)
+        met.index_put_((true[:, None], classes[None]), one[:, None], accumulate=True)
+        on_progress(index + 1)
+    return Confusion(names, counts, met)
+
+
+def plain(found: Confusion) -> dict[str, Any]:
+    """The counts as plain values: of each class, and of the pairs that are confused most."""
+    seen = found.queries.nonzero()[:, 0].tolist()
+    accuracy = found.accuracy
+    return {
+        "classes": {
+            found.names[c]: {"queries": int(found.queries[c]), "accuracy": float(accuracy[c])}
+            for c in seen
+        },
+        "pairs": [
+            {
+                "class": found.names[one],
+                "taken_for": found.names[other],
+                "queries": int(found.counts[one, other]),
+                "of": int(found.met[one, other]),
+            }
+            for one, other in found.pairs()[:PAIRS]
+        ],
+    }
+
+
+def as_table(found: Confusion) -> str:
+    """All pairs that have met as CSV, right ones too."""
+    first, second = found.met.nonzero(as_tuple=True)
+    rows = [
+        [found.names[a], found.names[b], int(found.counts[a, b]), int(found.met[a, b])]
+        for a, b in zip(first.tolist(), second.tolist(), strict=True)
+    ]
+    return as_csv(["class", "taken_for", "queries", "of"], rows)
+
+
+def lines(figures: dict[str, Any], tasks: int) -> list[str]:
+    """What a person reads of `plain`'s figures."""
+    classes = sorted(figures["classes"].items(), key=lambda item: item[1]["accuracy"])
+    told = [f"{name} {100 * own['accuracy']:.1f} %" for name, own in classes]
+    shown = told if len(told) <= 2 * SHOWN else [*told[:SHOWN], "…", *told[-SHOWN:]]
+    pairs = [
+        f"{pair['class']} for {pair['taken_for']} ({pair['queries']} of {pair['of']} queries)"
+        for pair in figures["pairs"][:SHOWN]
+    ]
+    return [
+        f"classes by accuracy, over {tasks:,} tasks: {', '.join(shown)}",
+        f"taken for another: {', '.join(pairs) if pairs else 'none'}",
+    ]
