@@ -245,7 +245,7 @@ class SensitivityConfig:
     ckpt: str = "???"  # a run directory (its best one) or a checkpoint file
     split: Literal["train", "val", "test"] = "test"  # whose tasks
     episodes: int | None = None  # tasks; null: as many as the run itself took (600)
-    norms: list[str] = field(  # moments that normalise the queries of a task, alone and with queries
+    norms: list[str] = field(  # moments that normalise queries, alone and with `queries`
         default_factory=lambda: ["transductive", "support", "support_plus_one"]
     )
     queries: list[int] = field(default_factory=lambda: [1, 5, 15])  # queries of each class

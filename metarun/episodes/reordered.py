@@ -28,7 +28,7 @@ class Reordered:
 
     def sample(self, split: str, start: int, count: int) -> Episodes:
         """Tasks `start` … `start + count - 1` of a split."""
-        tasks = self._source.sample(split, start, count)
+        tasks: Episodes = self._source.sample(split, start, count)
         way = int(tasks.support_y.max()) + 1
         device = tasks.support_y.device
         keys = random_bits(
@@ -38,8 +38,8 @@ class Reordered:
         order = random_bits(keys[:, None], torch.arange(way, device=device)).argsort(1)
 
         def reordered(x: Tensor) -> Tensor:
-            blocks = x.unflatten(1, (way, -1))  # examples stand class by class
-            index = order.view(*order.shape, *[1] * (blocks.dim() - 2)).expand_as(blocks)
+            blocks = x.view(count, way, -1, *x.shape[2:])  # examples stand class by class
+            index = order.view(count, way, *[1] * (blocks.dim() - 2)).expand_as(blocks)
             return blocks.gather(1, index).flatten(1, 2)
 
         return tasks._replace(

@@ -178,12 +178,12 @@ class ImageEpisodes:
     def classes(self, split: str, start: int, count: int) -> Tensor:
         """Which classes of a split episodes have: int64 (count, way), in the order of labels."""
         store = self.stores[split]
-        keys, _ = episode_keys(store, stream_key("episodes", self.seed, split), start, count)
+        keys, _ = episode_keys(store, self._key(split), start, count)
         return choose_classes(store, keys, self.way, self._groups[split])
 
     def sample(self, split: str, start: int, count: int) -> Episodes:
         """Draw episodes; images become floats in [0, 1]."""
-        store, key = self.stores[split], stream_key("episodes", self.seed, split)
+        store, key = self.stores[split], self._key(split)
         if self.uneven is not None:
             return self._sample_uneven(self.uneven, split, key, start, count)
         chosen = sample_indices(
@@ -222,6 +222,9 @@ class ImageEpisodes:
         queries, query_y = choose_queries(shots, images, self.query)
         support_x, query_x = (self.values(store.take(part)) for part in (support, queries))
         return Episodes(support_x, support_y, query_x, query_y)
+
+    def _key(self, split: str) -> int:
+        return stream_key("episodes", self.seed, split)
 
     def values(self, drawn: Tensor) -> Tensor:
         """What a network gets of examples: images in [0, 1], features as they are."""

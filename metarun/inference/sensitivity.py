@@ -223,7 +223,8 @@ def measure(
 
 def to_do(run: Evaluated) -> int:
     """How many tasks `measure` evaluates."""
-    return run.tasks * (1 + sum(c.get(ORDERS, 1) for c in protocols(run.base, run.config)))
+    others: list[int] = [c.get(ORDERS, 1) for c in protocols(run.base, run.config)]
+    return run.tasks * (1 + sum(others))
 
 
 def _compared(
@@ -241,9 +242,7 @@ def _compared(
     # Rotated classes are further classes, so that other ones are drawn.
     paired = ROTATIONS not in changes
     apart = _half_width(scores - first) if paired else math.hypot(row.ci95, own.ci95)
-    return replace(
-        row, difference=row.score - own.score, difference_ci95=apart, paired=paired
-    )
+    return replace(row, difference=row.score - own.score, difference_ci95=apart, paired=paired)
 
 
 def _half_width(values: Tensor) -> float:

@@ -82,9 +82,7 @@ def numeric_columns(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> li
     return [any(row[i].is_number for row in rows) for i in range(len(header))]
 
 
-def as_lines(
-    header: Sequence[str], rows: Sequence[Sequence[Cell]], most: int = SHOWN
-) -> list[str]:
+def as_lines(header: Sequence[str], rows: Sequence[Sequence[Cell]], most: int = SHOWN) -> list[str]:
     """A table in plain text; the first rows of it, so many at the most."""
     shown = rows[:most]
     widths = [

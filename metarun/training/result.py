@@ -60,7 +60,10 @@ def finish(
     setup.recheck()
     evaluation = _tested(setup, setup.trace, restore_meta(setup, content), stop)
     name = setup.objective.score_name
-    test, together = describe(setup, evaluation, "test"), _of_ensemble(setup, state, directory, stop)
+    test, together = (
+        describe(setup, evaluation, "test"),
+        _of_ensemble(setup, state, directory, stop),
+    )
     curves = {f"test/{n}_by_inner_step": test[f"{n}_per_inner_step"] for n in (name, "loss")}
     figures = {
         f"test/{name}": test[name],

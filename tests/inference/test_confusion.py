@@ -129,5 +129,3 @@ def test_what_has_no_classes_is_refused(
 def test_several_checkpoints_are_refused() -> None:
     with pytest.raises(ConfigError, match="confusion=true is for one checkpoint"):
         EvalConfig("run", ensemble=2, confusion=True)
-
-

@@ -33,7 +33,8 @@ def evaluated(metarun: Metarun, folder: Path, *settings: str) -> list[float]:
 
 
 def test_each_row_is_an_evaluation_of_its_own(metarun: Metarun, tmp_path: Path) -> None:
-    write_run(tmp_path / "run", *GLYPHS, "algo=maml", "task.way=3", "task.query=3", "inner_opt.lr=1")
+    own = ("algo=maml", "task.way=3", "task.query=3", "inner_opt.lr=1", "engine.compile=none")
+    write_run(tmp_path / "run", *GLYPHS, *own)
     told = metarun("sensitivity", "ckpt=run", *ASKED).stdout
     rows = {tuple(row["changes"].items()): row for row in rows_of(tmp_path)}
     norms = [("backbone.norm", name) for name in ("support", "support_plus_one")]
@@ -45,7 +46,7 @@ def test_each_row_is_an_evaluation_of_its_own(metarun: Metarun, tmp_path: Path) 
     own = evaluated(metarun, tmp_path / "own")
     first = rows[()]
     assert first["score"] == fmean(own) and first["tasks"] == 8 and first["difference"] is None
-    for changes in [*((one,) for one in (*norms, *queries, *steps)), both[0]]:
+    for changes in [(norms[0],), (queries[1],), (steps[0],), both[0]]:
         typed = [f"{key}={value}" for key, value in changes]
         scores = evaluated(metarun, tmp_path / "-".join(typed), *typed)
         apart = [there - here for there, here in zip(scores, own, strict=True)]
@@ -79,10 +80,10 @@ def test_no_order_changes_a_method_that_treats_labels_alike(tmp_path: Path) -> N
 
 
 def test_what_is_impossible_says_why_and_the_rest_goes_on(tmp_path: Path) -> None:
-    rows, _ = found(tmp_path, *GLYPHS, "algo=protonet", norms=["support"], queries=[10**6, 2])
+    rows, _ = found(tmp_path, *GLYPHS, "algo=protonet", norms=["support"], queries=[1000, 1])
     reasons = {tuple(row.changes.values()): row.reason for row in rows}
-    assert "is more than the" in reasons[(10**6,)] and "is more" in reasons["support", 10**6]
-    assert not reasons[(2,)] and not reasons["support", 2]
+    assert "is more than the" in reasons[(1000,)] and "is more" in reasons["support", 1000]
+    assert not reasons[(1,)] and not reasons["support", 1]
     assert math.isnan(next(row for row in rows if row.reason).score)
 
 
@@ -110,7 +111,7 @@ def test_rotated_classes_are_other_tasks(tmp_path: Path, real_data: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "asked", "words"),
     [
-        (("algo=look_ahead", "data=glyphs_examples"), {}, "trains one model"),
+        (("algo=supervised", "data=glyphs_examples"), {}, "trains one model"),
         (GLYPHS, {"episodes": 1}, "episodes=1"),
         (GLYPHS, {"queries": [0]}, "queries=0"),
         (GLYPHS, {"norms": ["batch"]}, "norms: batch is none of transductive"),

@@ -208,7 +208,9 @@ def test_other_tasks_of_the_same_seed_are_not_compared() -> None:
     told = difference(named(first, "tasks:1"), named(second, "tasks:2"), True)
     assert told == "the tasks of seed 0 are not the same: tasks:1 and tasks:2"
     for name in ("tasks:1", None):  # an older result has no name
-        assert isinstance(difference(named(first, "tasks:1"), named(second, name), True), Difference)
+        assert isinstance(
+            difference(named(first, "tasks:1"), named(second, name), True), Difference
+        )
 
 
 def test_seeds_that_only_one_group_has_are_left_out() -> None:

@@ -9,7 +9,6 @@ from metarun.config.checks import between
 from metarun.config.component import settings
 from metarun.errors import ConfigError
 
-
 ALL_IN_THE_TEST = [0, 0, 1]
 
 
