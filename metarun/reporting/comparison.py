@@ -22,7 +22,7 @@ from statistics import fmean, stdev, variance
 
 from scipy.special import bdtr, stdtr, stdtrit
 
-from metarun.reporting.gather import Figures
+from metarun.reporting.gather import Figures, Run
 from metarun.reporting.groups import HIGHER_IS_BETTER, Board, Group
 from metarun.rundir.interval import half_width95
 
@@ -138,6 +138,24 @@ def difference(first: Group, second: Group, higher_is_better: bool) -> Differenc
     if len(seeds) > 1 and tasks > 1 and each == "task":
         within = fmean(variance(found) / len(found) for found in pairs)
     return of_units(values, each if len(seeds) == 1 else "seed", higher_is_better, within, tasks)
+
+
+def furthest_apart(found: Comparison) -> tuple[Run, Run, dict[int, float]]:
+    """The tasks on which two groups differ most, each way.
+
+    Args:
+        found: of tasks that both have done.
+
+    Returns:
+        The runs of the first seed that both have, and the difference of each of those tasks, by
+        the number of the task.
+    """
+    one, other = ({run.seed: run for run in group.runs} for group in (found.first, found.second))
+    seed = min(one.keys() & other.keys())
+    tests = [runs[seed].test for runs in (one, other)]
+    apart = dict(enumerate(_by_task(*(test for test in tests if test is not None))))
+    ends = {pick(apart, key=apart.__getitem__) for pick in (max, min)}
+    return one[seed], other[seed], {task: apart[task] for task in sorted(ends) if apart[task]}
 
 
 def of_units(

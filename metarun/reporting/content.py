@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from metarun.config.typed import as_argument
 from metarun.errors import ConfigError
 from metarun.reporting.calibrations import calibration_table, reliability_plot
-from metarun.reporting.comparison import Comparison, compare
+from metarun.reporting.comparison import Comparison, compare, furthest_apart
 from metarun.reporting.comparison_table import CSV_HEADER, comparison_table, csv_rows
 from metarun.reporting.gather import gather
 from metarun.reporting.groups import Board, boards
@@ -19,11 +20,14 @@ from metarun.reporting.table import (
     board_table,
     group_note,
     groups_csv,
+    one_signed,
     runs_csv,
     unfinished_table,
 )
 
 PLOTTED = 4  # boards with plots
+LOOKED_AT = 3  # pairs of groups of a board whose tasks are named
+APART = "Tasks on which runs differ most"
 ORDER = (
     "Ordered by validation, so that test scores choose nothing. The interval after ± is a "
     "95 % confidence interval (Student’s t) over what its column says."
@@ -103,7 +107,15 @@ def report_on(roots: Sequence[str | Path]) -> tuple[Report, dict[str, str]]:
             _section(board, pairs[index], index < PLOTTED) for index, board in enumerate(compared)
         ],
         unfinished=unfinished_table(found),
-        lists=[(h, lines) for h, lines in (("Left out", left_out), ("To know", notes)) if lines],
+        lists=[
+            (heading, lines)
+            for heading, lines in (
+                (APART, [line for found in pairs for line in _apart(found)]),
+                ("Left out", left_out),
+                ("To know", notes),
+            )
+            if lines
+        ],
         calibrated=calibration_table(found.calibrated),
         reliability=reliability_plot(found.calibrated),
     )
@@ -117,6 +129,26 @@ def report_on(roots: Sequence[str | Path]) -> tuple[Report, dict[str, str]]:
         "report_runs.csv": runs_csv(found),
         "report_pairs.csv": as_csv(["tasks", *CSV_HEADER], differences),
     }
+
+
+def _apart(pairs: Sequence[Comparison]) -> list[str]:
+    """Which tasks of a board to look at, and how."""
+    lines = []
+    for pair in [p for p in pairs if p.difference and p.difference.tasks][:LOOKED_AT]:
+        one, other, apart = furthest_apart(pair)
+        if one.test is None or one.test.unit != "task" or not apart:
+            continue
+        told = ", ".join(
+            f"task {task} ({one_signed(one.test.score, value)})" for task, value in apart.items()
+        )
+        commands = " and ".join(
+            f"metarun explain {as_argument('ckpt', run.directory)} episode={next(iter(apart))}"
+            for run in (one, other)
+        )
+        lines.append(
+            f"{pair.first.label} less {pair.second.label}, seed {one.seed}: {told}: {commands}"
+        )
+    return lines
 
 
 def _section(board: Board, pairs: list[Comparison], plotted: bool) -> Section:

@@ -175,6 +175,11 @@ def with_interval(score: str, value: float, ci95: float | None) -> str:
     return f"{value:.4g} ± {'?' if ci95 is None else f'{ci95:.2g}'}"
 
 
+def one_signed(score: str, difference: float) -> str:
+    """A difference alone: "+1.23 points" of accuracies, "-0.012" of errors."""
+    return f"{100 * difference:+.2f} points" if score == "accuracy" else f"{difference:+.4g}"
+
+
 def signed(score: str, difference: float, ci95: float) -> str:
     """A difference: "+1.23 ± 0.45 points" of accuracies, "-0.012 ± 0.004" of errors."""
     if score == "accuracy":

@@ -21,7 +21,7 @@ from metarun.reporting.comparison import (
     units_to_decide,
 )
 from metarun.reporting.comparison_table import NOTE, comparison_table, to_decide
-from metarun.reporting.content import report_on
+from metarun.reporting.content import APART, report_on
 from metarun.reporting.gather import Figures, Run
 from metarun.reporting.groups import Board, Group
 from metarun.reporting.text import markdown, terminal
@@ -211,6 +211,29 @@ def test_other_tasks_of_the_same_seed_are_not_compared() -> None:
         assert isinstance(
             difference(named(first, "tasks:1"), named(second, name), True), Difference
         )
+
+
+def with_scores(folder: Path, by_task: Sequence[float]) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    result["test"]["accuracy_per_task"] = list(by_task)
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize("last", [0.8, 0.4])
+def test_the_tasks_that_differ_most_are_named(make: Make, tmp_path: Path, last: float) -> None:
+    scores = {"maml": [0.5, 0.9, 0.7, 0.4], "anil": [0.5, 0.9 if last == 0.4 else 0.6, 0.7, last]}
+    for name, by_task in scores.items():
+        validation = 0.9 if name == "maml" else 0.8
+        settings = {"algo.name": name}
+        with_scores(make(f"runs/{name}", seed=3, settings=settings, validation=validation), by_task)
+    lists = dict(report_on([tmp_path / "runs"])[0].lists)
+    if last == 0.4:
+        assert APART not in lists
+        return
+    (told,) = lists[APART]
+    assert "seed 3: task 1 (+30.00 points), task 3 (-40.00 points): " in told
+    runs = [f"metarun explain ckpt={tmp_path}/runs/{name} episode=1" for name in scores]
+    assert told.endswith(" and ".join(runs))
 
 
 def test_seeds_that_only_one_group_has_are_left_out() -> None:
