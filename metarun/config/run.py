@@ -259,9 +259,13 @@ NEUTRAL_KEYS = (
 )
 
 
+OLDER = {"task.imbalanced": False, "task.within": "all"}
+"""What runs had before there were settings of it whose default is not null."""
+
+
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Dotted keys of the settings in which two runs differ, but for `NEUTRAL_KEYS`."""
-    there, here = flat(one), flat(other)
+    there, here = OLDER | flat(one), OLDER | flat(other)
     return [
         key
         for key in sorted(there.keys() | here.keys())

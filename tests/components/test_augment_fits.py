@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metarun.components.fits import check_pictures
-from metarun.config.run import differing
+from metarun.config.run import EVEN, differing
 from metarun.episodes.source import Episodes
 from metarun.errors import ConfigError
 from metarun.training.loop import meta_step
@@ -105,10 +105,13 @@ def test_pictures_of_other_kinds_are_looked_at_first() -> None:
             check_pictures(config_of("augment.contrast=0.4"), source)
 
 
-def test_a_config_from_before_has_no_augmentation() -> None:
+def test_a_config_from_before_has_no_augmentation_and_even_tasks() -> None:
     plain = to_plain(config_of(*IMAGES))
     older = {key: value for key, value in plain.items() if key != "augment"}
     assert from_plain(older).augment.on == () and differing(older, plain) == []
+    even = older | {"task": {k: v for k, v in older["task"].items() if k not in (*EVEN, "within")}}
+    assert differing(even, plain) == [] and from_plain(even).task == from_plain(plain).task
+    assert differing(even, to_plain(config_of(*IMAGES, "task.within=group"))) == ["task.within"]
     augmented = to_plain(config_of(*IMAGES, *CROPPED, "augment.query=[crop]"))
     assert to_plain(from_plain(augmented)) == augmented
     assert differing(older, augmented) == ["augment.crop", "augment.flip", "augment.query"]
