@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from metarun.config.catalogue import schemas
 from tests.conftest import REPO
 
 ELSEWHERE = {"components.md"}  # whose files test_components_page.py puts into their places
@@ -25,6 +26,16 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(
     for block in re.finditer(r"```python\n(.*?)```", text, flags=re.S):
         lines_before = text[: block.start(1)].count("\n")  # so that errors name the page's line
         exec(compile("\n" * lines_before + block.group(1), str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize(
+    ("group", "page"),
+    [("algo", "docs/algorithms.md"), ("backbone", "docs/backbones.md"), ("data", "README.md")],
+)
+def test_every_component_is_named_where_people_look_for_it(group: str, page: str) -> None:
+    text = (REPO / page).read_text()
+    missing = [n for n in schemas(group) if f"`{n}`" not in text and f"`{n} " not in text]
+    assert not missing
 
 
 def test_the_tutorials_are_among_the_pages() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 
 from metarun.components.algo.base import OBJECTIVES, InnerLoop, Problem
 from metarun.components.algo.cnp import cnp
@@ -18,6 +18,7 @@ from tests.setups import IMAGES, SINE, setup_of, stirred, task_of
 
 SMALL = ("algo.encoder=[10,12]", "algo.decoder=[7]", "task.query=6")
 ATTENTION = ("algo.attention=true", "algo.heads=4")
+LATENT = ("algo.latent=3", "algo.samples=4")
 
 
 def made(*own: str) -> tuple[Setup, dict[str, Tensor]]:
@@ -33,8 +34,20 @@ def dense(meta: dict[str, Tensor], part: str, x: Tensor, layers: int) -> Tensor:
     return x
 
 
-def gaussian(meta: dict[str, Tensor], x: Tensor, y: Tensor, at: Tensor, heads: int) -> Normal:
+def latent(meta: dict[str, Tensor], x: Tensor, y: Tensor) -> Normal:
+    h = (x @ meta["body.0.weight"].T + meta["body.0.bias"]).clamp(min=0)
+    each = [dense(meta, "latent.encoder", torch.cat(p), 2) for p in zip(h, y, strict=True)]
+    own = {name.removeprefix("process.latent."): value for name, value in meta.items()}
+    hidden = (torch.stack(each).mean(0) @ own["hidden.weight"].T + own["hidden.bias"]).clamp(min=0)
+    mean, raw = (hidden @ own["head.weight"].T + own["head.bias"]).chunk(2)
+    return Normal(mean, 0.1 + 0.9 / (1 + (-raw).exp()))
+
+
+def gaussian(
+    meta: dict[str, Tensor], x: Tensor, y: Tensor, at: Tensor, heads: int, z: Tensor | None = None
+) -> Normal:
     """Of one query after the other."""
+    more = [] if z is None else [z]
     h, h_at = ((z @ meta["body.0.weight"].T + meta["body.0.bias"]).clamp(min=0) for z in (x, at))
     each = torch.stack([dense(meta, "encoder", torch.cat(p), 2) for p in zip(h, y, strict=True)])
     means, deviations = [], []
@@ -49,7 +62,7 @@ def gaussian(meta: dict[str, Tensor], x: Tensor, y: Tensor, at: Tensor, heads: i
                 size, heads, torch.cat(weights), None, None, None, False, 0.0,
                 meta["process.attention.merge.weight"], None, need_weights=False,
             )[0][0, 0]  # fmt: skip
-        mean, raw = dense(meta, "decoder", torch.cat([r, query]), 2)
+        mean, raw = dense(meta, "decoder", torch.cat([r, *more, query]), 2)
         means.append(mean)
         deviations.append(0.1 + 0.9 * (1 + raw.exp()).log())
     return Normal(torch.stack(means)[:, None], torch.stack(deviations)[:, None])
@@ -79,6 +92,32 @@ def test_it_is_the_formula(own: tuple[str, ...]) -> None:
     torch.testing.assert_close(extra["loss"], error, **close)
 
 
+@pytest.mark.parametrize("own", [(), ATTENTION, ("algo.score_support=false",)])
+def test_the_latent_variable_is_that_of_the_formula(own: tuple[str, ...]) -> None:
+    """Against the distributions of torch, with the same numbers drawn."""
+    setup, meta = made("algo.latent=3", "algo.samples=5", *own)
+    task, heads = task_of(setup), 4 if own == ATTENTION else 0
+    support = (task.support_x, task.support_y)
+    scored = [torch.cat(pair) for pair in zip((task.query_x, task.query_y), support, strict=True)]
+    if "algo.score_support=false" in own:
+        scored = [task.query_x, task.query_y]
+    prior, posterior = latent(meta, *support), latent(meta, *scored)
+    torch.manual_seed(5)
+    value, extra = setup.algorithm.loss(meta, task)
+    torch.manual_seed(5)
+    z = posterior.mean + posterior.stddev * torch.randn_like(posterior.mean)
+    logs = gaussian(meta, *support, scored[0], heads, z).log_prob(scored[1])
+    apart = kl_divergence(posterior, prior).sum()
+    close: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
+    torch.testing.assert_close(value, -logs.mean() + apart / len(logs), **close)
+    torch.testing.assert_close(extra["metrics"]["kl"], apart, **close)
+    noise = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = [prior.mean + prior.stddev * one for one in noise]
+    means = torch.stack([gaussian(meta, *support, task.query_x, heads, z).mean for z in drawn])
+    error = (means.mean(0) - task.query_y).square().mean()
+    torch.testing.assert_close(setup.algorithm.trace(meta, task).query_score[-1], error, **close)
+
+
 def test_the_90_percent_are_those_within_1645_thousandths_of_a_deviation() -> None:
     setup, meta = made()
     task = task_of(setup)
@@ -88,7 +127,7 @@ def test_the_90_percent_are_those_within_1645_thousandths_of_a_deviation() -> No
     assert float(setup.algorithm.loss(meta, placed)[1]["metrics"]["within_90"]) == 2 / 6
 
 
-@pytest.mark.parametrize("own", [(), ATTENTION])
+@pytest.mark.parametrize("own", [(), ATTENTION, LATENT])
 def test_the_order_of_the_support_set_does_not_matter(own: tuple[str, ...]) -> None:
     setup, meta = made(*own)
     task, order = task_of(setup), torch.randperm(10)
@@ -113,10 +152,15 @@ def test_attention_with_equal_weights_is_the_mean() -> None:
     torch.testing.assert_close(ours, mean)
 
 
-@pytest.mark.parametrize("own", [(), ATTENTION])
+@pytest.mark.parametrize("own", [(), ATTENTION, LATENT])
 def test_the_gradient_of_each_parameter_is_that_of_finite_differences(own: tuple[str, ...]) -> None:
     setup, fixed = made(*own)
-    task, loss = task_of(setup), setup.algorithm.loss
+    task = task_of(setup)
+
+    def loss(meta: Any, task: Any) -> Any:
+        torch.manual_seed(1)  # of the latent variable
+        return setup.algorithm.loss(meta, task)
+
     meta = {name: value.clone().requires_grad_() for name, value in fixed.items()}
     grads = torch.autograd.grad(loss(meta, task)[0], list(meta.values()))
     for name, grad in zip(meta, grads, strict=True):
@@ -151,6 +195,7 @@ def test_a_backbone_without_layers_is_the_papers_network() -> None:
             (*SINE, "algo.attention=true", "algo.heads=3"),
             r"algo\.heads=3: must divide the last layer of algo\.encoder, 128",
         ),
+        ((*SINE, "algo.samples=2"), r"algo\.samples=2: it is of algo\.latent; leave it out"),
         ((*SINE, "algo.encoder=[]"), r"algo\.encoder is empty"),
         ((*SINE, "algo.decoder=[0]"), r"algo\.decoder=0: must be from 1"),
         ((*SINE, "algo.least_deviation=0"), r"algo\.least_deviation=0\.0: must be from 1e-06 to 1"),

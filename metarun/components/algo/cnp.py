@@ -1,16 +1,16 @@
-"""Conditional Neural Process (Garnelo et al. 2018): a network from examples to a distribution."""
+"""Neural processes (Garnelo et al. 2018, Kim et al. 2019): from examples to a distribution."""
 
 import math
 from dataclasses import field
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarun.components.algo.adapting import Predictor, Support, at_once
 from metarun.components.algo.base import Algorithm, Problem
 from metarun.components.algo.embedding import embedding, width_of
+from metarun.components.algo.neural_process import Process, divergence
 from metarun.components.algo.normalising import refuse_each_query_alone
 from metarun.config.checks import MOST_UNITS, between
 from metarun.config.component import builds, settings
@@ -25,10 +25,10 @@ HALF_OF_90 = 1.6448536269514722  # deviations from the mean, between which 90 % 
 
 @settings
 class CnpConfig:
-    """Conditional Neural Process (Garnelo et al. 2018): a regression without inner steps."""
+    """Neural processes (Garnelo et al. 2018, Kim et al. 2019): regressions without inner steps."""
 
     of_training: ClassVar[tuple[str, ...]] = (
-        "encoder", "decoder", "attention", "heads", "score_support",
+        "encoder", "decoder", "attention", "heads", "latent", "score_support",
     )  # fmt: skip
 
     encoder: list[int] = field(default_factory=lambda: [128, 128, 128, 128])  # units of its layers
@@ -36,6 +36,8 @@ class CnpConfig:
     least_deviation: float = 0.1  # below which no predicted standard deviation falls
     attention: bool = False  # each query weighs the examples by itself (Kim et al. 2019)
     heads: int = 8  # of the attention
+    latent: int = 0  # numbers of the latent variable, 128 in their code; 0: none
+    samples: int = 16  # of the latent variable, whose predictions are averaged
     score_support: bool = True  # the likelihood that is learned by counts support examples, too
 
     def __post_init__(self) -> None:
@@ -46,6 +48,10 @@ class CnpConfig:
             raise ConfigError("algo.encoder is empty: name the units of its layers, e.g. [128]")
         between("algo.least_deviation", self.least_deviation, 1e-6, 1)
         between("algo.heads", self.heads, 1, MOST_UNITS)
+        between("algo.latent", self.latent, 0, MOST_UNITS)
+        between("algo.samples", self.samples, 1, MOST_UNITS)
+        if not self.latent and self.samples != CnpConfig.samples:
+            raise ConfigError(f"algo.samples={self.samples}: it is of algo.latent; leave it out")
         if not self.attention and self.heads != CnpConfig.heads:
             raise ConfigError(f"algo.heads={self.heads}: it is for algo.attention=true")
         if self.attention and self.encoder[-1] % self.heads:
@@ -67,12 +73,20 @@ def cnp(problem: Problem, own: CnpConfig) -> Algorithm:
 
     With `attention` it is the deterministic path of the attentive process (Kim et al. 2019): each
     query has an r of its own, by attention of `heads` heads whose queries and keys are of h(x)
-    behind a hidden layer, and whose values are the r_i. Their latent path is not here.
+    behind a hidden layer, and whose values are the r_i.
+
+    With `latent` a second encoder gives the Gaussian q(z | examples) of a latent variable, which
+    the decoder takes beside r and h(x): functions can then be drawn that are each smooth (Garnelo
+    et al. 2018b, Kim et al. 2019). Training draws z from q(z | T), with T all that is scored, and
+    adds KL(q(z | T) ‖ q(z | support)) / |T| to the loss, as their code has it. An evaluation draws
+    `samples` z from q(z | support), always by the same numbers, and its prediction is the mean of
+    theirs. A training that draws z is not recorded.
 
     The outer loss is the mean of −log N(y; μ, σ²) over support examples and queries (equation 4),
     or over queries alone. `train/loss` is the squared error of μ at queries. Logged are
     `train/log_likelihood` of queries, a mean, and `train/within_90`, the fraction of query targets
-    within the central 90 % of their Gaussians.
+    within the central 90 % of their Gaussians. With a latent variable both are of a z that has seen
+    the queries, and the divergence is logged as `train/kl`.
 
     Args:
         problem: a regression; of the model, the features.
@@ -89,75 +103,64 @@ def cnp(problem: Problem, own: CnpConfig) -> Algorithm:
     start, embed = embedding(problem.model, "cnp")
     like = next(problem.model.parameters())
     width = width_of(problem, embed, start)
-    network = _Process(width, problem.outputs, own).to(like)
+    heads = own.heads if own.attention else 0
+    network = Process(
+        width, problem.outputs, own.encoder, own.decoder, own.least_deviation, heads, own.latent
+    ).to(like)
     weights = {f"{PREFIX}{n}": p.detach().clone() for n, p in network.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(own.samples, own.latent, generator=generator, dtype=like.dtype).to(like)
 
-    def predict(meta: Meta, support: Support, x: Tensor) -> Tensor:
+    def predict(meta: Meta, support: Support, x: Tensor, z: Tensor | None) -> Tensor:
         """Means and deviations, (queries, 2·outputs)."""
         params = {name.removeprefix(PREFIX): meta[name] for name in weights}
-        found: Tensor = torch.func.functional_call(network, params, (support.x, support.y, x))
+        found: Tensor = torch.func.functional_call(network, params, (support.x, support.y, x, z))
         return found
+
+    def latent(meta: Meta, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the deviation of the latent variable, (latent,) each."""
+        assert network.latent is not None
+        own_prefix = f"{PREFIX}latent."
+        params = {n.removeprefix(own_prefix): meta[n] for n in weights if n.startswith(own_prefix)}
+        mean, deviation = torch.func.functional_call(network.latent, params, (x, y))
+        return mean, deviation
 
     def init() -> dict[str, Tensor]:
         return start | weights
 
     def adapt(meta: Meta, support: Support) -> Predictor:
-        return lambda x: predict(meta, support, x).chunk(2, dim=1)[0]
+        if not own.latent:
+            return lambda x: predict(meta, support, x, None).chunk(2, dim=1)[0]
+        mean, deviation = latent(meta, support.x, support.y)
+
+        def predictor(x: Tensor) -> Tensor:
+            found = [predict(meta, support, x, mean + deviation * one) for one in noise]
+            return torch.stack(found).mean(0).chunk(2, dim=1)[0]
+
+        return predictor
 
     def outer(
         meta: Meta, support: Support, queries: Support, outputs: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        y = torch.cat([queries.y, support.y])
-        both = torch.cat([queries.x, support.x])
-        mean, deviation = predict(meta, support, both).chunk(2, dim=1)
+        x, y = torch.cat([queries.x, support.x]), torch.cat([queries.y, support.y])
+        count = len(queries.x)
+        scored = len(x) if own.score_support else count
+        z, apart = None, None
+        if own.latent:
+            mean, deviation = seen = latent(meta, x[:scored], y[:scored])
+            z = mean + deviation * torch.randn_like(deviation)
+            apart = divergence(seen, latent(meta, support.x, support.y))
+        mean, deviation = predict(meta, support, x, z).chunk(2, dim=1)
         errors = (y - mean) / deviation
         likelihoods = -0.5 * errors.square() - deviation.log() - 0.5 * math.log(2 * math.pi)
-        count = len(queries.x)
         metrics = {
             "log_likelihood": likelihoods[:count].mean(),
             "within_90": (errors[:count].abs() <= HALF_OF_90).to(y).mean(),
         }
-        scored = likelihoods if own.score_support else likelihoods[:count]
-        return -scored.mean(), metrics
+        value = -likelihoods[:scored].mean()
+        if apart is not None:
+            metrics["kl"] = apart
+            value = value + apart / scored
+        return value, metrics
 
     return at_once(problem, init, adapt, encode=embed, outer=outer)
-
-
-class _Process(nn.Module):
-    """What the encoder and the decoder are, and the attention between them."""
-
-    def __init__(self, inputs: int, outputs: int, own: CnpConfig) -> None:
-        super().__init__()
-        size, self.least, self.heads = own.encoder[-1], own.least_deviation, own.heads
-        self.encoder = _layers([inputs + outputs, *own.encoder])
-        self.decoder = _layers([size + inputs, *own.decoder, 2 * outputs])
-        self.keys = _layers([inputs, size, size]) if own.attention else None
-        parts = ("query", "key", "value", "merge") if own.attention else ()
-        self.attention = nn.ModuleDict({part: nn.Linear(size, size, False) for part in parts})
-
-    def forward(self, support: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
-        """Support features and targets, query features -> (queries, 2·outputs)."""
-        each = self.encoder(torch.cat([support, targets], dim=1))
-        if self.keys is None:
-            shared = each.mean(0, keepdim=True).expand(len(queries), -1)
-        else:
-            shared = self._attended(self.keys(queries), self.keys(support), each)
-        mean, raw = self.decoder(torch.cat([shared, queries], dim=1)).chunk(2, dim=1)
-        deviation = self.least + (1 - self.least) * nn.functional.softplus(raw)
-        return torch.cat([mean, deviation], dim=1)
-
-    def _attended(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        parts = zip(("query", "key", "value"), (queries, keys, values), strict=True)
-        q, k, v = (self.attention[n](x).unflatten(1, (self.heads, -1)) for n, x in parts)
-        weights = torch.einsum("qhd,khd->hqk", q, k).div(math.sqrt(q.shape[2])).softmax(-1)
-        of_heads = torch.einsum("hqk,khd->qhd", weights, v)
-        merged: Tensor = self.attention["merge"](of_heads.flatten(1))
-        return merged
-
-
-def _layers(sizes: list[int]) -> nn.Sequential:
-    """Linear layers with ReLUs between them."""
-    layers: list[nn.Module] = []
-    for size_in, size_out in pairwise(sizes):
-        layers += [nn.Linear(size_in, size_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
