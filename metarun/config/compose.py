@@ -154,6 +154,9 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
         )
     if key and "value ''" in text.lower():
         return ConfigError(f"{key}= is empty: give a value")
+    if key and "is not a ListConfig" in text:
+        given = next((o.partition("=")[2] for o in overrides if _key_of(o) == key), "…")
+        return ConfigError(f"{key}={given}: it is a list, write '{key}=[{given}]'")
     missing = re.match(r"Interpolation key '(.*)' not found", text)
     if missing:
         return _nothing_to_put_in(missing[1], error)

@@ -238,6 +238,14 @@ class ExportConfig:
                 )
 
 
+@section("data.")
+class SensitivityData:
+    """Where the data of the run are now."""
+
+    root: str | None = None  # folder of data sets
+    download: bool | None = None  # fetch the files if they are not there
+
+
 @section("")
 class SensitivityConfig:
     """`metarun sensitivity`: one checkpoint under several protocols, on the same tasks."""
@@ -257,7 +265,7 @@ class SensitivityConfig:
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     plugins: list[str] = field(default_factory=list)  # modules imported for their components
     engine: EvalEngine = field(default_factory=EvalEngine)
-    data: EvalData = field(default_factory=EvalData)
+    data: SensitivityData = field(default_factory=SensitivityData)
 
     def __post_init__(self) -> None:
         if self.episodes is not None:
@@ -269,8 +277,6 @@ class SensitivityConfig:
             if name not in (known := get_args(Norm)):
                 raise ConfigError(f"norms: {name} is none of {', '.join(known)}")
         between("label_orders", self.label_orders, 0, 100)
-        if self.data.name is not None:
-            raise ConfigError("data=…: the tasks are those of the run; leave it out")
         if not self.out.lower().endswith(".md"):
             raise ConfigError(f"out={self.out}: must end in .md")
 

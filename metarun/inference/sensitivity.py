@@ -20,7 +20,14 @@ from torch import Tensor
 from metarun.components.backbone.norm import BatchNorm
 from metarun.config.changes import changed
 from metarun.config.run import TrainConfig
-from metarun.config.trained import EvalAlgo, EvalBackbone, EvalConfig, EvalTask, SensitivityConfig
+from metarun.config.trained import (
+    EvalAlgo,
+    EvalBackbone,
+    EvalConfig,
+    EvalData,
+    EvalTask,
+    SensitivityConfig,
+)
 from metarun.episodes.reordered import Reordered
 from metarun.errors import ConfigError, DataError
 from metarun.rundir import checkpoint
@@ -32,6 +39,7 @@ from metarun.training.setup import Setup, build, from_plain
 from metarun.training.state import restore_meta
 
 NORM, QUERY, STEPS = "backbone.norm", "task.query", "algo.eval_inner_steps"
+SAME = 4  # tasks whose support sets are compared
 ROTATIONS, ORDERS, TASKS = "data.rotations", "label orders", "tasks"
 
 
@@ -100,11 +108,12 @@ class Evaluated:
 
     def scores(
         self, changes: dict[str, Any], on_progress: Callable[[int], None]
-    ) -> tuple[Tensor, float]:
+    ) -> tuple[Tensor, bool, float]:
         """Score the tasks under a protocol.
 
         Returns:
-            float64 (tasks,), and the spread over orders of the classes (NaN without such).
+            float64 (tasks,), whether the tasks have the support sets of the first protocol, and
+            the spread over orders of the classes (NaN without such).
 
         Raises:
             ConfigError: the run cannot be evaluated so.
@@ -113,11 +122,19 @@ class Evaluated:
         orders = changes.get(ORDERS)
         setup = self._setup(changes)
         if orders is None:
-            return self._evaluated(setup, None, on_progress), math.nan
+            return self._evaluated(setup, None, on_progress), self._is_same(setup), math.nan
         found = [self._evaluated(setup, order, on_progress) for order in range(1, orders + 1)]
         each = torch.stack(found)
         spread = float(each.var(0).mean().sqrt()) if orders > 1 else math.nan
-        return each.mean(0), spread
+        return each.mean(0), True, spread
+
+    def _is_same(self, setup: Setup) -> bool:
+        """Whether the support sets of its first tasks are those of the first protocol."""
+        here, there = (
+            source.sample(self.config.split, 0, SAME)[:2]
+            for source in (self.base.source, setup.source)
+        )
+        return all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
 
     def _evaluated(
         self, setup: Setup, order: int | None, on_progress: Callable[[int], None]
@@ -146,7 +163,7 @@ class Evaluated:
             algo=EvalAlgo(changes.get(STEPS)),
             backbone=EvalBackbone(changes.get(NORM)),
             engine=own.engine,
-            data=own.data,
+            data=EvalData(root=own.data.root, download=own.data.download),
             more=more,
         )
 
@@ -207,7 +224,7 @@ def measure(
     def advance(tasks: int) -> None:
         on_progress(done + tasks)
 
-    first, _ = run.scores({}, advance)
+    first, _, _ = run.scores({}, advance)
     own = Row({}, float(first.mean()), _half_width(first), len(first))
     yield own
     done += run.tasks
@@ -235,12 +252,10 @@ def _compared(
     advance: Callable[[int], None],
 ) -> Row:
     try:
-        scores, spread = run.scores(changes, advance)
+        scores, paired, spread = run.scores(changes, advance)
     except (ConfigError, DataError) as error:
         return Row(changes, reason=str(error))
     row = Row(changes, float(scores.mean()), _half_width(scores), len(scores), spread=spread)
-    # Rotated classes are further classes, so that other ones are drawn.
-    paired = ROTATIONS not in changes
     apart = _half_width(scores - first) if paired else math.hypot(row.ci95, own.ci95)
     return replace(row, difference=row.score - own.score, difference_ci95=apart, paired=paired)
 

@@ -18,7 +18,7 @@ def told(run: Evaluated) -> str:
     if base.source.kind == "classification":
         shape = f"{ways(task)} {shots(task)}, {task['query']} queries a class"
     steps = vars(base.config.algo).get("eval_inner_steps")
-    inner = "" if steps is None else f", {steps} inner steps"
+    inner = "" if steps is None else f", {steps} inner step{'s' * (steps != 1)}"
     return (
         f"{base.config.algo.name} on {base.config.data.name}, {run.config.split} tasks, {shape}"
         f"{inner}, batch norm: {base.batch_norm}, seed {base.config.seed}"

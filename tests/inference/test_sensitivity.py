@@ -95,6 +95,7 @@ def test_a_regression_has_neither_classes_nor_their_moments(tmp_path: Path) -> N
     assert [row.changes for row in rows] == [
         {}, {"task.query": 2}, {"algo.eval_inner_steps": 2},
     ]  # fmt: skip
+    assert rows[2].paired, "the curves are the same"
 
 
 @pytest.mark.real_data
