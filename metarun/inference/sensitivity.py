@@ -30,6 +30,7 @@ from metarun.config.trained import (
 )
 from metarun.episodes.reordered import Reordered
 from metarun.errors import ConfigError, DataError
+from metarun.inference.evaluate import default_tasks
 from metarun.rundir import checkpoint
 from metarun.rundir.interval import half_width95
 from metarun.training.data_check import check_evaluated
@@ -102,9 +103,7 @@ class Evaluated:
                 f"algo={self.trained.algo.name} trains one model, which adapts to no tasks: "
                 "`metarun eval` evaluates it"
             )
-        tested = self.trained.trainer
-        usual = tested.eval_episodes if config.split == "val" else tested.test_episodes
-        self.tasks = config.episodes or usual
+        self.tasks = config.episodes or default_tasks(self.trained, config.split)
 
     def scores(
         self, changes: dict[str, Any], on_progress: Callable[[int], None]
