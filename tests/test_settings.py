@@ -430,6 +430,7 @@ INERT = {
     "eval.ckpt": "what is evaluated",
     "trainer.ensemble": "a second figure beside the first: tests/training/test_ensemble.py",
     "eval.ensemble": "needs several checkpoints: tests/training/test_ensemble.py",
+    "eval.assign": "a figure beside the score: tests/inference/test_assignment.py",
     "eval.confusion": "figures beside the score: tests/inference/test_confusion.py",
     "eval.calibrate": "figures beside the score: tests/inference/test_calibration.py",
     "eval.coverage": "the same",

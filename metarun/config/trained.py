@@ -75,6 +75,7 @@ class EvalConfig:
     ensemble: int | None = None  # best checkpoints whose outputs are averaged; null: one
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     seed: int | None = None  # of the episodes
+    assign: bool = False  # also assign queries to the classes together, as many as each has
     confusion: bool = False  # which classes are taken for which
     calibrate: bool = False  # on as many validation tasks, and measure what that is worth
     coverage: float = 0.9  # calibrate: how often the true label is to be in the set of labels
@@ -96,7 +97,7 @@ class EvalConfig:
             if getattr(self, name) is not None:
                 between(name, getattr(self, name), 1, MOST)
         _fractions(self.coverage, self.false_alarms)
-        for key in ("calibrate", "confusion"):
+        for key in ("calibrate", "confusion", "assign"):
             if getattr(self, key) and self.ensemble is not None:
                 raise ConfigError(f"{key}=true is for one checkpoint: leave ensemble out")
 

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from metarun.episodes.source import ImageEpisodes
 from metarun.errors import ConfigError
-from metarun.inference.outcomes import source_of
+from metarun.inference.outcomes import each_task, source_of
 from metarun.inference.trained import Trained
 from metarun.reporting.table import as_csv
 from metarun.training.setup import Setup
@@ -87,15 +86,13 @@ def count_confusion(
     names = source.stores[split].class_names
     counts = torch.zeros(len(names), len(names), dtype=torch.int64)
     met = torch.zeros_like(counts)
-    for index in tqdm(range(tasks), desc=f"{split} tasks", unit="task", disable=None):
-        support_x, support_y, query_x, query_y = (p[0] for p in source.sample(split, index, 1))
+    found = each_task(trained, source, split, tasks, on_progress)
+    for index, (scores, labels) in enumerate(found):
         classes = source.classes(split, index, 1)[0].cpu()
-        found = trained.adapt(support_x, support_y, source.way)(query_x).argmax(-1).cpu()
-        true = classes[query_y.cpu()]
+        true, taken = classes[labels], classes[scores.argmax(-1)]
         one = torch.ones_like(true)
-        counts.index_put_((true, classes[found]), one, accumulate=True)
+        counts.index_put_((true, taken), one, accumulate=True)
         met.index_put_((true[:, None], classes[None]), one[:, None], accumulate=True)
-        on_progress(index + 1)
     return Confusion(names, counts, met)
 
 

@@ -9,7 +9,7 @@ from metarun.config.changes import changed, is_other_domain, otherwise
 from metarun.config.run import TrainConfig
 from metarun.config.trained import EvalConfig
 from metarun.errors import CheckpointError, ConfigError
-from metarun.inference import calibrated, confusion
+from metarun.inference import assignment, calibrated, confusion
 from metarun.inference.confusion_matrix import write_matrix
 from metarun.inference.diagram import write_diagram
 from metarun.inference.trained import Trained
@@ -204,6 +204,8 @@ def _refuse_impossible(config: EvalConfig, trained: TrainConfig, setup: Setup) -
         calibrated.refuse_calibration(setup, config.split)
     if config.confusion:
         confusion.refuse_confusion(setup)
+    if config.assign:
+        assignment.refuse_assignment(setup)
 
 
 def _restored(setup: Setup, content: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -247,6 +249,9 @@ def _look_closer(
         opened.path, opened.contents[0]["step"], opened.setup, dict(opened.metas[0]), None
     )
     figures, draws, words = dict[str, Any](), list[Draw](), list[str]()
+    if config.assign:
+        figures["assigned"] = assignment.assigned_figures(loaded, config.split, tasks, on_progress)
+        words.append(assignment.line(figures["assigned"]))
     if config.confusion:
         found = confusion.count_confusion(loaded, config.split, tasks, on_progress)
         figures["confusion"] = confusion.plain(found)

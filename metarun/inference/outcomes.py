@@ -1,6 +1,6 @@
 """What a run makes of many tasks: the scores of every query, known or not."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,6 +47,30 @@ def source_of(setup: Setup, asked: str = "calibrate=true") -> ImageEpisodes:
             "values of task.way and task.shot, and task.imbalanced=false, or leave it out"
         )
     return setup.source
+
+
+def each_task(
+    trained: Trained,
+    source: ImageEpisodes,
+    split: str,
+    tasks: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Adapt to tasks 0 … `tasks` - 1 of a split and score all queries of each together.
+
+    Args:
+        trained: the run, with its data.
+        source: its data (`source_of`).
+        on_progress: called with the number of tasks done.
+
+    Yields:
+        The scores (queries, way) and the labels int64 (queries,) of each task, on the CPU.
+    """
+    for index in tqdm(range(tasks), desc=f"{split} tasks", unit="task", disable=None):
+        support_x, support_y, query_x, query_y = (p[0] for p in source.sample(split, index, 1))
+        scores = trained.adapt(support_x, support_y, source.way)(query_x)
+        yield scores.double().cpu(), query_y.cpu()
+        on_progress(index + 1)
 
 
 def outcomes(
