@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.config.changes import changed, is_other_domain, otherwise
-from metarun.config.run import TrainConfig
+from metarun.config.run import TaskConfig, TrainConfig
 from metarun.config.trained import EvalConfig
 from metarun.errors import CheckpointError, ConfigError
 from metarun.inference import assignment, calibrated, confusion
@@ -44,6 +44,7 @@ class Opened(NamedTuple):
         contents: of each checkpoint.
         best: their validations, where there are several.
         setup: the run with what the command changes.
+        trained_on: the shape of its training tasks.
         metas: the meta-parameters of each.
         trace: evaluates a batch of tasks.
         tasks: how many.
@@ -55,6 +56,7 @@ class Opened(NamedTuple):
     contents: list[dict[str, Any]]
     best: list[dict[str, Any]]
     setup: Setup
+    trained_on: TaskConfig
     metas: list[Meta]
     trace: Traces
     tasks: int
@@ -93,7 +95,8 @@ def evaluate_checkpoint(
             opened.tasks,
             lambda done: stop.check(),
         )
-    figures = results.describe(setup, evaluation, split, opened.best) | opened.remark
+    figures = results.describe(setup, evaluation, split, opened.best, opened.trained_on)
+    figures |= opened.remark
     tasks = evaluation.scores.shape[0]
     with stop.deferred():
         more, pictures, words = _look_closer(config, opened, tasks, lambda done: stop.check())
@@ -142,7 +145,8 @@ def _open(config: EvalConfig, directory: Path, ranks: Ranks) -> Opened:
         metas: list[Meta] = [_restored(setup, each, other) for each in contents]
         trace = setup.trace if not best else ensemble_trace(setup, contents, metas)
     tasks = tasks or default_tasks(asked, config.split)
-    return Opened(path, contents, best, setup, metas, trace, tasks, other, remark)
+    trained_on = trained.task.in_training()
+    return Opened(path, contents, best, setup, trained_on, metas, trace, tasks, other, remark)
 
 
 def _refuse_used(directory: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from metarun.config.run import differing
+from metarun.config.run import TaskConfig, differing
 from metarun.config.shape import shape_of, shots, ways
 from metarun.config.typed import as_argument, as_path
 from metarun.episodes.identity import task_set
@@ -129,15 +129,20 @@ def _of_ensemble(
 
 
 def describe(
-    setup: Setup, evaluation: Evaluation, split: str, ensemble: Sequence[dict[str, Any]] = ()
+    setup: Setup,
+    evaluation: Evaluation,
+    split: str,
+    ensemble: Sequence[dict[str, Any]] = (),
+    trained: TaskConfig | None = None,
 ) -> dict[str, Any]:
     """An evaluation's figures with the protocol that they were measured under.
 
     Args:
         split: whose tasks they were.
         ensemble: the validations of the checkpoints whose outputs were averaged; empty: one alone.
+        trained: the shape of the training tasks; None: that of the config.
     """
-    config, trained = setup.config, setup.config.task.in_training()
+    config, trained = setup.config, trained or setup.config.task.in_training()
     figures = evaluation.summary()
     if setup.algorithm.one_model is not None:
         figures |= {"inner_steps": None, "classes": setup.source.outputs}
@@ -149,7 +154,8 @@ def describe(
         figures["transductive"] = True
     if ensemble:
         figures["ensemble"] = list(ensemble)
-    if trained != config.task:  # training tasks had another shape
+    on_tasks = setup.algorithm.learns and setup.algorithm.batch_size is None
+    if on_tasks and setup.algorithm.one_model is None and trained != config.task:
         shape: dict[str, Any] = shape_of(trained)
         if trained.within != config.task.within:
             shape["within"] = trained.within

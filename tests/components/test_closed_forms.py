@@ -136,6 +136,22 @@ def test_one_hot_labels_may_lack_a_class() -> None:
 # ---------------------------------------------------------------- shapes of tasks
 
 
+@pytest.mark.parametrize("algo", ["protonet", "simpleshot"])
+def test_a_result_says_what_tasks_the_run_was_trained_on(
+    algo: str, metarun: Metarun, tmp_path: Path
+) -> None:
+    """Whatever shape the evaluation asks for; of plain batches it says nothing."""
+    shape = ["task.train.way=7"] if algo == "protonet" else []
+    metarun(*RUN, f"algo={algo}", "task.way=4", *shape)
+    done = metarun("eval", "ckpt=run", "task.shot=2", "episodes=5", "hydra.run.dir=other")
+    test = json.loads((tmp_path / "other" / "result.json").read_text())["test"]
+    if algo == "protonet":
+        assert test["trained_on"] == {"way": 7, "shot": 1, "query": 3}
+        assert "4-way 2-shot" in done.stdout and "trained on 7-way 1-shot" in done.stdout
+    else:
+        assert "trained_on" not in test and "trained on" not in done.stdout
+
+
 @pytest.mark.parametrize("algo", ["protonet", "r2d2"])
 def test_tasks_of_training_and_evaluation_may_differ(
     algo: str, metarun: Metarun, tmp_path: Path
