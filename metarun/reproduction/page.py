@@ -131,6 +131,8 @@ def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
                 "ci95": group.ci95,
                 "ci95_over": group.interval,
                 "seeds": [run.seed for run in group.runs],
+                "test_tasks": group.figures[0].episodes,
+                "task_sets": [figures.task_set for figures in group.figures],
                 "meta_steps": group.settings["trainer.steps"],
                 "train_seconds": group.seconds,
                 "device": group.device,

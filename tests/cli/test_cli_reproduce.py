@@ -39,6 +39,8 @@ def test_rows_run_are_recalled_and_stand_in_the_tables(metarun: Metarun, tmp_pat
         (e["row"], e["budget"]): e for e in json.loads((tmp_path / "mine/results.json").read_text())
     }
     assert found[name, "cpu"]["seeds"] == [0, 1] and found[name, "cpu"]["verdict"] is None
+    one, other = found[name, "cpu"]["task_sets"]
+    assert one.startswith("tasks:") and one != other, "seeds have tasks of their own"
     assert found["maml_omniglot_5w1s", "full"]["state"] == "not run"
     assert "2 runs: 0 completed, 2 recalled" in metarun(*command).stdout
     (tmp_path / "notes.md").write_text("by hand")
