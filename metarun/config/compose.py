@@ -118,9 +118,12 @@ def explain(error: Exception, command: str, overrides: list[str]) -> ConfigError
     if (path := own_yaml.file_of(error)) is not None:
         return _wrong_file(path, str(error), command)
     if stored := re.match(r"In '([\w/]+)': .*\n(.*)\n\s*full_key: (.*)", str(error)):
-        option, reason, key = stored.groups()  # of a plugin's settings: there is no file
-        hint = suggest_key(key, _known_keys(command, []))
-        return ConfigError(f"`usual` of {option.replace('/', '=')}: {key}: {reason}{hint}")
+        option, reason, key = stored.groups()
+        group, _, name = option.partition("/")
+        if group == "experiment":  # its components may have been exchanged by what was typed
+            return ConfigError(f"{group}={name} sets {key}, which does not fit the rest: {reason}")
+        hint = suggest_key(key, _known_keys(command, []))  # a plugin's settings have no file
+        return ConfigError(f"`usual` of {group}={name}: {key}: {reason}{hint}")
     text = first_line(cause or error)
     if wrong := own_yaml.wrong_defaults(text, GROUPS):
         return wrong

@@ -77,6 +77,10 @@ def test_cfg_job_shows_the_config(metarun: Metarun) -> None:
         ("train algo=null", "algo=null: choose algo=anil|"),
         ("train seed=", "seed= is empty: give a value"),
         ("train -m seed=", "seed= is empty: give a value"),
+        (
+            "train experiment=cpu/maml_emoji_5w1s algo=nearest_neighbour",
+            "experiment=cpu/maml_emoji_5w1s sets algo.inner_steps, which does not fit the rest",
+        ),
         ("train algo.adapt=head", "algo.adapt=head: it is a list, write 'algo.adapt=[head]'"),
         ("train -m seed=range(3,1)", "seed=range(3,1) has no values: range(first,end) goes"),
         ("train -m seed=range(0)", "seed=range(0) has no values"),
