@@ -276,7 +276,8 @@ def _filled(target: Tensor | None, value: Tensor | None) -> Any:
         return None
     if target is None or (target.shape, target.dtype) != (value.shape, value.dtype):
         return value
-    if not _same(_plain(target), value):
+    # An accelerator would have to be waited for to compare them.
+    if target.device.type != "cpu" or not _same(_plain(target), value):
         if any(s == 0 and n > 1 for s, n in zip(target.stride(), target.shape, strict=True)):
             return value  # an expanded tensor has not the memory for them
         with torch.no_grad():

@@ -45,7 +45,7 @@ def choose_classes(store: ClassStore, keys: Tensor, way: int, groups: Groups | N
     device, number = store.sizes.device, len(store.class_names)
     class_ranks = random_bits(keys, torch.arange(number, device=device))
     if groups is not None:
-        counter = torch.tensor([-1 - number], device=device)  # unused by what is drawn below
+        counter = torch.full((1,), -1 - number, device=device)  # unused by what is drawn below
         place = (uniform(keys, counter) * len(groups.large)).long()
         elsewhere = groups.of_class != groups.large[place]
         class_ranks = class_ranks.masked_fill(elsewhere, torch.iinfo(torch.int64).min)

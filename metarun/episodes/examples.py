@@ -54,6 +54,7 @@ class LabelledExamples:
     Attributes:
         input_shape: of one example.
         outputs: how many classes there are.
+        device: where the examples are.
         flipped: bool (training examples,), whose label is wrong.
         identity: a text that other examples, or other parts of them, would not have.
     """
@@ -104,7 +105,7 @@ class LabelledExamples:
             name: Part(*(value.to(device) for value in part)) for name, part in parts.items()
         }
         self._images = store.images.to(device)
-        self.seed, self.dtype, self.outputs = seed, dtype, wanted
+        self.seed, self.device, self.dtype, self.outputs = seed, device, dtype, wanted
         self.input_shape = tuple(store.images.shape[1:])
         self.identity = derived(store, "examples", wanted, held_out, val, test)
 
@@ -141,12 +142,11 @@ class LabelledExamples:
 
         Args:
             parts: of `PARTS`.
-            numbers: int64 (batches,), which batches.
+            numbers: int64 (batches,), which batches; on the device of the examples.
             size: examples in a batch.
         """
         images = torch.cat([self._parts[name].images for name in parts])
         labels = torch.cat([self._parts[name].labels for name in parts])
-        numbers = numbers.to(images.device)
         keys = random_bits(stream_key("batches", self.seed, *parts), numbers)[:, None]
         places = torch.arange(size, device=images.device)
         number = (uniform(keys, places) * len(images)).long()
@@ -173,7 +173,8 @@ class ExampleBatches:
 
     def sample(self, start: int, count: int) -> Batch:
         """Batches `start` … `start + count - 1`."""
-        drawn = self._examples.draw(self._parts, torch.arange(start, start + count), self._size)
+        numbers = torch.arange(start, start + count, device=self._examples.device)
+        drawn = self._examples.draw(self._parts, numbers, self._size)
         return Batch(drawn.x, drawn.y)
 
 
@@ -224,9 +225,10 @@ class Windows:
 
     def sample(self, start: int, count: int) -> Window:
         """The windows of meta-steps `start` … `start + count - 1`."""
-        steps = torch.arange(start, start + count)
+        device = self._examples.device
+        steps = torch.arange(start, start + count, device=device)
         first = steps // self._updates * self._real
-        numbers = (first[:, None] + torch.arange(self._batches)).flatten()
+        numbers = (first[:, None] + torch.arange(self._batches, device=device)).flatten()
         train = self._examples.draw(["train"], numbers, self._size)
         held = self._examples.draw(["held_out"], steps, self._held_out)
         x, y, number = (part.view(count, self._batches, *part.shape[1:]) for part in train)

@@ -114,14 +114,11 @@ def _check_alike(one: str, first: EpisodeSource, name: str, source: EpisodeSourc
 
 
 def _put_together(drawn: Sequence[Episodes | None], chosen: Tensor, places: Tensor) -> Episodes:
-    """The episode at `places[i]` of what source `chosen[i]` has drawn, for each i."""
-    one = next(episodes for episodes in drawn if episodes is not None)
-    parts = []
-    for field in range(len(one[:4])):
-        whole = one[field].new_empty(len(chosen), *one[field].shape[1:])
-        for number, episodes in enumerate(drawn):
-            if episodes is not None:
-                to = (chosen == number).nonzero()[:, 0]
-                whole[to.to(whole.device)] = episodes[field][places[to].to(whole.device)]
-        parts.append(whole)
-    return Episodes(*parts)
+    """The episode at `places[i]` of what source `chosen[i]` has drawn, for each i.
+
+    By Python's numbers: an accelerator would be waited for while tensors of them are copied to it.
+    """
+    own = {source: episodes for source, episodes in enumerate(drawn) if episodes is not None}
+    rows = list(zip(chosen.tolist(), places.tolist(), strict=True))
+    fields = range(len(Episodes._fields))
+    return Episodes(*(torch.stack([own[source][i][at] for source, at in rows]) for i in fields))

@@ -46,7 +46,7 @@ class ClassStore:
 
     @cached_property
     def largest(self) -> int:
-        """Number of images of the largest class; asked of a GPU once, not at every draw."""
+        """Number of images of the largest class."""
         return int(self.sizes.max())
 
     @cached_property
@@ -183,7 +183,7 @@ def moved(stores: dict[str, ClassStore], device: torch.device) -> dict[str, Clas
         if storage.data_ptr() not in there:
             whole = store.images.new_empty(0).set_(storage)
             there[storage.data_ptr()] = whole.to(device) if fits else whole
-    return {
+    found = {
         split: replace(
             store,
             images=there[storage.data_ptr()].as_strided(
@@ -194,6 +194,9 @@ def moved(stores: dict[str, ClassStore], device: torch.device) -> dict[str, Clas
         )
         for (split, store), storage in zip(stores.items(), storages, strict=True)
     }
+    for split, store in stores.items():  # the device would have to be waited for at the first draw
+        vars(found[split]).update(largest=store.largest, count=store.count)
+    return found
 
 
 def free_memory(device: torch.device) -> float:

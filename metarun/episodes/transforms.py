@@ -160,7 +160,7 @@ def _with_hue_turned(images: Tensor, by: Tensor) -> Tensor:
         (green - blue) / divisor,
         torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
     )
-    offsets = images.new_tensor([5, 3, 1])[:, None, None]
+    offsets = 5 - 2 * torch.arange(3, dtype=images.dtype, device=images.device)[:, None, None]
     place = (hue[:, None] + 6 * by + offsets).remainder(6)
     part = torch.minimum(place, 4 - place).clamp_(0, 1)
     return value[:, None] - chroma[:, None] * part

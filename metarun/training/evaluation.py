@@ -16,7 +16,7 @@ from metarun.system.ranks import ALONE, Ranks
 from metarun.training.setup import Setup
 from metarun.unroll import Meta
 
-TASKS_AT_A_TIME = {"cpu": 16, "cuda": 128}  # a CPU's caches hold few, a GPU wants many
+TASKS_AT_A_TIME, ON_A_CPU = 128, 16  # an accelerator wants many, a CPU's caches hold few
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def evaluate(
         LostRank: another rank is gone.
     """
     like = next(iter(meta.values()), torch.empty(0))  # what learns nothing may have none
-    size = chunk or TASKS_AT_A_TIME[like.device.type]
+    size = chunk or (ON_A_CPU if like.device.type == "cpu" else TASKS_AT_A_TIME)
     traces: dict[int, Trace] = {}  # by the first task of the chunk
     with torch.no_grad():
         for turn in range(0, episodes, size * ranks.count):

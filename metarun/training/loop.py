@@ -79,7 +79,8 @@ def meta_step(setup: Setup, state: TrainState) -> None:
     """One update of the meta-parameters from one meta-batch of tasks.
 
     Each rank takes a share of the tasks; then all take the same step. Nothing here waits for the
-    GPU, unless steps may be skipped: metrics stay on the device until `log_recent`.
+    GPU, but in the first step and where steps may be skipped: metrics stay on the device until
+    `log_recent`.
     """
     config, options, ranks = setup.config, setup.config.outer_opt, setup.ranks
     size = config.trainer.meta_batch
@@ -131,7 +132,8 @@ def tell_unlearned(grads: dict[str, Tensor]) -> None:
 
     A bias alone may have none: normalisation takes it away again.
     """
-    moves = {n.rpartition(".")[0] for n, grad in grads.items() if bool(grad.any())}
+    moving = torch.stack([grad.any() for grad in grads.values()]).tolist()  # waits for the GPU once
+    moves = {n.rpartition(".")[0] for n, moved in zip(grads, moving, strict=True) if moved}
     zero = [n for n in grads if n.rpartition(".")[0] not in moves]
     if zero and len(zero) < len(grads):
         more = f" and {len(zero) - 3} more" if len(zero) > 3 else ""

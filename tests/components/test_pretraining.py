@@ -23,7 +23,7 @@ from metarun.components.backbone.mlp import MLP
 from metarun.episodes.source import Batch, Episodes
 from metarun.errors import ConfigError
 from metarun.unroll import adam, sgd
-from tests.components.test_every_algorithm import REGRESSES, TASKS
+from tests.components.test_every_algorithm import CPU, REGRESSES, TASKS
 from tests.conftest import Metarun
 from tests.setups import IMAGES, setup_of
 
@@ -116,7 +116,7 @@ def test_the_head_of_baseline_pp_is_that_of_torchs_sgd(lengths: bool, size: int 
     features = ours.model.features(x).detach()
     head = CosineLayer(meta["head.weight"][:3], 2.0, lengths)
     optimizer = torch.optim.SGD(head.parameters(), 0.01, **CLOSER_LOOK)
-    turns = minibatches(6, size, 9)
+    turns = minibatches(6, size, 9, CPU)
     for step in range(9):
         chosen = range(6) if turns is None else turns[step].tolist()
         optimizer.zero_grad()
@@ -150,12 +150,12 @@ def test_features_that_are_all_zero_have_scores_and_gradients() -> None:
 
 
 def test_minibatches_are_dealt_from_shuffled_decks() -> None:
-    turns = minibatches(6, 2, 7)
+    turns = minibatches(6, 2, 7, CPU)
     assert turns is not None and turns.shape == (7, 2)
     decks = turns[:6].reshape(2, 6)
     assert [sorted(deck) for deck in decks.tolist()] == [list(range(6))] * 2
     assert all(deck != list(range(6)) for deck in decks.tolist()) and len(decks.unique(dim=0)) == 2
-    assert minibatches(6, 6, 7) is None and minibatches(6, None, 7) is None
+    assert minibatches(6, 6, 7, CPU) is None and minibatches(6, None, 7, CPU) is None
 
 
 def test_minibatches_change_the_head_of_baseline() -> None:

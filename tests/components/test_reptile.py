@@ -96,12 +96,13 @@ def test_moments_are_kept_in_checkpoints_and_used_by_evaluations(
 def test_each_deck_of_the_minibatches_has_every_example(
     examples: int, size: int, steps: int
 ) -> None:
-    turns = minibatches(examples, size, steps)
+    turns = minibatches(examples, size, steps, CPU)
     assert turns is not None and turns.shape == (steps, size)
     dealt = turns.flatten().tolist()
     for start in range(0, len(dealt) - examples + 1, examples):
         assert sorted(dealt[start : start + examples]) == list(range(examples))
-    assert minibatches(examples, examples, steps) is None is minibatches(examples, None, steps)
+    for whole in (examples, None):
+        assert minibatches(examples, whole, steps, CPU) is None
 
 
 def problem(**changes: Any) -> Problem:

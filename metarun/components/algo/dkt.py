@@ -120,7 +120,7 @@ def dkt(problem: Problem, own: DktConfig) -> Algorithm:
         return start | begin
 
     def noise_of(meta: Meta) -> Tensor:
-        return meta[NOISE].exp() if own.learn_noise else meta[MEAN].new_tensor(own.noise)
+        return meta[NOISE].exp() if own.learn_noise else meta[MEAN].new_full((), own.noise)
 
     def targets_of(y: Tensor, way: int | None, x: Tensor) -> Tensor:
         return 2 * one_hot(Support(x, y, way)) - 1 if classifies else y

@@ -65,7 +65,7 @@ def with_new_heads(
     def adapt(meta: Meta, support: Support, taken: int, watch: Watch | None) -> Adapted:
         assert support.way is not None
         features = support.x.detach()
-        turns = minibatches(len(features), own.inner_batch, taken)
+        turns = minibatches(len(features), own.inner_batch, taken, features.device)
 
         def predictor(fast: Params) -> Predictor:
             return lambda x: scores(fast, x)
@@ -73,8 +73,7 @@ def with_new_heads(
         def inner_loss(fast: Params, step: int, given: tuple[Tensor, Tensor]) -> Tensor:
             x, y = given
             if turns is not None:
-                chosen = turns[step].to(x.device)
-                x, y = x[chosen], y[chosen]
+                x, y = x[turns[step]], y[turns[step]]
             return objective.loss(scores(fast, x), y)
 
         begun, given = head(meta, support.way), (features, support.y)

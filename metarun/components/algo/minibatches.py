@@ -6,10 +6,19 @@ import torch
 from torch import Tensor
 
 
-def minibatches(examples: int, size: int | None, steps: int) -> Tensor | None:
+def minibatches(examples: int, size: int | None, steps: int, device: torch.device) -> Tensor | None:
     """Which examples each step takes: a shuffled deck of all, dealt again when it runs out.
 
     The same for all tasks, whose examples are drawn at random already.
+
+    Args:
+        examples: of a support set.
+        size: examples that a step takes.
+        steps: inner steps.
+        device: of the examples: one copy to it for all steps, since the host waits for each.
+
+    Returns:
+        int64 (steps, size); None where each step takes all examples.
     """
     if size is None or size >= examples:
         return None
@@ -19,4 +28,4 @@ def minibatches(examples: int, size: int | None, steps: int) -> Tensor | None:
         deck = list(range(examples))
         shuffler.shuffle(deck)
         order += deck
-    return torch.tensor(order[: steps * size]).view(steps, size)
+    return torch.tensor(order[: steps * size], device=device).view(steps, size)

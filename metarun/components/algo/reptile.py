@@ -85,13 +85,12 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
     ) -> Unrolled:
         start = {name: meta[name].detach() for name in weights}
         state = moments.state(meta if own.keep_moments else moments.initial)
-        turns = minibatches(len(support.x), own.inner_batch, steps)
+        turns = minibatches(len(support.x), own.inner_batch, steps, support.x.device)
 
         def loss(fast: Params, step: int, given: tuple[Tensor, Tensor]) -> Tensor:
             x, y = given
             if turns is not None:
-                chosen = turns[step].to(x.device)
-                x, y = x[chosen], y[chosen]
+                x, y = x[turns[step]], y[turns[step]]
             return objective.loss(apply_model(model, fast, x), y)
 
         return unroll(

@@ -28,7 +28,8 @@ class Recomputation:
     """A function that is evaluated again, and has to give what it gave at first.
 
     What a loss takes from an iterator, say, would be something else by then. So its small outputs,
-    the values of losses among them, are kept and compared.
+    the values of losses among them, are kept and compared. On a CPU: the host would wait for an
+    accelerator at each of them. `check_closure` looks at losses anywhere.
     """
 
     def __init__(self, fn: Flat) -> None:
@@ -43,7 +44,11 @@ class Recomputation:
     def keep(self, outputs: Sequence[Tensor]) -> None:
         """Take these for what the function gives."""
         if not _under_recording():
-            self.first = [unwrapped(x).detach() if x.numel() <= _SMALL else None for x in outputs]
+            compared = [x.numel() <= _SMALL and x.device.type == "cpu" for x in outputs]
+            self.first = [
+                unwrapped(x).detach() if known else None
+                for x, known in zip(outputs, compared, strict=True)
+            ]
 
     def compare(self, outputs: Sequence[Tensor], places: Iterable[int]) -> None:
         """Refuse outputs in these places that are not those of the first time.
