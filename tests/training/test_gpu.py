@@ -13,10 +13,33 @@ from metarun.episodes import store as store_module
 from metarun.episodes.source import Episodes, ImageEpisodes
 from metarun.episodes.store import from_equal_classes, select_classes
 from metarun.rundir import checkpoint
+from metarun.training.loop import meta_step
+from metarun.training.setup import build
+from metarun.training.state import fresh
 from metarun.unroll import meta_gradient, sgd, unroll
 from tests.conftest import Metarun
+from tests.setups import config_of
+from tests.simulated.cases import cases
+from tests.simulated.catalogue import UNCOMPARED, small
 
 pytestmark = pytest.mark.gpu
+
+CATALOGUE = [case for case in cases() if case.endswith((" recorded", " loop"))]
+COPIES = ("algo=reptile loop",)  # numbers of examples: see test_simulated_accelerator.py
+
+
+@pytest.mark.parametrize("case", [case for case in CATALOGUE if case not in COPIES])
+def test_no_meta_step_waits_for_it(case: str) -> None:
+    """As far as torch knows; after the first ones, which try things out and record."""
+    with small(), UNCOMPARED:
+        setup = build(config_of(*cases()[case]), torch.device("cuda"))
+        state = fresh(setup)
+        for mode in ("default", "default", "error") if setup.steps else ():
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                meta_step(setup, state)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("fits", [True, False])
