@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types tests test-slurm test-install dist fuzz figures benchmark-memory bench bench-data experiments zoo chaos long-run mutate op-zoo clean
+.PHONY: help setup demo test lint types tests test-slurm test-install dist docs fuzz figures benchmark-memory bench bench-data experiments zoo chaos long-run mutate op-zoo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ dist: setup  ## source distribution and wheel in dist/, as an index would take t
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m twine check --strict dist/*
+
+docs: setup  ## the site of the documentation, in build/site; its notebooks are executed
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m mkdocs build -f scripts/site/mkdocs.yml
 
 figures: setup  ## the pictures of the README
 	$(BIN)/python scripts/draw_glyphs.py --out docs/glyphs.png

@@ -10,9 +10,10 @@ import pytest
 from tests.conftest import REPO, Metarun
 
 README = (REPO / "README.md").read_text()
+START = (REPO / "docs" / "index.md").read_text()
 COMMANDS = [
     line.partition("#")[0].strip()
-    for block in re.findall(r"```\n(.*?)```", README.replace("\\\n", ""), flags=re.S)
+    for block in re.findall(r"```\n(.*?)```", (README + START).replace("\\\n", ""), flags=re.S)
     for line in block.splitlines()
     if line.startswith("metarun train ") and "…" not in line
 ]

@@ -18,6 +18,7 @@ def shape_of(task: TaskConfig) -> dict[str, Any]:
 def classes(shape: Mapping[str, Any]) -> str:
     """How many classes there are.
 
+    >>> from metarun.config.shape import classes
     >>> classes({"way": 5}), classes({"way": 20, "min_way": 5})
     ('5', '5 to 20')
     """
@@ -32,6 +33,7 @@ def ways(shape: Mapping[str, Any]) -> str:
 def shots(shape: Mapping[str, Any]) -> str:
     """The number of support examples.
 
+    >>> from metarun.config.shape import shots
     >>> shots({"shot": 1}), shots({"shot": 5, "min_shot": 1})
     ('1-shot', '1 to 5-shot')
     >>> shots({"way": 50, "shot": 100, "imbalanced": True, "max_support": 500})

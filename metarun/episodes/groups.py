@@ -26,6 +26,7 @@ class Groups(NamedTuple):
 def group_of(class_name: str) -> str:
     """The group of a class: what stands before the last '/' of its name; '' if there is none.
 
+    >>> from metarun.episodes.groups import group_of
     >>> group_of("Greek/character01"), group_of("Greek/rot90/character01"), group_of("cat")
     ('Greek', 'Greek/rot90', '')
     """

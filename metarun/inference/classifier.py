@@ -51,8 +51,9 @@ class FewShotClassifier:
         n_features_in_: numbers in an input of the network.
 
     Example:
+        >>> import metarun
         >>> classifier = metarun.FewShotClassifier("outputs/train/mine")
-        >>> classifier.fit(["cat1.png", "dog1.png", "dog2.png"], ["cat", "dog", "dog"])
+        >>> _ = classifier.fit(["cat1.png", "dog1.png", "dog2.png"], ["cat", "dog", "dog"])
         >>> classifier.predict(["new.png"])
         array(['cat'], dtype='<U3')
     """

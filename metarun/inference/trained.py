@@ -145,8 +145,12 @@ def load(
         CheckpointError: the checkpoint is damaged, or needs a component that is not there.
 
     Example:
-        >>> trained = metarun.load("outputs/train/mine")
-        >>> scores = trained.adapt(support_x, support_y, way=5)(query_x)
+        >>> import metarun
+        >>> import torch
+        >>> trained = metarun.load("outputs/train/mine")  # of 5-way tasks of pictures, 1 x 28 x 28
+        >>> x, y = torch.rand(10, 1, 28, 28), torch.arange(10) % 5
+        >>> trained.adapt(x, y, way=5)(torch.rand(7, 1, 28, 28)).shape
+        torch.Size([7, 5])
     """
     path = checkpoint.find(run)
     content = checkpoint.load(path)

@@ -78,9 +78,16 @@ def reads(schema: type) -> Callable[[Callable[[Any], Inputs]], Callable[[Any], I
     It takes the settings. It counts for settings that inherit from these as well.
 
     Example:
+        >>> from metarun.config.component import settings
+        >>> from metarun.pictures.inputs import Inputs, Preprocessing, inputs_of, reads
+        >>> @settings
+        ... class MineConfig:
+        ...     size: int = 32
         >>> @reads(MineConfig)
         ... def inputs(own: MineConfig) -> Inputs:
         ...     return Inputs(Preprocessing(size=own.size))
+        >>> inputs_of(MineConfig()).shape
+        (3, 32, 32)
     """
 
     def decorate(function: Callable[[Any], Inputs]) -> Callable[[Any], Inputs]:

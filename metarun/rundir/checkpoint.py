@@ -6,8 +6,13 @@ gives them; every other tensor has the path of its field (`outer_optimizer/state
 
 Of a backbone whose parameters the algorithm takes as they are:
 
-    >>> weights = safetensors.torch.load_file("run/checkpoints/best.safetensors")
-    >>> backbone.load_state_dict({name: weights[name] for name in backbone.state_dict()})
+    >>> import metarun
+    >>> import safetensors.torch
+    >>> weights = safetensors.torch.load_file("outputs/train/mine/checkpoints/best.safetensors")
+    >>> backbone = metarun.load("outputs/train/mine").model
+    >>> known = {name: weights[name] for name in backbone.state_dict() if name in weights}
+    >>> backbone.load_state_dict(known, strict=False)  # prototypes need no head
+    _IncompatibleKeys(missing_keys=['head.weight', 'head.bias'], unexpected_keys=[])
 
 Its fields, which `metarun.rundir.checkpoint_fields` checks:
 

@@ -57,6 +57,8 @@ def to_bytes(values: dict[str, Any], own_names: Collection[str] = ()) -> bytes:
         ValueError: the values hold something else, or far too much that is no tensor.
 
     Example:
+        >>> import torch
+        >>> from metarun.system.archive import from_bytes, to_bytes
         >>> data = to_bytes({"step": 3, "meta": {"weight": torch.ones(2)}}, own_names=["meta"])
         >>> from_bytes(data)
         {'step': 3, 'meta': {'weight': tensor([1., 1.])}}

@@ -1,13 +1,11 @@
-"""The examples in the docstrings of the engine run, and everything public has one."""
+"""Everything that the engine exports has a docstring and an example.
 
-import doctest
+`tests/test_docstrings.py` runs the examples.
+"""
+
 import inspect
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
-
-import pytest
-import torch
 
 from metarun import higher, unroll
 from metarun.higher import optim as higher_optim
@@ -35,31 +33,6 @@ def public(module: ModuleType) -> dict[str, Any]:
         if inspect.isclass(value) or inspect.isroutine(value)
         if value.__module__.startswith("metarun.")  # State is typing.Any
     }
-
-
-def examples() -> Iterator[doctest.DocTest]:
-    """Those of the modules, and of their functions, classes and methods, each once."""
-    finder, seen = doctest.DocTestFinder(), set()
-    for module in MODULES:
-        yield doctest.DocTestParser().get_doctest(
-            module.__doc__ or "", {}, module.__name__, module.__file__, 0
-        )
-        for name, value in public(module).items():
-            if id(value) not in seen:
-                seen.add(id(value))
-                # The globals are empty: an example must import what it uses.
-                yield from finder.find(value, f"{module.__name__}.{name}", globs={})
-
-
-@pytest.mark.parametrize(
-    "example", [e for e in examples() if e.examples], ids=lambda example: example.name
-)
-def test_examples_in_docstrings_run(example: doctest.DocTest) -> None:
-    report: list[str] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        failed, _ = doctest.DocTestRunner(verbose=False).run(example, out=report.append)
-    assert not failed, "".join(report)
 
 
 def test_everything_public_is_documented() -> None:
