@@ -94,7 +94,6 @@ def test_the_search_works_in_a_page_that_is_opened_as_a_file(
     browser: webdriver.Chrome,  # noqa: F811
 ) -> None:
     browser.get((site / "index.html").as_uri())
-    browser.find_element(By.CSS_SELECTOR, "label[for=__search]").click()
     box = browser.find_element(By.CSS_SELECTOR, "input.md-search__input")
     box.send_keys("conformal prediction")
     results = WebDriverWait(browser, 30).until(

@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 
 log = logging.getLogger("mkdocs.hooks")
 
-SHIM = "iframe-worker.js"
+ASSETS = ("iframe-worker.js", "site.css")
 QUIET = ["--log-level=ERROR"]  # a kernel warns that it listens on local ports
 
 
@@ -30,7 +30,7 @@ class Notebook(File):
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Put pages in the place of notebooks, their pictures beside them, and add the shim."""
+    """Put pages in the place of notebooks, their pictures beside them, and add our assets."""
     for file in list(files):
         if file.src_uri.endswith(".ipynb"):
             place = PurePosixPath(file.src_uri)
@@ -43,8 +43,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(Notebook.generated(config, file.src_uri, content=text))
             for name, data in pictures.items():
                 files.append(File.generated(config, str(place.with_name(name)), content=data))
-    shim = str(Path(__file__).with_name(SHIM))
-    files.append(File.generated(config, f"assets/{SHIM}", abs_src_path=shim))
+    for name in ASSETS:
+        path = str(Path(__file__).with_name(name))
+        files.append(File.generated(config, f"assets/{name}", abs_src_path=path))
     return files
 
 
@@ -60,7 +61,7 @@ def execute(notebook: Any) -> None:
 
 
 def as_markdown(notebook: Any, stem: str) -> tuple[str, dict[str, bytes]]:
-    """A notebook as Markdown.
+    """A notebook as Markdown, without what its cells write to stderr: progress.
 
     Args:
         notebook: in version 4 of the format, with the outputs of its cells.
@@ -76,15 +77,15 @@ def as_markdown(notebook: Any, stem: str) -> tuple[str, dict[str, bytes]]:
             parts.append(cell.source)
             continue
         parts.append(fenced(cell.source, "python"))
-        for output in cell.outputs:
-            data = output.get("data", {})
+        if printed := "".join(o.text for o in cell.outputs if o.get("name") == "stdout"):
+            parts.append(fenced(printed.rstrip("\n"), "text"))
+        for data in (output.data for output in cell.outputs if "data" in output):
             if "image/png" in data:
                 name = f"{stem}-{len(pictures) + 1}.png"
                 pictures[name] = base64.b64decode(data["image/png"])
                 parts.append(f"![what the code above draws]({name})")
             else:
-                text = output.text if output.output_type == "stream" else data["text/plain"]
-                parts.append(fenced(text.rstrip("\n"), "{ .text .output }"))
+                parts.append(fenced(data["text/plain"], "text"))
     return "\n\n".join(parts) + "\n", pictures
 
 
