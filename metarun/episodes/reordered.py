@@ -19,7 +19,11 @@ class Reordered:
         order: which order; each number has another one.
 
     Example:
-        >>> other = Reordered(source, 1).sample("test", 0, 16)
+        >>> import metarun
+        >>> from metarun.episodes.reordered import Reordered
+        >>> source = metarun.load("outputs/train/mine").setup.source
+        >>> Reordered(source, 1).sample("test", 0, 16).support_x.shape
+        torch.Size([16, 5, 1, 28, 28])
     """
 
     def __init__(self, source: EpisodeSource, order: int) -> None:

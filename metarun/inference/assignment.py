@@ -44,6 +44,7 @@ def assign(scores: Tensor, each: int) -> Tensor:
 
     Example:
         >>> import torch
+        >>> from metarun.inference.assignment import assign
         >>> assign(torch.tensor([[2.0, 0.0], [1.0, 0.5]]), 1)
         tensor([0, 1])
     """
