@@ -28,15 +28,12 @@ class Reordered:
 
     def __init__(self, source: EpisodeSource, order: int) -> None:
         self._source, self._order = source, order
-        self._way: int | None = None  # asked of the first tasks: a GPU is waited for
         self.input_shape, self.outputs, self.kind = source.input_shape, source.outputs, source.kind
 
     def sample(self, split: str, start: int, count: int) -> Episodes:
         """Tasks `start` … `start + count - 1` of a split."""
         tasks: Episodes = self._source.sample(split, start, count)
-        if self._way is None:
-            self._way = int(tasks.support_y.max()) + 1
-        way, device = self._way, tasks.support_y.device
+        way, device = self.outputs, tasks.support_y.device
         keys = random_bits(
             stream_key("orders", self._order, split),
             torch.arange(start, start + count, device=device),

@@ -58,6 +58,10 @@ class Batch(NamedTuple):
     y: Tensor
 
 
+class TooFew(ValueError):
+    """A split has too few classes, or a class too few images, for the tasks."""
+
+
 SPLITS = ("train", "val", "test")
 
 
@@ -296,7 +300,7 @@ def _check_feasible(
     if way < 2:
         raise ValueError(f"task.way={way}: a classification task needs 2 classes or more")
     if way > classes:
-        raise ValueError(f"task.way={way} is more than the {classes} classes of the {split} split")
+        raise TooFew(f"task.way={way} is more than the {classes} classes of the {split} split")
     fewest = int(store.sizes.min())
     needed = "task.shot + task.query"
     if uneven is not None and uneven.imbalanced:  # a small class has fewer support examples
@@ -304,7 +308,7 @@ def _check_feasible(
     if shot + query > fewest:
         name = store.class_names[int(store.sizes.argmin())]
         what = "examples" if store.images.is_floating_point() else "images"
-        raise ValueError(
+        raise TooFew(
             f"{needed} = {shot} + {query} = {shot + query} is more than the "
             f"{fewest} {what} of class {name!r} in the {split} split"
         )

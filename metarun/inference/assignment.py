@@ -6,30 +6,14 @@ are those with the largest sum of log-probabilities among all that give each cla
 That is a transductive figure, beside the usual one and never in its place.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from metarun.errors import ConfigError
-from metarun.inference.outcomes import each_task, source_of
-from metarun.inference.trained import Trained
 from metarun.training.evaluation import confidence95
-from metarun.training.setup import Setup
-
-
-def refuse_assignment(setup: Setup) -> None:
-    """Refuse what has no classes with as many queries each.
-
-    Raises:
-        ConfigError: the tasks are no classification of images of one shape, or several processes
-            evaluate.
-    """
-    source_of(setup, "assign=true")
-    if setup.ranks.count > 1:
-        raise ConfigError("assign=true is for one process: start it without torchrun")
 
 
 def assign(scores: Tensor, each: int) -> Tensor:
@@ -53,26 +37,19 @@ def assign(scores: Tensor, each: int) -> Tensor:
     return torch.from_numpy(places) // each
 
 
-def assigned_figures(
-    trained: Trained, split: str, tasks: int, on_progress: Callable[[int], None]
-) -> dict[str, Any]:
-    """The accuracy of assigned queries over tasks 0 … `tasks` - 1 of a split.
+def assigned_figures(each: int, found: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """The accuracy of assigned queries over tasks.
 
     Args:
-        trained: the run, with its data.
-        on_progress: called with the number of tasks done.
+        each: queries of a class.
+        found: the scores and the labels of tasks, as `each_task` gives them.
     """
-    source = source_of(trained.setup, "assign=true")
-    right = [
-        (assign(scores, source.query) == labels).double().mean()
-        for scores, labels in each_task(trained, source, split, tasks, on_progress)
-    ]
-    each = torch.stack(right)
+    right = [(assign(scores, each) == labels).double().mean() for scores, labels in found]
     return {
-        "accuracy": float(each.mean()),
-        "ci95": confidence95(each),
-        "tasks": tasks,
-        "queries_of_each_class": source.query,
+        "accuracy": float(torch.stack(right).mean()),
+        "ci95": confidence95(torch.stack(right)),
+        "tasks": len(right),
+        "queries_of_each_class": each,
         "transductive": True,
     }
 

@@ -1,6 +1,6 @@
 """Which classes are taken for which: counts over many tasks."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from metarun.episodes.source import ImageEpisodes
 from metarun.errors import ConfigError
-from metarun.inference.outcomes import each_task, source_of
-from metarun.inference.trained import Trained
+from metarun.inference.outcomes import source_of
 from metarun.reporting.table import as_csv
 from metarun.training.setup import Setup
 
@@ -62,31 +61,21 @@ def refuse_confusion(setup: Setup) -> None:
             f"confusion=true: data={setup.config.data.name} has fixed tasks, and does not say of "
             "which classes they are; leave it out"
         )
-    if setup.ranks.count > 1:
-        raise ConfigError("confusion=true is for one process: start it without torchrun")
 
 
 def count_confusion(
-    trained: Trained,
-    split: str,
-    tasks: int,
-    on_progress: Callable[[int], None] = lambda done: None,
+    source: ImageEpisodes, split: str, found: Iterable[tuple[Tensor, Tensor]]
 ) -> Confusion:
-    """Adapt to tasks 0 … `tasks` - 1 of a split and count what their queries are taken for.
+    """Count what the queries of tasks are taken for.
 
     Args:
-        trained: the run, with its data.
-        on_progress: called with the number of tasks done.
-
-    Raises:
-        ConfigError: as `refuse_confusion`.
+        source: of the tasks.
+        split: of the tasks.
+        found: the scores and the labels of tasks 0, 1, …, as `each_task` gives them.
     """
-    refuse_confusion(trained.setup)
-    source = source_of(trained.setup)
     names = source.stores[split].class_names
     counts = torch.zeros(len(names), len(names), dtype=torch.int64)
     met = torch.zeros_like(counts)
-    found = each_task(trained, source, split, tasks, on_progress)
     for index, (scores, labels) in enumerate(found):
         classes = source.classes(split, index, 1)[0].cpu()
         true, taken = classes[labels], classes[scores.argmax(-1)]

@@ -12,6 +12,7 @@ from metarun.errors import CheckpointError, ConfigError
 from metarun.inference import assignment, calibrated, confusion
 from metarun.inference.confusion_matrix import write_matrix
 from metarun.inference.diagram import write_diagram
+from metarun.inference.outcomes import each_task, source_of
 from metarun.inference.trained import Trained
 from metarun.rundir import SWEEP_FILE, checkpoint, top
 from metarun.system.files import write_json, write_text
@@ -209,7 +210,7 @@ def _refuse_impossible(config: EvalConfig, trained: TrainConfig, setup: Setup) -
     if config.confusion:
         confusion.refuse_confusion(setup)
     if config.assign:
-        assignment.refuse_assignment(setup)
+        source_of(setup, "assign=true")
 
 
 def _restored(setup: Setup, content: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -253,15 +254,18 @@ def _look_closer(
         opened.path, opened.contents[0]["step"], opened.setup, dict(opened.metas[0]), None
     )
     figures, draws, words = dict[str, Any](), list[Draw](), list[str]()
+    if config.assign or config.confusion:
+        source = source_of(opened.setup)
+        found = list(each_task(loaded, source, config.split, tasks, on_progress))
     if config.assign:
-        figures["assigned"] = assignment.assigned_figures(loaded, config.split, tasks, on_progress)
+        figures["assigned"] = assignment.assigned_figures(source.query, found)
         words.append(assignment.line(figures["assigned"]))
     if config.confusion:
-        found = confusion.count_confusion(loaded, config.split, tasks, on_progress)
-        figures["confusion"] = confusion.plain(found)
+        counted = confusion.count_confusion(source, config.split, found)
+        figures["confusion"] = confusion.plain(counted)
         draws += [
-            lambda folder: write_text(folder / "confusion.csv", confusion.as_table(found)),
-            lambda folder: write_matrix(folder / "confusion.png", found),
+            lambda folder: write_text(folder / "confusion.csv", confusion.as_table(counted)),
+            lambda folder: write_matrix(folder / "confusion.png", counted),
         ]
         words += confusion.lines(figures["confusion"], tasks)
     if config.calibrate:

@@ -35,8 +35,11 @@ def source_of(setup: Setup, asked: str = "calibrate=true") -> ImageEpisodes:
         asked: what they are needed for, as it was typed.
 
     Raises:
-        ConfigError: they are no labelled images, or the tasks are uneven.
+        ConfigError: they are no labelled images, the tasks are uneven, or several processes
+            evaluate.
     """
+    if setup.ranks.count > 1:
+        raise ConfigError(f"{asked} is for one process: start it without torchrun")
     if not isinstance(setup.source, ImageEpisodes):
         raise ConfigError(
             f"{asked} is for data of labelled images, not for data={setup.config.data.name}"

@@ -7,7 +7,7 @@ import torch
 
 from metarun.components.build import build_data
 from metarun.config.run import TrainConfig
-from metarun.episodes.source import EpisodeSource, splits_of, training_classes
+from metarun.episodes.source import EpisodeSource, TooFew, splits_of, training_classes
 from metarun.errors import ConfigError
 
 KEY = "examples"
@@ -119,7 +119,7 @@ def _built(config: TrainConfig, device: torch.device) -> EpisodeSource:
     try:
         return build_data(config, device)
     except ConfigError as error:
-        if "fractions" in vars(config.data) and "split" in str(error):
+        if "fractions" in vars(config.data) and isinstance(error.__cause__, TooFew):
             raise ConfigError(
                 f"{error}; data.fractions=[0,0,1] makes all of them test classes"
             ) from error

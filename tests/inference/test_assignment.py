@@ -9,7 +9,8 @@ import torch
 
 from metarun.config.trained import EvalConfig
 from metarun.errors import ConfigError
-from metarun.inference.assignment import assign, assigned_figures
+from metarun.inference.assignment import assign
+from metarun.inference.outcomes import source_of
 from metarun.inference.trained import load
 from tests.conftest import Metarun
 from tests.inference.runs import GLYPHS, write_run
@@ -53,6 +54,6 @@ def test_an_evaluation_has_it_beside_its_score(metarun: Metarun, tmp_path: Path)
 def test_what_has_no_classes_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path, "data=sinusoid", "algo=maml", "backbone=mlp")
     with pytest.raises(ConfigError, match="assign=true is for data of labelled images"):
-        assigned_figures(load(tmp_path, with_data=True), "test", 1, lambda done: None)
+        source_of(load(tmp_path, with_data=True).setup, "assign=true")
     with pytest.raises(ConfigError, match="assign=true is for one checkpoint"):
         EvalConfig("run", ensemble=2, assign=True)

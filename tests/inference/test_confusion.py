@@ -12,9 +12,18 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix as by_sklearn
 
 from metarun.config.trained import EvalConfig
+from metarun.episodes.source import ImageEpisodes
 from metarun.errors import ConfigError
-from metarun.inference.confusion import Confusion, as_table, count_confusion, lines, plain
+from metarun.inference.confusion import (
+    Confusion,
+    as_table,
+    count_confusion,
+    lines,
+    plain,
+    refuse_confusion,
+)
 from metarun.inference.confusion_matrix import confusion_matrix
+from metarun.inference.outcomes import each_task
 from metarun.inference.trained import load
 from tests.conftest import Metarun
 from tests.inference.runs import GLYPHS, draw, write_run
@@ -43,7 +52,8 @@ def test_counts_are_those_of_scikit_learn(tmp_path: Path) -> None:
             true.append(names[int(y)])
             taken.append(names[int(label)])
             met[true[-1], names] += 1
-    found = count_confusion(trained, "test", 12)
+    assert isinstance(source, ImageEpisodes)
+    found = count_confusion(source, "test", each_task(trained, source, "test", 12))
     right = by_sklearn(true, taken, labels=range(len(store.class_names)))
     assert np.array_equal(found.counts.numpy(), right)
     assert torch.equal(found.met.float(), met)
@@ -123,7 +133,7 @@ def test_what_has_no_classes_is_refused(
 ) -> None:
     write_run(tmp_path, *settings)
     with pytest.raises(ConfigError, match=f"confusion=true {words}"):
-        count_confusion(load(tmp_path, with_data=True), "test", 1)
+        refuse_confusion(load(tmp_path, with_data=True).setup)
 
 
 def test_several_checkpoints_are_refused() -> None:

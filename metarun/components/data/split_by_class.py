@@ -55,7 +55,7 @@ def split_by_class(names: Sequence[str], own: SplitConfig) -> dict[str, list[int
     if len(names) < 3:
         raise ConfigError(
             f"the data have {len(names)} classes and no split: training, validation and test need "
-            "one or more each"
+            "one or more each; data.fractions=[0,0,1] is for an evaluation on all of them"
         )
 
     def rank(number: int) -> str:
