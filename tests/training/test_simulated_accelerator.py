@@ -56,10 +56,6 @@ KNOWN = (
         "engine.gradient=mixed", "the same",
     ),
     Known(
-        "first", "episodes/reordered.py:sample aten._local_scalar_dense",
-        "classes in another order", "how many classes a task has is asked once",
-    ),
-    Known(
         "later", "unroll/recording/comparison.py:_same_bits aten._local_scalar_dense",
         "recordings compared", "at calls that become more seldom; all other cases leave it out",
     ),
