@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test lint types tests test-slurm test-install dist docs fuzz figures benchmark-memory bench bench-data experiments zoo chaos long-run mutate op-zoo clean
+.PHONY: help setup demo test lint types tests test-slurm test-install dist docs fuzz figures benchmark-memory bench bench-data gpu-check experiments zoo chaos long-run mutate op-zoo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ bench: setup  ## metarun against its peers; device=cuda for a GPU: an hour or tw
 
 bench-data: setup  ## converting pictures and drawing episodes, against torchvision and learn2learn
 	$(BIN)/python -W ignore scripts/bench_data.py
+
+gpu-check: setup  ## all that a GPU is asked, in ten minutes; device=cpu for a rehearsal
+	bash scripts/gpu_check.sh $(if $(filter command\ line,$(origin device)),$(device),cuda)
 
 experiments: setup  ## the figures of the README: real trainings, minutes on two cores
 	bash scripts/reproduce.sh

@@ -51,8 +51,8 @@ _ABOUT_MODELS = {"UnsuitableModel", "ClosureError", "WrongDerivative"}
 """They are no MetarunErrors: the unroll is a library of its own."""
 
 _LESS_MEMORY = (
-    "A smaller engine.chunk, trainer.meta_batch, task.query or backbone needs less, as does "
-    "engine.gradient=checkpoint in training"
+    "engine.chunk=auto takes as many tasks at a time as fit; a smaller trainer.meta_batch, "
+    "task.query or backbone needs less, as does engine.gradient=checkpoint in training"
 )
 
 

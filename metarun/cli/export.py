@@ -37,7 +37,11 @@ def run(config: ExportConfig, directory: str | Path) -> float:
         export_file.refuse_without_onnx()
     asked = EvalConfig(config.ckpt, backbone=config.backbone, data=EvalData(config.data.root))
     trained = load(
-        config.ckpt, "cpu", config.task.way, lambda own: changed(own, asked), config.calibrate
+        config.ckpt,
+        "cpu",
+        config.task.way,
+        lambda own: export.in_full_precision(changed(own, asked)),
+        config.calibrate,
     )
     export.refuse_unexportable(trained, config.calibrate)
     calibrated = None

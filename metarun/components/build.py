@@ -29,6 +29,7 @@ from metarun.components.contract import (
     checked_algorithm,
 )
 from metarun.components.fits import check_kind_of_data
+from metarun.components.formats import in_format, precision_of
 from metarun.components.inner import inner_loop_of
 from metarun.components.inner_opt.partition import part_settings
 from metarun.components.outer_opt.base import IMPLEMENTATION, OF_EVERY_OUTER_OPTIMIZER
@@ -307,11 +308,12 @@ def build_algorithm(
         norm_of(config),
         source.count("train") if isinstance(source, LabelledExamples) else None,
         uneven,
+        precision_of(config),
     )
     algorithm = build_component("algo", config.algo, problem, **as_keywords(config.algo))
     checked = checked_algorithm(config.algo.name, algorithm)
     check_kind_of_data(config, checked, source)
-    return checked
+    return in_format(checked, problem.precision.outer)
 
 
 def norm_of(config: TrainConfig) -> str:
@@ -343,5 +345,5 @@ def build_outer_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> 
 
 
 def dtype_of(config: TrainConfig) -> torch.dtype:
-    """The floating-point type of a run."""
+    """The floating-point type of a run's weights and data."""
     return torch.float64 if config.engine.precision == "float64" else torch.float32

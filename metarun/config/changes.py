@@ -55,11 +55,23 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
             own = replace(own, **(EVEN | fixed)) if fixed else own
         if part == "task":
             given = redrawn(given, own)
+        if part == "engine":
+            _refuse_other_weights(own.precision, given.get("precision"))
+            given |= {"inner_precision": None} if "precision" in given else {}
         given = _checked(part, own, given | config.more.get(part, {}))
         parts[part] = read(part, type(own), vars(own) | given)
     if config.seed is not None:
         parts["seed"] = config.seed
     return replace(stored, device=config.device, **parts)
+
+
+def _refuse_other_weights(own: str, wanted: str | None) -> None:
+    """Refuse another format for weights that are in float64."""
+    if own == "float64" and wanted is not None:
+        raise ConfigError(
+            f"engine.precision={wanted}: the weights of the run are in float64, and are evaluated "
+            "in it; leave it out"
+        )
 
 
 def _same_data(stored: TrainConfig, config: EvalConfig) -> EvalData:
@@ -134,6 +146,6 @@ def otherwise(trained: TrainConfig, config: TrainConfig) -> dict[str, Any]:
         for key, value in here.items()
         if value != before[key]
         and key != "device"
-        and not key.startswith("engine.")
+        and (not key.startswith("engine.") or key == "engine.precision")
         and key not in NEUTRAL_KEYS
     }

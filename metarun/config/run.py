@@ -183,6 +183,7 @@ class TrainerConfig:
 
 Norm = Literal["transductive", "support", "support_plus_one", "running"]
 Batching = Literal["auto", "vmap", "loop"]
+Precision = Literal["float32", "float64", "bf16", "tf32"]
 Compile = Literal["auto", "none", "replay", "inductor"]
 Gradient = Literal[
     "auto",
@@ -196,13 +197,23 @@ Gradient = Literal[
 ]
 
 
+def check_chunk(chunk: Any) -> None:
+    """Refuse what is neither a number of tasks nor "auto"."""
+    if chunk is None or chunk == "auto":
+        return
+    if type(chunk) is not int:
+        raise ConfigError(f"engine.chunk={chunk}: give a number of tasks, auto or null")
+    between("engine.chunk", chunk, 1, MOST_TASKS)
+
+
 @section("engine.")
 class EngineConfig:
     """How the tasks of a batch are computed, and the inner loop is differentiated."""
 
     batching: Batching = "auto"  # of the tasks
-    chunk: int | None = None  # tasks at a time under vmap; null: all, or 8 if a CPU convolves
-    precision: Literal["float32", "float64"] = "float32"  # of weights and data
+    chunk: Any = None  # tasks at a time under vmap; auto: as many as fit; null: see the docs
+    precision: Precision = "float32"  # of all; bf16, tf32: of what the network computes alone
+    inner_precision: Literal["float32", "bf16"] | None = None  # in inner loops; null: as precision
     compile: Compile = "auto"  # whether a meta-step is recorded
     gradient: Gradient = "auto"  # of the inner loop; auto: by algo.order and length
     last: int = 1  # truncated: inner steps, the last ones, that are differentiated through
@@ -215,12 +226,18 @@ class EngineConfig:
     sigma: float = 0.01  # evolution: size of the perturbations
 
     def __post_init__(self) -> None:
-        for name in ("chunk", "block", "solver_steps", "samples"):
+        check_chunk(self.chunk)
+        for name in ("block", "solver_steps", "samples"):
             if getattr(self, name) is not None:
                 between(f"engine.{name}", getattr(self, name), 1, MOST_TASKS)
         between("engine.last", self.last, 0, MOST)
         for name in ("proximal", "solver_lr", "sigma"):
             positive(f"engine.{name}", getattr(self, name))
+
+    @property
+    def fixed_chunk(self) -> int | None:
+        """The number of tasks at a time that was asked for; None: another decides."""
+        return None if self.chunk == "auto" else self.chunk
 
 
 @section("")

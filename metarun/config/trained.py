@@ -45,7 +45,8 @@ class EvalEngine:
     """Changes to the computation."""
 
     batching: Batching | None = None  # of the tasks
-    chunk: int | None = None  # tasks at a time
+    chunk: Any = None  # tasks at a time; auto: as many as fit
+    precision: Literal["float32", "bf16", "tf32"] | None = None  # what the network computes in
 
 
 @section("data.")

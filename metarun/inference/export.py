@@ -4,6 +4,7 @@ The program needs no metarun. Sizes that differ between tasks stay open in it: t
 examples, of classes and of queries.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from metarun import __version__
 from metarun.components.build import dtype_of, norm_of
+from metarun.config.run import TrainConfig
 from metarun.errors import ConfigError, RunError, first_line
 from metarun.inference.trained import Trained
 from metarun.unroll._torch import check as size_check
@@ -71,6 +73,14 @@ class Labeller(nn.Module):
 
     def _input(self, x: Tensor) -> Tensor:
         return x.to(self.dtype) / 255 if x.dtype == torch.uint8 else x.to(self.dtype)
+
+
+def in_full_precision(config: TrainConfig) -> TrainConfig:
+    """The config of a program that computes in the format of its weights, wherever it will run."""
+    if config.engine.precision == "float64":
+        return config
+    engine = replace(config.engine, precision="float32", inner_precision=None)
+    return replace(config, engine=engine)
 
 
 def refuse_unexportable(trained: Trained, calibrates: bool = False) -> None:

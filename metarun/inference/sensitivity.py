@@ -146,7 +146,7 @@ class Evaluated:
             source,
             self.config.split,
             self.tasks,
-            setup.config.engine.chunk,
+            setup.config.engine.fixed_chunk,
             on_progress,
         )
         return found.scores[:, -1]

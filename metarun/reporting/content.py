@@ -10,6 +10,7 @@ from metarun.errors import ConfigError
 from metarun.reporting.calibrations import calibration_table, reliability_plot
 from metarun.reporting.comparison import Comparison, compare, furthest_apart
 from metarun.reporting.comparison_table import CSV_HEADER, comparison_table, csv_rows
+from metarun.reporting.confusions import confusion_table
 from metarun.reporting.gather import gather
 from metarun.reporting.groups import Board, boards
 from metarun.reporting.labels import as_text
@@ -63,6 +64,7 @@ class Report:
         lists: what else there is to say: (heading, lines).
         calibrated: header and rows of the evaluations that were calibrated.
         reliability: their diagram, if there are any.
+        confused: header and rows of classes of the evaluations that counted confusions.
     """
 
     title: str
@@ -72,6 +74,7 @@ class Report:
     lists: list[tuple[str, list[str]]]
     calibrated: tuple[list[str], list[list[Cell]]]
     reliability: Plot | None
+    confused: tuple[list[str], list[list[Cell]]]
 
 
 def report_on(roots: Sequence[str | Path]) -> tuple[Report, dict[str, str]]:
@@ -84,7 +87,7 @@ def report_on(roots: Sequence[str | Path]) -> tuple[Report, dict[str, str]]:
         ConfigError: a directory is not there, or none holds a run.
     """
     found = gather(roots)
-    if not found.runs and not found.refused and not found.calibrated:
+    if not found.runs and not (found.refused or found.calibrated or found.confused):
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in found.skipped[:10])
         where = ", ".join(map(str, roots))
         raise ConfigError(f"there are no runs of metarun in {where}{reasons}")
@@ -118,6 +121,7 @@ def report_on(roots: Sequence[str | Path]) -> tuple[Report, dict[str, str]]:
         ],
         calibrated=calibration_table(found.calibrated),
         reliability=reliability_plot(found.calibrated),
+        confused=confusion_table(found.confused),
     )
     differences = [
         [board.title, *row]

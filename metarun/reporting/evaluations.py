@@ -1,4 +1,4 @@
-"""Evaluations among runs: those that were calibrated are in a report."""
+"""Evaluations among runs: of those that looked closer, a report shows what they found."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ from metarun.reporting.reading import bounded, clean, finite, finite_or_nan
 from metarun.system.untrusted import json_object
 
 MOST_BINS = 1000
+MOST_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,45 @@ class Calibrated:
     bins_before: list[dict[str, float]]
 
 
-def read_calibration(folder: Path) -> Calibrated | None:
-    """What a directory of an evaluation says of its calibration; None: it is not that.
+@dataclass(frozen=True)
+class OneClass:
+    """How a class did in an evaluation.
+
+    Attributes:
+        queries: how many of it were labelled.
+        accuracy: how many of these were right, of 1.
+        taken_for: what it was taken for most often; None: for nothing else.
+        of: how many of its queries were in tasks with that class, and `mistaken` of them for it.
+    """
+
+    name: str
+    queries: int
+    accuracy: float
+    taken_for: str | None
+    mistaken: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Confused:
+    """What `metarun eval confusion=true` has counted: its classes, the hardest first."""
+
+    directory: Path
+    checkpoint: str
+    split: str
+    classes: list[OneClass]
+
+
+@dataclass(frozen=True)
+class Closer:
+    """What a directory of an evaluation says beyond its score; None: nothing of that kind."""
+
+    calibrated: Calibrated | None = None
+    confused: Confused | None = None
+
+
+def read_closer(folder: Path) -> Closer | None:
+    """What an evaluation found by looking closer; None: it is no evaluation that did.
 
     Raises:
         OSError: a file cannot be read.
@@ -50,17 +88,50 @@ def read_calibration(folder: Path) -> Calibrated | None:
     result = json_object(folder / "result.json")
     if "ckpt" not in result:
         return None
+    checkpoint = clean(str(result["ckpt"]))
     for split, figures in result.items():
-        if isinstance(figures, dict) and "calibration" in figures:
-            return _calibrated(folder, result["ckpt"], split, figures["calibration"])
+        if isinstance(figures, dict) and {"calibration", "confusion"} & figures.keys():
+            calibration, confusion = figures.get("calibration"), figures.get("confusion")
+            return Closer(
+                None
+                if calibration is None
+                else _calibrated(folder, checkpoint, split, calibration),
+                None if confusion is None else _confused(folder, checkpoint, split, confusion),
+            )
     return None
 
 
-def _calibrated(folder: Path, checkpoint: Any, split: str, own: Any) -> Calibrated:
+def _confused(folder: Path, checkpoint: str, split: str, own: Any) -> Confused:
+    try:
+        worst: dict[str, Any] = {}
+        for pair in own["pairs"]:  # the most frequent first
+            worst.setdefault(pair["class"], pair)
+        classes = []
+        for name, figures in list(own["classes"].items())[:MOST_CLASSES]:
+            pair = worst.get(name)
+            classes.append(
+                OneClass(
+                    clean(str(name)),
+                    int(bounded(figures["queries"])),
+                    finite(figures["accuracy"]),
+                    None if pair is None else clean(str(pair["taken_for"])),
+                    0 if pair is None else int(bounded(pair["queries"])),
+                    0 if pair is None else int(bounded(pair["of"])),
+                )
+            )
+    except KeyError as error:
+        raise ValueError(f"result.json lacks {error} of its confusions") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"result.json holds no counts of confusions: {error}") from error
+    classes.sort(key=lambda one: one.accuracy)
+    return Confused(folder, checkpoint, clean(split), classes)
+
+
+def _calibrated(folder: Path, checkpoint: str, split: str, own: Any) -> Calibrated:
     try:
         return Calibrated(
             directory=folder,
-            checkpoint=clean(str(checkpoint)),
+            checkpoint=checkpoint,
             split=clean(split),
             tasks=int(bounded(own["tasks"])),
             temperature=bounded(own["temperature"]),

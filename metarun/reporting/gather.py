@@ -17,7 +17,7 @@ from metarun.config.catalogue import GROUPS
 from metarun.config.run import EVEN, flat
 from metarun.config.shape import shots, ways
 from metarun.errors import ConfigError
-from metarun.reporting.evaluations import Calibrated, read_calibration
+from metarun.reporting.evaluations import Calibrated, Confused, read_closer
 from metarun.reporting.reading import LIMIT, bounded, clean, finite, finite_or_nan
 from metarun.rundir import SWEEP_FILE
 from metarun.rundir.metrics import read_metrics
@@ -124,12 +124,14 @@ class Gathered:
         refused: (directory, error) of a sweep's runs that failed before they had a directory.
         skipped: (directory, reason) of what looks like a run and is none that can be read.
         calibrated: evaluations with calibrate=true, the least error first.
+        confused: evaluations with confusion=true.
     """
 
     runs: list[Run]
     refused: list[tuple[Path, str]]
     skipped: list[tuple[Path, str]]
     calibrated: list[Calibrated]
+    confused: list[Confused]
 
 
 def gather(roots: Sequence[str | Path]) -> Gathered:
@@ -138,7 +140,7 @@ def gather(roots: Sequence[str | Path]) -> Gathered:
     Raises:
         ConfigError: one of them is not there.
     """
-    found = Gathered([], [], [], [])
+    found = Gathered([], [], [], [], [])
     seen = set()
     for root in map(Path, roots):
         if not root.is_dir():
@@ -151,8 +153,9 @@ def gather(roots: Sequence[str | Path]) -> Gathered:
                 continue
             seen.add(which)
             try:
-                if is_run and (own := read_calibration(folder)) is not None:
-                    found.calibrated.append(own)
+                if is_run and (own := read_closer(folder)) is not None:
+                    found.calibrated.extend(filter(None, [own.calibrated]))
+                    found.confused.extend(filter(None, [own.confused]))
                 elif is_run:
                     found.runs.append(read_run(folder))
                 else:

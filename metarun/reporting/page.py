@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from metarun import __version__
 from metarun.reporting.calibrations import NOTE as OF_CALIBRATION
 from metarun.reporting.comparison_table import NOTE
+from metarun.reporting.confusions import NOTE as OF_CONFUSION
 from metarun.reporting.content import ORDER, Report
 from metarun.reporting.table import numeric_columns
 
@@ -36,6 +37,7 @@ def render(report: Report) -> str:
         order=ORDER,
         note=NOTE,
         of_calibration=OF_CALIBRATION,
+        of_confusion=OF_CONFUSION,
         script=script,
         script_digest=digest,
         version=__version__,

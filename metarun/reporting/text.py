@@ -2,6 +2,7 @@
 
 from metarun.reporting.calibrations import NOTE as OF_CALIBRATION
 from metarun.reporting.comparison_table import NOTE
+from metarun.reporting.confusions import NOTE as OF_CONFUSION
 from metarun.reporting.content import ORDER, Report
 from metarun.reporting.table import as_lines, as_markdown, markdown_text
 
@@ -17,6 +18,8 @@ def terminal(report: Report) -> str:
             lines += ["", "differences, task by task", *as_lines(*section.pairs)]
     if report.calibrated[1]:
         lines += ["", "calibrated evaluations", *as_lines(*report.calibrated)]
+    if report.confused[1]:
+        lines += ["", "classes that are confused", *as_lines(*report.confused)]
     if report.unfinished[1]:
         lines += ["", "not finished", *as_lines(*report.unfinished)]
     for heading, entries in report.lists:
@@ -35,6 +38,9 @@ def markdown(report: Report) -> str:
     if report.calibrated[1]:
         lines += ["", "## Calibrated evaluations", "", OF_CALIBRATION, ""]
         lines += as_markdown(*report.calibrated)
+    if report.confused[1]:
+        lines += ["", "## Classes that are confused", "", OF_CONFUSION, ""]
+        lines += as_markdown(*report.confused)
     if report.unfinished[1]:
         lines += ["", "## Not finished", "", *as_markdown(*report.unfinished)]
     for heading, entries in report.lists:

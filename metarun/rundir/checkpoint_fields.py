@@ -43,6 +43,7 @@ def check_fields(content: Mapping[str, Any]) -> None:
         "recent": _is_metrics(recent),
         "data_identity": isinstance(content.get("data_identity"), str | None),
         "examples": _is_examples(content.get("examples")),
+        "chunks": _are_chunks(content.get("chunks", {})),
         "rng": isinstance(rng, dict)
         and is_random_state(rng.get("cpu"))
         and _is_list(rng.get("cuda"), is_random_state),
@@ -55,6 +56,12 @@ def check_fields(content: Mapping[str, Any]) -> None:
 def is_count(value: Any, most: Any = 2**62) -> bool:
     """Whether a value is a whole number from 0 to `most`."""
     return type(value) is int and type(most) is int and 0 <= value <= most
+
+
+def _are_chunks(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and is_count(chunk) and chunk > 0 for key, chunk in value.items()
+    )
 
 
 def is_random_state(value: Any) -> bool:

@@ -22,14 +22,11 @@ from metarun.config.run import EngineConfig, TrainConfig
 from metarun.episodes.source import EpisodeSource, an_episode
 from metarun.errors import ConfigError
 from metarun.system.ranks import Ranks
-from metarun.training.plan import choose_batching
+from metarun.training.plan import ONCE, choose_batching
 from metarun.unroll import LossOptimizer, Meta
 from metarun.unroll._torch import pytree
 
 log = logging.getLogger(__name__)
-
-ONCE = ("auto", "reverse", "first_order", "truncated")
-"""Values of `engine.gradient` that evaluate the inner loss once a step."""
 
 IN_PLACE = "would mutate a captured Tensor"
 """What torch says where a transform cannot follow a change in place."""

@@ -139,7 +139,7 @@ def evaluate_split(
     Raises:
         LostRank: another rank is gone.
     """
-    chunk, one = setup.config.engine.chunk, setup.algorithm.one_model
+    chunk, one = setup.config.engine.fixed_chunk, setup.algorithm.one_model
     if one is not None and isinstance(setup.source, LabelledExamples):
         tasks, chunk = setup.source.count(split), one.batch_size
     return evaluate(

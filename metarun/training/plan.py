@@ -10,6 +10,7 @@ from torch import nn
 
 from metarun.components.algo.descent import DescentConfig
 from metarun.components.algo.one_model import OneModelConfig
+from metarun.components.backbone.norm import BatchNorm, Fused
 from metarun.components.inner import build_inner_optimizer
 from metarun.config.run import EngineConfig, TrainConfig
 from metarun.errors import ConfigError
@@ -17,6 +18,8 @@ from metarun.unroll import Batching, InnerOptimizer
 from metarun.unroll._torch import ConvNd
 from metarun.unroll.names import selects
 
+ONCE = ("auto", "reverse", "first_order", "truncated")
+"""Values of `engine.gradient` that evaluate the inner loss once a step."""
 SAVE_MEMORY = ("checkpoint", "mixed")  # in engine.gradient; under inductor or vmap they do not
 SHORT_RUN = 10  # meta-steps: below, recording a network of convolutions takes longer than it saves
 SHORT_RUN_OF_STEPS = 200  # inner steps, of a loop that is recorded step by step: likewise
@@ -31,7 +34,10 @@ class Plan(NamedTuple):
 
     Attributes:
         batching: "vmap" or "loop".
-        chunk: tasks at a time under vmap; None: all.
+        chunk: tasks at a time under vmap; None: all. With `engine.chunk=auto` it shrinks where
+            memory runs out (`metarun.training.chunking`).
+        fused_norm: when layers of batch normalisation use torch's fused operation.
+        evaluate_chunk: of those that an evaluation takes together, likewise.
         compile: a value of `engine.compile`, or "auto inductor": compiled if that can be done.
         evaluate: the value of `engine.compile` for evaluation, which "auto" never compiles: figures
             are those of a plain `metarun eval`.
@@ -47,6 +53,8 @@ class Plan(NamedTuple):
     channels_last: bool = False
     threads: int = 1
     inner_step: str = "none"
+    fused_norm: Fused = "never"
+    evaluate_chunk: int | None = None
 
 
 def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainConfig:
@@ -106,11 +114,30 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
         choice = evaluate = "none"  # while a recording is made, all results are in memory
     elif choice == "auto":
         choice = _how(steps, model, large, SHORT_RUN)
+        if large and batching == "vmap" and choice == "auto":
+            choice = evaluate = "none"  # a replay takes six times what a loop takes
     several = large and batching == "loop" and choice != "none"
     threads = torch.get_num_threads() if several and not saves_memory(config.engine) else 1
+    fused: Fused = "never"
+    if batching == "loop" and device.type == "cpu" and _is_of_second_order(config):
+        compiled = any("inductor" in way for way in (choice, inner_step))
+        fused = "evaluation" if compiled else "always"
+        fused = "never" if "inductor" in evaluate else fused
     return Plan(
-        batching, chunk, choice, evaluate, large and batching == "loop", threads, inner_step
+        batching, chunk, choice, evaluate, large and batching == "loop", threads, inner_step, fused
     )
+
+
+def _is_of_second_order(config: TrainConfig) -> bool:
+    """Whether no derivative beyond the second is taken, and none in forward mode."""
+    return config.engine.gradient in (*ONCE, "checkpoint") and _by_gradient(config)
+
+
+def use_fused_norms(model: nn.Module, when: Fused) -> None:
+    """Tell a network's layers of batch normalisation when to use torch's fused operation."""
+    for layer in model.modules():
+        if isinstance(layer, BatchNorm):
+            layer.fused = when
 
 
 def _by_steps(config: TrainConfig) -> bool:
@@ -162,9 +189,9 @@ def choose_batching(
     large = convolves(model) and device.type == "cpu"
     chosen = engine.batching
     if chosen == "auto":
-        looped = recurrent or (engine.chunk is None and (saves_memory(engine) or large))
+        looped = recurrent or (engine.fixed_chunk is None and (saves_memory(engine) or large))
         chosen = "loop" if looped else "vmap"
-    chunk = engine.chunk
+    chunk = engine.fixed_chunk
     if chunk is None and large and chosen == "vmap":
         chunk = CHUNK_OF_CONVOLUTIONS
     return ("loop" if chosen == "loop" else "vmap"), chunk

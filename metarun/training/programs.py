@@ -91,7 +91,7 @@ def trace_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Trace
     """The evaluation of a batch of tasks; of a batch of examples, where one model is trained."""
     trace = channels_last(algorithm.trace) if plan.channels_last else algorithm.trace
     if algorithm.one_model is None:
-        return task_mapping(trace, plan.batching, record=record, threads=plan.threads)
+        return task_mapping(trace, plan.batching, plan.evaluate_chunk, record, plan.threads)
     mapping = task_mapping(trace, "loop", record=record)
 
     def of_batch(meta: Meta, batch: Any) -> Trace:
@@ -123,7 +123,7 @@ def outputs_program(algorithm: Algorithm, plan: Plan, record: "Recorder") -> Out
     """The outputs for the queries of a batch of tasks, in an evaluation."""
     assert algorithm.outputs is not None
     outputs = channels_last(algorithm.outputs) if plan.channels_last else algorithm.outputs
-    return task_mapping(outputs, plan.batching, record=record, threads=plan.threads)
+    return task_mapping(outputs, plan.batching, plan.evaluate_chunk, record, plan.threads)
 
 
 LOST = "a checkpoint does not hold what is kept in Python, so a resumed run differs"

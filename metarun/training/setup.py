@@ -21,6 +21,7 @@ from metarun.components.build import (
     training_tasks,
 )
 from metarun.components.fits import check_augment, check_fits, refuse_mixing
+from metarun.components.formats import settle_precision
 from metarun.components.network import Network, refuse_kept_results, refuse_lost_state
 from metarun.config.augment import AugmentConfig
 from metarun.config.catalogue import GROUPS, schemas
@@ -35,9 +36,10 @@ from metarun.system.memory import machine_memory
 from metarun.system.ranks import ALONE, Ranks
 from metarun.training.batching import TriedByVmap
 from metarun.training.buffers import settle, with_kept_buffers
+from metarun.training.chunking import AsManyAsFit
 from metarun.training.domain import Domain, refuse_no_training, refuse_other_shape
 from metarun.training.outer_groups import group_of_each
-from metarun.training.plan import Plan, make_plan, with_gradient
+from metarun.training.plan import Plan, make_plan, use_fused_norms, with_gradient
 from metarun.training.programs import (
     Advance,
     Gradient,
@@ -72,6 +74,7 @@ class Setup:
     trace: Traces
     outputs: Outputs | None  # None: the algorithm does not give them
     recheck: Callable[[], None]  # have recordings compared with their functions at the next call
+    chunks: dict[str, AsManyAsFit]  # of engine.chunk=auto: "gradient", "trace", "outputs"
     identity: str  # of the data
     batch_norm: str  # which statistics batch normalisation uses, for the result line
     parameters: dict[str, int | None]  # numbers: how many are learned, adapted, frozen
@@ -107,6 +110,7 @@ def build(
         DataError: the data are missing or damaged.
     """
     keep_compiled()
+    settle_precision(config, device, trains=trained_with is None)
     # Attention has a fast path for evaluations alone, which cannot be recorded.
     torch.backends.mha.set_fastpath_enabled(False)
     if domain is not None:  # which nothing is trained on
@@ -130,6 +134,7 @@ def build(
     begun = replace(settled, trainer=replace(config.trainer, steps=planned_for))
     computed = with_gradient(begun, model, device)
     plan = make_plan(computed, model, device)
+    use_fused_norms(model, plan.fused_norm)
     record_step = Recorder(plan.inner_step, "inner steps", tells=False)
     classes = None if domain is None else domain.classes
     algorithm = build_algorithm(
@@ -152,7 +157,7 @@ def build(
     batch_norm = "none" if not algorithm.init() else getattr(model, "batch_norm", None)
     if batch_norm is None and "norm" in vars(config.backbone):
         batch_norm = MEANING[norm_of(config)]
-    programs = _Programs(config, computed, algorithm, plan, model, device, [record_step])
+    programs = _Programs(config, computed, algorithm, plan, model, device, [record_step], {})
     return Setup(
         config,
         device,
@@ -172,6 +177,7 @@ def build(
         programs.make(trace_program, "evaluations", "evaluate"),
         programs.make(outputs_program, "evaluations", "evaluate") if algorithm.outputs else None,
         programs.recheck,
+        programs.chunks,
         identity_of(source),
         str(batch_norm or "not stated by the backbone"),
         _parameters(algorithm, network),
@@ -185,6 +191,7 @@ class _Programs(NamedTuple):
         config: the user's config.
         computed: the config with what "auto" was settled to.
         recorders: of all programs.
+        chunks: what finds out how many tasks fit, by program.
     """
 
     config: TrainConfig
@@ -194,6 +201,7 @@ class _Programs(NamedTuple):
     model: nn.Module
     device: torch.device
     recorders: list[Recorder]
+    chunks: dict[str, AsManyAsFit]
 
     def make(self, program: Callable[..., Any], what: str, choice: str) -> Callable[..., Any]:
         """A program of the plan; where vmap turns out not to do, of a plan with a loop.
@@ -205,14 +213,39 @@ class _Programs(NamedTuple):
         """
         if self.plan.batching == "loop":
             return self.made(program, what, choice, self.plan)
+        by_vmap: Callable[..., Any] = (
+            self.fitted(program, what, choice)
+            if self.computed.engine.chunk == "auto"
+            else self.made(program, what, choice, self.plan)
+        )
         engine = replace(self.computed.engine, batching="loop")
         looped = make_plan(replace(self.computed, engine=engine), self.model, self.device)
         return TriedByVmap(
-            self.made(program, what, choice, self.plan),
+            by_vmap,
             lambda: self.made(program, what, choice, looped),
             what,
             insisted=self.config.engine.batching == "vmap",
         )
+
+    def fitted(self, program: Callable[..., Any], what: str, choice: str) -> AsManyAsFit:
+        """A program of the plan, as many tasks at a time as fit into memory."""
+        former: list[Recorder] = []
+
+        def of_chunk(chunk: int | None) -> Callable[..., Any]:
+            for recorder in former:  # its recordings hold memory
+                self.recorders.remove(recorder)
+            plan = self.plan
+            if chunk is not None and choice == "compile":
+                plan = plan._replace(chunk=chunk)
+            elif chunk is not None:
+                plan = plan._replace(evaluate_chunk=chunk)
+            made = self.made(program, what, choice, plan)
+            former[:] = self.recorders[-1:]
+            return made
+
+        fitted = AsManyAsFit(of_chunk, what)
+        self.chunks[program.__name__.removesuffix("_program")] = fitted
+        return fitted
 
     def made(
         self, program: Callable[..., Any], what: str, choice: str, plan: Plan
@@ -263,7 +296,7 @@ def _parameters(algorithm: Algorithm, network: Network) -> dict[str, int | None]
 
 def _check_size(config: TrainConfig, source: EpisodeSource) -> None:
     """Refuse tasks of which a batch is larger than the memory of the machine."""
-    task, size = config.task, max(config.trainer.meta_batch, config.engine.chunk or 0)
+    task, size = config.task, max(config.trainer.meta_batch, config.engine.fixed_chunk or 0)
     classes = source.kind == "classification"
     shapes = (task, task.in_training())
     examples = max(t.support + t.query * t.way if classes else t.shot + t.query for t in shapes)

@@ -70,6 +70,9 @@ def restore(setup: Setup, content: dict[str, Any]) -> TrainState:
     state.best, state.last_eval = content["best"], content["last_eval"]
     state.top = content["top"]
     state.recent = metrics.from_plain(content["recent"], setup.device)
+    for program, chunk in content.get("chunks", {}).items():
+        if program in setup.chunks:
+            setup.chunks[program].take(chunk)
     try:
         torch.set_rng_state(content["rng"]["cpu"])
         if setup.device.type == "cuda" and content["rng"]["cuda"]:
@@ -165,6 +168,7 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
         "buffers": setup.network.buffers(),
         "frozen": setup.network.frozen_values(),
+        "chunks": {name: fitted.chunk for name, fitted in setup.chunks.items() if fitted.chunk},
     }
 
 

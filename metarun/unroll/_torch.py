@@ -83,6 +83,12 @@ def import_forward_rules() -> None:
     import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Let a GPU's products and convolutions compute in TensorFloat-32, or in float32 alone."""
+    torch._C._set_cudnn_allow_tf32(allowed)
+    torch._C._set_cublas_allow_tf32(allowed)
+
+
 def set_cudnn(*, enabled: bool | None = None, exact: bool = False) -> bool:
     """Switch cuDNN on or off, or let it compute in full precision, by one algorithm.
 

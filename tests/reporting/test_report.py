@@ -328,6 +328,41 @@ def test_calibrated_evaluations_have_a_table_and_a_diagram(
     assert reliability_plot([]) is None
 
 
+def confused(folder: Path, **other: object) -> Path:
+    """A directory of an evaluation of three classes."""
+    classes = {
+        "cat": {"queries": 40, "accuracy": 0.5}, "dog": {"queries": 30, "accuracy": 0.25},
+        "eel": {"queries": 20, "accuracy": 1.0},
+    }  # fmt: skip
+    pairs = [
+        {"class": "dog", "taken_for": "cat", "queries": 12, "of": 16},
+        {"class": "cat", "taken_for": "eel", "queries": 10, "of": 25},
+        {"class": "cat", "taken_for": "dog", "queries": 9, "of": 10},
+    ]
+    folder.mkdir(parents=True)
+    own = {"classes": classes, "pairs": pairs} | other
+    content = {"ckpt": "run/checkpoints/best.safetensors", "test": {"confusion": own}}
+    (folder / "result.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_confused_classes_have_a_table(metarun: Metarun, tmp_path: Path) -> None:
+    confused(tmp_path / "runs" / "one")
+    confused(tmp_path / "runs" / "damaged", pairs=7)
+    confused(tmp_path / "runs" / "empty", classes={"cat": {}})
+    done = metarun("report", "runs", "out=report").stdout
+    rows = [line.split()[3:] for line in done.splitlines() if line.startswith("runs/one")]
+    assert rows == [
+        ["dog", "30", "25.0", "%", "cat", "75.0", "%", "of", "16"],
+        ["cat", "40", "50.0", "%", "eel", "40.0", "%", "of", "25"],
+        ["eel", "20", "100.0", "%", "–", "–"],
+    ]
+    assert "runs/damaged: result.json holds no counts of confusions" in done
+    assert "runs/empty: result.json lacks 'queries' of its confusions" in done
+    for name in ("report.md", "report.html"):
+        assert "Classes that are confused" in (tmp_path / "report" / name).read_text()
+
+
 def test_damaged_directories_are_named_and_skipped(
     make: Callable[..., Path], metarun: Metarun, tmp_path: Path
 ) -> None:

@@ -61,11 +61,17 @@ def test_what_saves_memory_is_looped_over_a_task_at_a_time(gradient: str) -> Non
 
 
 def test_tasks_of_convolutions_run_in_threads_on_a_cpu_if_they_are_recorded() -> None:
-    assert planned(CONV, CPU, "trainer.steps=100") == Plan("loop", None, "auto", "auto", True, 2)
-    assert planned(CONV, CPU, "trainer.steps=9") == Plan("loop", None, "none", "auto", True, 1)
+    assert planned(CONV, CPU, "trainer.steps=100") == Plan(
+        "loop", None, "auto", "auto", True, 2, fused_norm="always"
+    )
+    assert planned(CONV, CPU, "trainer.steps=9") == Plan(
+        "loop", None, "none", "auto", True, 1, fused_norm="always"
+    )
     assert planned(CONV, CPU, "engine.compile=none").threads == 1
     assert planned(CONV, CPU, "engine.compile=replay", "trainer.steps=1").threads == 2
     assert planned(CONV, CPU, "engine.batching=vmap") == Plan("vmap", 8, "auto inductor")
+    short = planned(CONV, CPU, "engine.batching=vmap", "trainer.steps=100")
+    assert short[2:4] == ("none", "none"), "a replay of grouped convolutions is slow"
     assert planned(CONV, GPU, "trainer.steps=100") == Plan("vmap")
     assert planned(nn.Linear(1, 1), CPU, "trainer.steps=100") == Plan("vmap")
 

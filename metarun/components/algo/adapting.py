@@ -23,6 +23,7 @@ from metarun.components.algo.normalising import Normalising
 from metarun.components.algo.padding import Known, known, without_absent
 from metarun.components.backbone.norm import Seen, collecting
 from metarun.components.contract import check_predictions
+from metarun.components.precision import computing_in, within
 from metarun.unroll import Meta
 
 Predictor = Callable[[Any], Tensor]
@@ -200,9 +201,11 @@ def _algorithm(
     outer: Outer | None = None,
     transductive: bool = False,
 ) -> Algorithm:
-    objective, ways = problem.objective, problem.ways
+    objective, ways, precision = problem.objective, problem.ways, problem.precision
+    adapt = within(precision.inner, adapt)
     way = (None, None) if ways is None else ways
     normalising = Normalising(problem.norm, problem.model)
+    encode_support = within(precision.inner, normalising.support)
 
     def starts() -> dict[str, Tensor]:
         return init() | normalising.init()
@@ -220,7 +223,8 @@ def _algorithm(
         predict: Predictor, meta: Meta, queries: Any, support: Support, evaluates: bool, own: Known
     ) -> Tensor:
         """The outputs for queries, of the classes that the task has."""
-        outputs = normalising.outputs(predict, meta, queries, support.x, evaluates, own)
+        with computing_in(precision.outer):  # also where it is called after each inner step
+            outputs = normalising.outputs(predict, meta, queries, support.x, evaluates, own)
         return without_absent(outputs, support.y) if problem.uneven else outputs
 
     def loss(
@@ -229,7 +233,7 @@ def _algorithm(
         own = known_of(episode)
         watched = collecting() if normalising.kept else nullcontext(Seen())
         with watched as averaged:
-            encoded, seen = normalising.support(encode, meta, episode.support_x, False, own)
+            encoded, seen = encode_support(encode, meta, episode.support_x, False, own)
         support = Support(encoded, episode.support_y, way[0], known=own.support)
         if transductive:
             support = support._replace(queries=queries_of(meta, episode, seen, False))
@@ -284,7 +288,7 @@ def _algorithm(
         """What `look` makes of the outputs for the queries, before and after each inner step."""
         own = known_of(episode)
         with evaluating(problem.model):
-            encoded, seen = normalising.support(encode, meta, episode.support_x, True, own)
+            encoded, seen = encode_support(encode, meta, episode.support_x, True, own)
             queries = queries_of(meta, episode, seen, True)
 
             def watch(predict: Predictor) -> Any:
@@ -292,7 +296,8 @@ def _algorithm(
 
             given = queries if transductive else None
             support = Support(encoded, episode.support_y, way[1], given, own.support)
-            return adapt(meta, support, steps.evaluation, watch).watched
+            watched: list[Any] = adapt(meta, support, steps.evaluation, watch).watched
+            return watched
 
     def trace(meta: Meta, episode: Episode) -> Trace:
         def scored(outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,7 +313,7 @@ def _algorithm(
     def predictor(meta: Meta, x: Tensor, y: Tensor, ways: int | None) -> Predictor:
         own = Known(known(y)) if problem.uneven else Known()
         with evaluating(problem.model):
-            encoded, seen = normalising.support(encode, meta, x, True, own)
+            encoded, seen = encode_support(encode, meta, x, True, own)
             support = Support(encoded, y, ways, known=own.support)
             adapted = None if transductive else adapt(meta, support, steps.evaluation, None)
 

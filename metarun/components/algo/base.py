@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.components.precision import Precision, computed_in_format
 from metarun.episodes.examples import LabelledExamples
 from metarun.unroll import (
     GradientMode,
@@ -114,6 +115,7 @@ class Problem(NamedTuple):
     norm: str = "transductive"  # what normalises queries: `algo.normalising`
     examples: int | None = None  # to train on, where the data are labelled examples and no tasks
     uneven: bool = False  # whether tasks are padded; the objective then leaves the padding out
+    precision: Precision = Precision()  # that the model computes in
 
 
 class Trace(NamedTuple):
@@ -248,6 +250,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def apply_model(model: nn.Module, params: Meta, x: Tensor) -> Tensor:
-    """The model's output with `params` in place of its own."""
-    outputs: Tensor = torch.func.functional_call(model, dict(params), (x,))
-    return outputs
+    """The model's output with `params` in place of its own, in their format."""
+
+    def call() -> Tensor:
+        outputs: Tensor = torch.func.functional_call(model, dict(params), (x,))
+        return outputs
+
+    like = next((value.dtype for value in params.values()), x.dtype)
+    return computed_in_format(call, x, like)

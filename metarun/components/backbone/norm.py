@@ -4,12 +4,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import repeat
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from metarun.unroll._torch import maybe_current_level
 from metarun.unroll.advice import UnsuitableModel
+
+Fused = Literal["never", "evaluation", "always"]
+"""When layers use torch's fused operation; see `BatchNorm`."""
 
 
 class Moments(NamedTuple):
@@ -103,9 +107,12 @@ class BatchNorm(nn.Module):
     Attributes:
         averages: the moments that moving averages begin with, where pretrained weights came with
             some; None: mean 0 and variance 1.
+        fused: when torch's fused operation is used, which is faster and right up to second
+            derivatives where nothing is mapped: "never", in an "evaluation", or "always".
 
     Written out in elementary operations, and not `torch.nn.BatchNorm2d`, because second
-    derivatives of torch's fused operation are wrong when autograd surrounds `torch.func.vmap`
+    derivatives of torch's fused operation are wrong when autograd surrounds `torch.func.vmap`,
+    and third ones always
     (its batching rule takes the saved mean and deviation for constants): in float64, with torch
     2.15, the meta-gradient of small networks was 0.07 to 1.6 % off that of a loop, which agrees
     with finite differences. `meta_gradient` differentiates inside vmap, where both are right.
@@ -119,9 +126,29 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.eps = eps
         self.averages: Moments | None = None
+        self.fused: Fused = "never"
 
     def forward(self, x: Tensor) -> Tensor:
-        """(examples, channels, …) -> the same shape."""
+        """(examples, channels, …) -> the same shape, in the same format."""
+        if self._is_fused():
+            # torch's second derivative needs a weight.
+            gain = torch.ones_like(self.bias) if self.weight is None else self.weight
+            out: Tensor = torch.native_batch_norm(
+                x, gain, self.bias, None, None, True, 0.1, self.eps
+            )[0]
+            return out
+        if x.dtype != self.bias.dtype:  # moments in bfloat16 would have two or three digits
+            return self.normalised(x.to(self.bias.dtype)).to(x.dtype)
+        return self.normalised(x)
+
+    def _is_fused(self) -> bool:
+        if self.fused == "never" or (self.fused == "evaluation" and self.training):
+            return False
+        special = _here.given is not None or _here.known is not None or _here.collects is not None
+        return not special and maybe_current_level() is None  # no vmap, nor another transform
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """The same, in the format of the parameters."""
         if _here.given:
             moments = next(_here.given.get(id(self), iter(())), None)
             if moments is None:
