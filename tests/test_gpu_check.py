@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from metarun.config.compose import register_schemas
 from scripts.gpu_check.page import page
 from scripts.gpu_check.profile import busy, measure
 from tests.conftest import REPO
@@ -70,6 +71,7 @@ def test_a_page_comes_of_nothing_as_well(tmp_path: Path) -> None:
 
 
 def test_a_profile_has_figures_of_a_cpu_too() -> None:
+    register_schemas()
     settings = ("data=sinusoid", "backbone=mlp", "trainer.meta_batch=2", "engine.compile=replay")
     found = measure(settings, torch.device("cpu"))
     assert 0 < found["busy"] <= 1
