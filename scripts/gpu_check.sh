@@ -31,23 +31,31 @@ stage() { # name, most seconds, command …
     tail -n 5 "$out/$name.log" | sed 's/^/   /'
 }
 
-bench=(scripts/bench --device "$device" --out "$out/bench")
+names=metarun,vmap,higher,learn2learn
+bench=(scripts/bench --device "$device" --out "$out/bench" --repeats 3 --implementations $names)
+more=(--inner-steps 5)
 tests=(-m pytest -q -m gpu -p no:cacheprovider tests)
 steps=2000
 if [ "${device%%:*}" = cpu ]; then
-    bench+=(--quick)
+    more=(--quick)
+    quick=--quick
     tests+=(--co)
     steps=20
 fi
 
-stage tests 150 "$python" "${tests[@]}"
-stage bench 240 "$python" "${bench[@]}" --repeats 3 --workloads W1,W2,W3,W8,W14
-stage profile 60 "$python" -m scripts.gpu_check.profile --device "$device" --out "$out/profile.json"
+stage tests 120 "$python" "${tests[@]}"
+# One after the other, so that what is measured stays where the time does not do for all.
+stage bench_W2 90 "$python" "${bench[@]}" "${more[@]}" --workloads W2
+stage bench_W1 70 "$python" "${bench[@]}" "${more[@]}" --workloads W1
+stage bench_W3 80 "$python" "${bench[@]}" "${more[@]}" --workloads W3-5w1s
+stage bench_W14 60 "$python" "${bench[@]}" --workloads W14 ${quick:-}
+stage bench_W8 30 "$python" "${bench[@]}" "${more[@]}" --workloads W8
+stage profile 45 "$python" -m scripts.gpu_check.profile --device "$device" --out "$out/profile.json"
 data=glyphs
 [ -d "${METARUN_DATA:-/nowhere}/omniglot-py" ] && data=omniglot
 for precision in float32 tf32 bf16; do
     [ "$precision$device" = tf32cpu ] && continue
-    stage "train_$precision" 45 "$python" -m metarun train experiment=omniglot_5w1s_quick \
+    stage "train_$precision" 25 "$python" -m metarun train experiment=omniglot_5w1s_quick \
         data=$data "device=$device" "engine.precision=$precision" "trainer.steps=$steps" \
         "hydra.run.dir=$out/train/$precision"
 done

@@ -45,7 +45,7 @@ VALIDATIONS = 6  # of a run, the last of them at its end
 WARM_UP = 4  # meta-steps before the timed ones: two as Python runs them, the recording, a replay
 FEWEST_TIMED = 3
 LOG_EVERY = 20
-START, END = "<!-- zoo -->", "<!-- /zoo -->"
+BLOCK = "zoo"
 
 TASKS = {
     "5w1s": ("task.way=5", "task.shot=1", "task.query=5"),
@@ -621,19 +621,27 @@ def _figures(run: Run) -> dict[str, Any]:
     }
 
 
-def put_into(page: Path, text: str) -> None:
+def put_into(page: Path, text: str, block: str = BLOCK) -> None:
     """Replace what is between the marks of a page.
+
+    Args:
+        block: the name in the marks, since a page may have several tables.
 
     Raises:
         ConfigError: they are not there once each, in this order.
     """
     old = page.read_text(encoding="utf-8")
-    before, start, rest = old.partition(START)
-    _, end, after = rest.partition(END)
-    marks = (old.count(START), old.count(END))
-    if not start or not end or marks != (1, 1):
-        raise ConfigError(f"{page} needs one line {START} and, below it, one line {END}")
-    write_text(page, f"{before}{START}\n{text.strip()}\n{END}{after}")
+    begins, ends = marks(block)
+    before, start, rest = old.partition(begins)
+    _, end, after = rest.partition(ends)
+    if not start or not end or (old.count(begins), old.count(ends)) != (1, 1):
+        raise ConfigError(f"{page} needs one line {begins} and, below it, one line {ends}")
+    write_text(page, f"{before}{begins}\n{text.strip()}\n{ends}{after}")
+
+
+def marks(block: str) -> tuple[str, str]:
+    """The lines around a table in a page."""
+    return f"<!-- {block} -->", f"<!-- /{block} -->"
 
 
 # ----------------------------------------------------------------------------------- the whole
@@ -670,7 +678,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", default="outputs/zoo")
     made.add_argument("--data", choices=["omniglot", "glyphs"], default="omniglot")
     made.add_argument("--compile", choices=["replay", "none", "inductor"], default="replay")
-    made.add_argument("--markdown-into", metavar="PAGE", help=f"replace {START} … {END} in it")
+    made.add_argument("--markdown-into", metavar="PAGE", help="put the tables between its marks")
+    made.add_argument("--block", default=BLOCK, help="the name in these marks")
     return made
 
 
@@ -764,7 +773,7 @@ def zoo(given: argparse.Namespace) -> int:
     write_json(out / "zoo.json", as_json(tables, options) | {"failed": failed})
     print(f"\n{text}\nwritten to {out / 'zoo.md'} and {out / 'zoo.json'}")
     if given.markdown_into:
-        put_into(Path(given.markdown_into), text)
+        put_into(Path(given.markdown_into), text, given.block)
         print(f"and into {given.markdown_into}")
     for line in failed:
         print(f"FAILED {line}")

@@ -90,6 +90,7 @@ OTHER: Changes = {
     "clip_value": 0.01,
     "learn": ["lr"],
     "granularity": "parameter",
+    "inner_precision": "bf16",
     "groups": [{"params": "head.*", "lr": 0.02}],
     "newton.learn": ["trust_radius"],
     "newton.groups": [{"params": "head.*", "trust_radius": 0.02}],
@@ -228,6 +229,7 @@ OTHER: Changes = {
     "eval.seed": 7,
     "eval.engine.batching": "loop",
     "eval.engine.chunk": 1,
+    "eval.engine.precision": "bf16",
     "eval.task.way": 3,
     "eval.task.shot": 3,
     "eval.task.query": 3,
@@ -240,6 +242,7 @@ OTHER: Changes = {
 }
 
 COMPANY: dict[str, Changes] = {
+    "engine.inner_precision": {"engine.precision": "float32"},
     # by the end of the key: the settings in whose company it matters
     "granularity": {"inner_opt.learn": ["lr"]},
     "newton.granularity": {"inner_opt.learn": ["trust_radius"]},

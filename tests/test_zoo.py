@@ -15,6 +15,7 @@ from metarun.rundir.interval import half_width95
 from scripts import zoo
 from tests.forking import Forks
 
+START, END = zoo.marks("zoo")
 OPTIONS = zoo.Options(6, 600, 100, 64, "glyphs", "replay")
 
 
@@ -144,20 +145,23 @@ def test_with_one_seed_the_interval_is_over_its_tasks(tmp_path: Path) -> None:
 
 def test_a_block_of_a_page_is_replaced(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"# Title\n\n{zoo.START}\nold\n{zoo.END}\n\nafter\n")
+    page.write_text(f"# Title\n\n{START}\nold\n{END}\n\nafter\n")
     for _ in range(2):
         zoo.put_into(page, "| new |\n")
-        assert page.read_text() == f"# Title\n\n{zoo.START}\n| new |\n{zoo.END}\n\nafter\n"
+        assert page.read_text() == f"# Title\n\n{START}\n| new |\n{END}\n\nafter\n"
+    page.write_text(f"{START}\n{END}\n<!-- other -->\n<!-- /other -->\n")
+    zoo.put_into(page, "| new |\n", "other")
+    assert page.read_text() == f"{START}\n{END}\n<!-- other -->\n| new |\n<!-- /other -->\n"
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "nothing",
-        zoo.START,
-        zoo.END,
-        f"{zoo.END}\n{zoo.START}",
-        f"{zoo.START}\n{zoo.END}\n{zoo.START}\n{zoo.END}",
+        START,
+        END,
+        f"{END}\n{START}",
+        f"{START}\n{END}\n{START}\n{END}",
     ],
 )
 def test_a_page_without_a_block_stays_as_it_is(tmp_path: Path, text: str) -> None:
@@ -176,7 +180,7 @@ def test_a_small_run_and_the_same_command_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     page, out = tmp_path / "page.md", tmp_path / "out"
-    page.write_text(f"{zoo.START}\n{zoo.END}\n")
+    page.write_text(f"{START}\n{END}\n")
     command = [
         "--data", "glyphs", "--minutes", "0.02", "--seeds", "1", "--width", "4", "--episodes", "5",
         "--val-episodes", "5", "--settings", "5w1s", "--out", str(out), "--methods",

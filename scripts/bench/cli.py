@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         case
         for case in all_cases(options.quick)
         if options.workloads is None or {case.workload, _family(case)} & {*options.workloads}
+        if options.inner_steps in (None, case.inner_steps)
     ]
     if options.limits:
         return _limits(options, cases)
@@ -92,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: _listed(text, names),
         metavar="A,B",
         help=f"of those that a workload has: {', '.join(names)}; all if not given",
+    )
+    parser.add_argument(
+        "--inner-steps", type=_positive, help="only cases with so many; all if not given"
     )
     parser.add_argument(
         "--device", type=_device, default="cpu", help="cpu (default), cuda or cuda:N"

@@ -39,7 +39,10 @@ NEEDED: dict[str, tuple[str, ...]] = {  # for a choice to mean something, or to 
     "engine.gradient=evolution": ("engine.samples=2",),
 }
 
-EXCLUDED = {"engine.compile=inductor": "inductor makes no kernels for a device that is not there"}
+EXCLUDED = {
+    "engine.compile=inductor": "inductor makes no kernels for a device that is not there",
+    "engine.precision=tf32": "it is refused where torch.cuda is not what computes",
+}
 """Choices that are not tried, and why."""
 
 
