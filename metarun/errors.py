@@ -51,8 +51,9 @@ _ABOUT_MODELS = {"UnsuitableModel", "ClosureError", "WrongDerivative"}
 """They are no MetarunErrors: the unroll is a library of its own."""
 
 _LESS_MEMORY = (
-    "engine.chunk=auto takes as many tasks at a time as fit; a smaller trainer.meta_batch, "
-    "task.query or backbone needs less, as does engine.gradient=checkpoint in training"
+    "A smaller engine.chunk (auto: as many tasks at a time as fit, under vmap), "
+    "trainer.meta_batch, task.query or backbone needs less, as does engine.gradient=checkpoint in "
+    "training"
 )
 
 
@@ -62,13 +63,19 @@ def is_about_a_model(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, the system or CUDA has no more memory to give. Imports no torch."""
-    words = ("can't allocate memory", "std::bad_alloc")
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
-    )
+    """Whether Python, the system or CUDA has no more memory to give, or an error came of that.
+
+    Imports no torch.
+    """
+    words = ("can't allocate memory", "std::bad_alloc", "out of memory", "STATUS_ALLOC_FAILED")
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(cause, RuntimeError) and any(word in str(cause) for word in words):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def first_line(error: BaseException) -> str:

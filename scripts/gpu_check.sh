@@ -13,6 +13,8 @@ cd "$(dirname "$0")/.."
 device=${1:-cuda}
 out=${2:-outputs/gpu_check}
 python=${PYTHON:-${VENV:-.venv}/bin/python}
+# What an earlier check left would be taken for this one's: trainings are recalled, not repeated.
+rm -rf "$out"/{bench,train,profile.json,page.md,gpu_check.json}
 mkdir -p "$out"
 : >"$out/stages.tsv"
 failed=0

@@ -5,6 +5,7 @@ See `metarun.components.precision` for what a format means.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from metarun.unroll._torch import allow_tf32
 
 log = logging.getLogger(__name__)
 
+TF32_TWICE = ("tf32", "tf32")
 OF_AUTOCAST = {"bf16": torch.bfloat16}
 
 
@@ -49,30 +51,54 @@ def in_format(algorithm: Algorithm, dtype: torch.dtype | None) -> Algorithm:
     )
 
 
-def settle_precision(config: TrainConfig, device: torch.device, trains: bool) -> None:
-    """Refuse a format that the run cannot have, and let a GPU use TensorFloat-32 or not.
+def check_precision(config: TrainConfig, device: torch.device, trains: bool) -> None:
+    """Refuse a format that the run cannot have.
 
     Args:
-        trains: whether the run is trained, and not only evaluated: on a CPU a run of
-            TensorFloat-32 is evaluated in float32.
+        trains: whether the run is trained, and not only evaluated.
 
     Raises:
         ConfigError: names the setting, and what to choose.
     """
     engine, wanted = config.engine, config.engine.precision
-    if device.type == "cuda":
-        allow_tf32(wanted == "tf32")
-    elif wanted == "tf32":
-        if trains:
-            raise ConfigError(
-                f"engine.precision=tf32: only GPUs compute in it, and device={device.type} is "
-                "none; use engine.precision=float32 or bf16"
-            )
-        log.info("evaluated in float32: the run computed in tf32, which only GPUs have")
+    if wanted == "tf32" and device.type != "cuda":
+        raise ConfigError(
+            f"engine.precision=tf32: only GPUs compute in it, and device={device.type} is none; "
+            "use engine.precision=float32 or bf16"
+        )
     if engine.inner_precision is not None:
         _check_inner(config)
-    if trains and "bf16" in (wanted, engine.inner_precision):
-        _refuse_rough(config)
+    if "bf16" in (wanted, engine.inner_precision):
+        _refuse_rough(config, trains)
+
+
+def without_gpu(trained: TrainConfig, config: TrainConfig, device: torch.device) -> TrainConfig:
+    """The config of an evaluation; without a GPU in float32, where the run computed in TF32.
+
+    Args:
+        trained: the run's own.
+        config: that of its evaluation.
+    """
+    if device.type == "cuda" or (trained.engine.precision, config.engine.precision) != TF32_TWICE:
+        return config
+    log.info("evaluated in float32: the run computed in tf32, which only GPUs have")
+    return replace(config, engine=replace(config.engine, precision="float32"))
+
+
+def with_tf32(allowed: bool, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, within which a GPU may use TensorFloat-32 or not; afterwards it is as before.
+
+    torch has one switch for all that a process computes.
+    """
+
+    def inside(*args: Any) -> Any:
+        before = allow_tf32(allowed)
+        try:
+            return fn(*args)
+        finally:
+            allow_tf32(before)
+
+    return inside
 
 
 def _check_inner(config: TrainConfig) -> None:
@@ -80,18 +106,22 @@ def _check_inner(config: TrainConfig) -> None:
     key = f"engine.inner_precision={engine.inner_precision}"
     if not isinstance(config.algo, DescentConfig):
         raise ConfigError(
-            f"{key}: algo={config.algo.name} differentiates no inner loop; leave it out, and "
-            "engine.precision is that of all"
+            f"{key}: it is for algorithms with algo.order, such as maml and anil, and "
+            f"algo={config.algo.name} has none; leave it out, and engine.precision is that of all"
         )
     if engine.precision not in ("float32", "bf16"):
         raise ConfigError(f"{key}: it goes with engine.precision=float32 or bf16; leave it out")
 
 
-def _refuse_rough(config: TrainConfig) -> None:
-    """Refuse bfloat16 where a derivative is a difference, or a system is solved by products."""
+def _refuse_rough(config: TrainConfig, trains: bool) -> None:
+    """Refuse bfloat16 where a derivative is a difference, or a system is solved by products.
+
+    Of these an evaluation has Newton steps alone.
+    """
     key = "inner_precision" if config.engine.inner_precision == "bf16" else "precision"
     inside = config.engine.inner_precision in (None, "bf16")
-    gradient, name = config.engine.gradient, config.inner_opt.name
+    gradient = config.engine.gradient if trains else "auto"
+    name = config.inner_opt.name
     parts = [part.get("name") for part in vars(config.inner_opt).get("parts", [])]
     if gradient == "evolution":
         raise ConfigError(

@@ -7,11 +7,14 @@ meta-gradients in float32. Only what the network itself computes is in bfloat16,
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from metarun.unroll.gradients.recompute import ALSO_RESTORED
 
 
 class Precision(NamedTuple):
@@ -41,6 +44,13 @@ def computing_in(dtype: torch.dtype | None) -> Iterator[None]:
         yield
     finally:
         _here.dtype = before
+
+
+def _as_now() -> Callable[[], AbstractContextManager[None]]:
+    return partial(computing_in, _here.dtype)
+
+
+ALSO_RESTORED.append(_as_now)  # backward passes compute losses again, when a block is over
 
 
 def computed_in_format(compute: Callable[[], Tensor], x: Tensor, like: torch.dtype) -> Tensor:

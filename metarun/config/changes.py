@@ -11,6 +11,9 @@ from metarun.config.trained import EvalConfig, EvalData
 from metarun.config.typed import check_data
 from metarun.errors import ConfigError, did_you_mean
 
+FORMATS = ("engine.precision", "engine.inner_precision")
+"""Of the engine's settings those that can change a figure by more than rounding."""
+
 WHERE = ("root", "download")  # the settings of `EvalData` that are the data set's own
 
 
@@ -57,7 +60,8 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
             given = redrawn(given, own)
         if part == "engine":
             _refuse_other_weights(own.precision, given.get("precision"))
-            given |= {"inner_precision": None} if "precision" in given else {}
+            if given.get("precision", own.precision) != own.precision:
+                given["inner_precision"] = None
         given = _checked(part, own, given | config.more.get(part, {}))
         parts[part] = read(part, type(own), vars(own) | given)
     if config.seed is not None:
@@ -146,6 +150,6 @@ def otherwise(trained: TrainConfig, config: TrainConfig) -> dict[str, Any]:
         for key, value in here.items()
         if value != before[key]
         and key != "device"
-        and (not key.startswith("engine.") or key == "engine.precision")
+        and (not key.startswith("engine.") or key in FORMATS)
         and key not in NEUTRAL_KEYS
     }

@@ -88,20 +88,24 @@ def count_confusion(
 def plain(found: Confusion) -> dict[str, Any]:
     """The counts as plain values: of each class, and of the pairs that are confused most."""
     seen = found.queries.nonzero()[:, 0].tolist()
-    accuracy = found.accuracy
+    accuracy, pairs = found.accuracy, found.pairs()
+    worst = dict(reversed(pairs))  # of each class what it is taken for most often
+
+    def mistake(one: int, other: int) -> dict[str, Any]:
+        queries, of = int(found.counts[one, other]), int(found.met[one, other])
+        return {"taken_for": found.names[other], "queries": queries, "of": of}
+
     return {
         "classes": {
-            found.names[c]: {"queries": int(found.queries[c]), "accuracy": float(accuracy[c])}
+            found.names[c]: {
+                "queries": int(found.queries[c]),
+                "accuracy": float(accuracy[c]),
+                "mistake": mistake(c, worst[c]) if c in worst else None,
+            }
             for c in seen
         },
         "pairs": [
-            {
-                "class": found.names[one],
-                "taken_for": found.names[other],
-                "queries": int(found.counts[one, other]),
-                "of": int(found.met[one, other]),
-            }
-            for one, other in found.pairs()[:PAIRS]
+            {"class": found.names[one], **mistake(one, other)} for one, other in pairs[:PAIRS]
         ],
     }
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metarun.components.formats import without_gpu
 from metarun.config.changes import changed, is_other_domain, otherwise
 from metarun.config.run import TaskConfig, TrainConfig
 from metarun.config.trained import EvalConfig
@@ -130,7 +131,7 @@ def _open(config: EvalConfig, directory: Path, ranks: Ranks) -> Opened:
     content = contents[0]
     with ranks.together():
         trained = from_plain(content["config"])
-        asked = changed(trained, config)
+        asked = without_gpu(trained, changed(trained, config), device)
         setup = build(
             asked,
             device,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metarun.components.backbone.norm import BatchNorm
+from metarun.components.formats import without_gpu
 from metarun.config.changes import changed
 from metarun.config.run import TrainConfig
 from metarun.config.trained import (
@@ -167,7 +168,7 @@ class Evaluated:
         )
 
     def _setup(self, changes: dict[str, Any]) -> Setup:
-        config = changed(self.trained, self._asked(changes))
+        config = without_gpu(self.trained, changed(self.trained, self._asked(changes)), self.device)
         planned, seed = self.content["planned_for"], self.trained.seed
         return build(config, self.device, planned_for=planned, trained_with=seed)
 

@@ -19,9 +19,12 @@ def told(run: Evaluated) -> str:
         shape = f"{ways(task)} {shots(task)}, {task['query']} queries a class"
     steps = vars(base.config.algo).get("eval_inner_steps")
     inner = "" if steps is None else f", {steps} inner step{'s' * (steps != 1)}"
+    precision = base.config.engine.precision
+    computed = "" if precision == "float32" else f", computed in {precision}"
     return (
         f"{base.config.algo.name} on {base.config.data.name}, {run.config.split} tasks, {shape}"
-        f"{inner}, batch norm: {base.batch_norm}, seed {base.config.seed}"
+        f"{inner}, batch norm: {base.batch_norm}{computed}, seed "
+        f"{base.config.seed}"
     )
 
 

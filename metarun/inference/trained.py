@@ -14,6 +14,7 @@ from metarun.components.algo.one_model import OneModelConfig
 from metarun.components.algo.pretraining import PREFIX
 from metarun.components.backbone.norm import BatchNorm
 from metarun.components.build import dtype_of, norm_of
+from metarun.components.formats import without_gpu
 from metarun.config.catalogue import builder
 from metarun.config.run import TrainConfig
 from metarun.episodes.identity import is_sampled, same_data
@@ -163,6 +164,7 @@ def load(
     builder("data", config.data.name)  # imports its file, which says what it does to pictures
     inputs = inputs_of(config.data)
     where = choose_device(device)
+    config = without_gpu(own, config, where)
     with_data = with_data or inputs is None
     source = None if inputs is None or with_data else stand_in(config, inputs, content, where)
     setup = build(

@@ -103,12 +103,9 @@ def read_closer(folder: Path) -> Closer | None:
 
 def _confused(folder: Path, checkpoint: str, split: str, own: Any) -> Confused:
     try:
-        worst: dict[str, Any] = {}
-        for pair in own["pairs"]:  # the most frequent first
-            worst.setdefault(pair["class"], pair)
         classes = []
         for name, figures in list(own["classes"].items())[:MOST_CLASSES]:
-            pair = worst.get(name)
+            pair = figures["mistake"]
             classes.append(
                 OneClass(
                     clean(str(name)),

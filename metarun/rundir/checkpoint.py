@@ -31,8 +31,8 @@ Its fields, which `metarun.rundir.checkpoint_fields` checks:
     last_eval           step of the last validation
     recent              training metrics since the last log line, by name, (meta-steps, …)
     data_identity       which data it has seen (see `metarun.episodes.identity`); text
-    chunks              tasks at a time that fitted into memory (engine.chunk=auto), by program;
-                        older checkpoints have none
+    chunks              tasks at a time that fitted into memory (engine.chunk=auto), of each rank by
+                        program; older checkpoints have none
     examples            what its examples are (see `metarun.training.domain`), or None
     rng                 torch's random states: {"cpu": tensor, "cuda": [tensors]}
 

@@ -43,7 +43,7 @@ def check_fields(content: Mapping[str, Any]) -> None:
         "recent": _is_metrics(recent),
         "data_identity": isinstance(content.get("data_identity"), str | None),
         "examples": _is_examples(content.get("examples")),
-        "chunks": _are_chunks(content.get("chunks", {})),
+        "chunks": _is_list(content.get("chunks", []), _are_chunks),
         "rng": isinstance(rng, dict)
         and is_random_state(rng.get("cpu"))
         and _is_list(rng.get("cuda"), is_random_state),

@@ -21,15 +21,21 @@ class AsManyAsFit:
 
     Args:
         of_chunk: `of_chunk(chunk)` makes the function that takes so many tasks at a time; None:
-            all of them.
+            `first`.
         what: what it computes, in the plural.
+        first: tasks at a time to begin with; None: all of them.
 
     Attributes:
         chunk: tasks at a time; None: memory has not run out.
     """
 
-    def __init__(self, of_chunk: Callable[[int | None], Callable[..., Any]], what: str) -> None:
-        self.of_chunk, self.what = of_chunk, what
+    def __init__(
+        self,
+        of_chunk: Callable[[int | None], Callable[..., Any]],
+        what: str,
+        first: int | None = None,
+    ) -> None:
+        self.of_chunk, self.what, self.first = of_chunk, what, first
         self.chunk: int | None = None
         self.run: Callable[..., Any] | None = None
 
@@ -46,7 +52,7 @@ class AsManyAsFit:
                     self.run = self.of_chunk(self.chunk)
                 return self.run(meta, tasks, *more)
             except Exception as error:
-                size = min(self.chunk or count, count)
+                size = min(self.chunk or self.first or count, count)
                 if not is_out_of_memory(error) or size == 1:
                     raise
             # Not within the block above: the error holds what had been computed until then.

@@ -19,7 +19,7 @@ from metarun.training.evaluation import evaluate_split, format_score
 from metarun.training.meta_gradient import of_meta_batch
 from metarun.training.metrics import Metrics, are_alike, is_finite, stacked
 from metarun.training.setup import Setup
-from metarun.training.state import TrainState, snapshot
+from metarun.training.state import TrainState, chunks_found, snapshot
 from metarun.training.tracker import Tracker
 from metarun.unroll._torch import pytree
 
@@ -257,11 +257,12 @@ def save(setup: Setup, state: TrainState, folder: Path, tracker: Tracker) -> Non
     check_finite(state)
     check_constant(setup, state)
     check_same(setup, state)
-    config = setup.config.trainer
+    config, chunks = setup.config.trainer, chunks_found(setup)
     with setup.ranks.together():
         if setup.ranks.first:
             tracker.sync()
-            checkpoint.save(folder, snapshot(setup, state), config.keep_last, config.keep_every)
+            content = snapshot(setup, state, chunks)
+            checkpoint.save(folder, content, config.keep_last, config.keep_every)
 
 
 def check_same(setup: Setup, state: TrainState) -> None:

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from metarun.components.algo.base import Algorithm
+from metarun.components.formats import with_tf32
 from metarun.config.run import TrainConfig
 from metarun.training.batching import TriedByVmap
 from metarun.training.chunking import AsManyAsFit
-from metarun.training.plan import Plan, make_plan
+from metarun.training.plan import Plan, make_plan, use_fused_norms
 from metarun.training.programs import Recorder
 
 
@@ -51,9 +52,14 @@ class Programs(NamedTuple):
         )
         engine = replace(self.computed.engine, batching="loop")
         looped = make_plan(replace(self.computed, engine=engine), self.model, self.device)
+
+        def in_a_loop() -> Callable[..., Any]:
+            use_fused_norms(self.model, looped.fused_norm)
+            return self.made(program, what, choice, looped)
+
         return TriedByVmap(
             by_vmap,
-            lambda: self.made(program, what, choice, looped),
+            in_a_loop,
             what,
             insisted=self.config.engine.batching == "vmap",
         )
@@ -74,7 +80,8 @@ class Programs(NamedTuple):
             former[:] = self.recorders[-1:]
             return made
 
-        fitted = AsManyAsFit(of_chunk, what)
+        first = self.plan.chunk if choice == "compile" else self.plan.evaluate_chunk
+        fitted = AsManyAsFit(of_chunk, what, first)
         self.chunks[program.__name__.removesuffix("_program")] = fitted
         return fitted
 
@@ -84,6 +91,8 @@ class Programs(NamedTuple):
         """A program of a plan, as `make` makes it."""
         self.recorders.append(Recorder(getattr(plan, choice), what))
         made: Callable[..., Any] = program(self.algorithm, plan, self.recorders[-1])
+        if made is not None and self.device.type == "cuda":
+            return with_tf32(self.config.engine.precision == "tf32", made)
         return made
 
     def recheck(self) -> None:

@@ -1,5 +1,6 @@
 """From a config to live objects; training and evaluation share this."""
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ from metarun.components.build import (
     training_tasks,
 )
 from metarun.components.fits import check_augment, check_fits, refuse_mixing
-from metarun.components.formats import settle_precision
+from metarun.components.formats import check_precision
 from metarun.components.network import Network, refuse_kept_results, refuse_lost_state
 from metarun.config.augment import AugmentConfig
 from metarun.config.catalogue import GROUPS, schemas
@@ -52,6 +53,8 @@ from metarun.training.programs import (
     outputs_program,
     trace_program,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def build(
         DataError: the data are missing or damaged.
     """
     keep_compiled()
-    settle_precision(config, device, trains=trained_with is None)
+    check_precision(config, device, trains=trained_with is None)
     # Attention has a fast path for evaluations alone, which cannot be recorded.
     torch.backends.mha.set_fastpath_enabled(False)
     if domain is not None:  # which nothing is trained on
@@ -135,6 +138,8 @@ def build(
     computed = with_gradient(begun, model, device)
     plan = make_plan(computed, model, device)
     use_fused_norms(model, plan.fused_norm)
+    if engine.chunk == "auto" and plan.batching == "loop":
+        log.info("engine.chunk=auto has no effect: tasks are computed one after the other")
     record_step = Recorder(plan.inner_step, "inner steps", tells=False)
     classes = None if domain is None else domain.classes
     algorithm = build_algorithm(

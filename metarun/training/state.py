@@ -1,5 +1,6 @@
 """The state of a training run: made fresh, turned into a checkpoint, restored from one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,9 +71,11 @@ def restore(setup: Setup, content: dict[str, Any]) -> TrainState:
     state.best, state.last_eval = content["best"], content["last_eval"]
     state.top = content["top"]
     state.recent = metrics.from_plain(content["recent"], setup.device)
-    for program, chunk in content.get("chunks", {}).items():
-        if program in setup.chunks:
-            setup.chunks[program].take(chunk)
+    by_rank = content.get("chunks", [])
+    if len(by_rank) == setup.ranks.count:  # with other ranks, tasks are shared otherwise, too
+        for program, chunk in by_rank[setup.ranks.rank].items():
+            if program in setup.chunks:
+                setup.chunks[program].take(chunk)
     try:
         torch.set_rng_state(content["rng"]["cpu"])
         if setup.device.type == "cuda" and content["rng"]["cuda"]:
@@ -148,8 +151,22 @@ def _form(value: Tensor) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
-def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
-    """The content of a checkpoint (see `metarun.rundir.checkpoint`)."""
+def chunks_found(setup: Setup) -> list[dict[str, int]]:
+    """How many tasks at a time fitted into memory, by rank and program. All ranks call this."""
+    if not setup.chunks:
+        return []
+    own = {name: fitted.chunk for name, fitted in setup.chunks.items() if fitted.chunk}
+    return setup.ranks.gather(own)
+
+
+def snapshot(
+    setup: Setup, state: TrainState, chunks: Sequence[dict[str, int]] = ()
+) -> dict[str, Any]:
+    """The content of a checkpoint (see `metarun.rundir.checkpoint`).
+
+    Args:
+        chunks: as of `chunks_found`.
+    """
     cuda = [torch.cuda.get_rng_state(setup.device)] if setup.device.type == "cuda" else []
     return {
         "config": to_plain(setup.config),
@@ -168,7 +185,7 @@ def snapshot(setup: Setup, state: TrainState) -> dict[str, Any]:
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
         "buffers": setup.network.buffers(),
         "frozen": setup.network.frozen_values(),
-        "chunks": {name: fitted.chunk for name, fitted in setup.chunks.items() if fitted.chunk},
+        "chunks": list(chunks),
     }
 
 

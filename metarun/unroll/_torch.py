@@ -83,10 +83,16 @@ def import_forward_rules() -> None:
     import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 
-def allow_tf32(allowed: bool) -> None:
-    """Let a GPU's products and convolutions compute in TensorFloat-32, or in float32 alone."""
+def allow_tf32(allowed: bool) -> bool:
+    """Let a GPU's products and convolutions compute in TensorFloat-32, or in float32 alone.
+
+    Returns:
+        Whether its convolutions did before.
+    """
+    before: bool = torch._C._get_cudnn_allow_tf32()
     torch._C._set_cudnn_allow_tf32(allowed)
     torch._C._set_cublas_allow_tf32(allowed)
+    return before
 
 
 def set_cudnn(*, enabled: bool | None = None, exact: bool = False) -> bool:

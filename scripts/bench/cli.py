@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     if options.limits:
         return _limits(options, cases)
+    if not cases:
+        print("bench: no case has these workloads and inner steps", file=sys.stderr)
+        return 2
     how = measure.Options(
         options.device,
         options.threads,

@@ -9,9 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarun.components import formats
 from metarun.components.algo.base import apply_model
 from metarun.components.backbone.norm import BatchNorm
+from metarun.components.formats import check_precision, without_gpu
 from metarun.components.precision import computing_in
+from metarun.config.changes import changed, otherwise
+from metarun.config.trained import EvalConfig, EvalEngine
 from metarun.errors import ConfigError
 from metarun.rundir import checkpoint
 from metarun.training.setup import Setup
@@ -146,7 +150,7 @@ def test_outputs_come_back_in_the_format_of_the_weights() -> None:
         (("engine.precision=bf16", "engine.gradient=mixed"), "rounds apart"),
         (("engine.inner_precision=bf16", "inner_opt=newton"), "does not keep"),
         (("engine.inner_precision=bf16", "engine.precision=float64"), "float32 or bf16"),
-        (("engine.inner_precision=bf16", "algo=reptile", "data=glyphs"), "no inner loop"),
+        (("engine.inner_precision=bf16", "algo=reptile", "data=glyphs"), "algo.order"),
     ],
 )
 def test_what_it_cannot_do_is_refused(settings: tuple[str, ...], words: str) -> None:
@@ -180,3 +184,83 @@ def test_a_run_learns_and_is_evaluated_in_both_formats(metarun: Metarun, tmp_pat
         assert ("engine.precision=float32" in done.stderr) == (precision == "float32")
         scores[precision] = done
     assert config_of().engine.precision == "float32"
+
+
+def test_what_is_computed_again_has_the_same_format() -> None:
+    """Steps ahead of one model, which no algorithm of tasks takes."""
+    ahead = (
+        "algo=look_ahead", "data=glyphs_examples", "backbone=conv4", "backbone.width=2",
+        "inner_opt.learn=[lr]", "algo.ahead=2", "algo.batch_size=4", "engine.compile=none",
+        "engine.precision=bf16",
+    )  # fmt: skip
+    found = []
+    for mode in ("reverse", "checkpoint"):
+        setup = setup_of(*ahead, f"engine.gradient={mode}")
+        grads, _ = setup.gradient(stirred(setup), setup.train_tasks.sample(0, 1))
+        found.append(grads["inner_opt.lr"])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=0)
+
+
+def test_the_network_of_neural_processes_has_it_too() -> None:
+    figures = []
+    for precision in ("float32", "bf16"):
+        setup = setup_of("algo=cnp", "data=gp_curves", "backbone=identity",
+                         f"engine.precision={precision}")  # fmt: skip
+        figures.append(setup.algorithm.loss(stirred(setup), task_of(setup))[0].detach())
+    assert figures[0] != figures[1]
+    torch.testing.assert_close(*figures, rtol=0.1, atol=0)
+
+
+RUN = (*SINE, "engine.precision=bf16", "engine.inner_precision=float32")
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "format_", "other"),
+    [
+        (RUN, {"precision": "bf16"}, ("bf16", "float32"), {}),
+        (RUN, {}, ("bf16", "float32"), {}),
+        (
+            RUN,
+            {"precision": "float32"},
+            ("float32", None),
+            {"engine.precision": "float32", "engine.inner_precision": None},
+        ),
+        (SINE, {"precision": "bf16"}, ("bf16", None), {"engine.precision": "bf16"}),
+    ],
+)
+def test_an_evaluation_says_in_what_other_format_it_is(
+    trained: tuple[str, ...], asked: dict[str, Any], format_: Any, other: dict[str, Any]
+) -> None:
+    own = config_of(*trained)
+    config = changed(own, EvalConfig("run", engine=EvalEngine(**asked)))
+    assert (config.engine.precision, config.engine.inner_precision) == format_
+    assert otherwise(own, config) == other
+
+
+def test_a_run_of_tf32_is_evaluated_in_float32_where_no_gpu_is() -> None:
+    own, cpu = config_of("engine.precision=tf32"), torch.device("cpu")
+    config = without_gpu(own, changed(own, EvalConfig("run")), cpu)
+    assert otherwise(own, config) == {"engine.precision": "float32"}
+    other = config_of()
+    asked = changed(other, EvalConfig("run", engine=EvalEngine(precision="tf32")))
+    with pytest.raises(ConfigError, match="only GPUs"):
+        check_precision(without_gpu(other, asked, cpu), cpu, trains=False)
+
+
+def test_newton_steps_of_an_evaluation_are_not_in_bfloat16() -> None:
+    own = config_of("inner_opt=newton")
+    config = changed(own, EvalConfig("run", engine=EvalEngine(precision="bf16")))
+    with pytest.raises(ConfigError, match="newton"):
+        check_precision(config, torch.device("cpu"), trains=False)
+
+
+def test_tf32_is_as_before_when_a_function_has_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, state = [], [True]
+
+    def allow(allowed: bool) -> bool:
+        before, state[0] = state[0], allowed
+        return before
+
+    monkeypatch.setattr(formats, "allow_tf32", allow)
+    formats.with_tf32(False, lambda: seen.append(state[0]))()
+    assert (seen, state) == ([False], [True])

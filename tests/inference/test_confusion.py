@@ -108,7 +108,8 @@ def test_the_most_frequent_pairs_come_first() -> None:
         "taken for another: group/class2 for group/class0 (5 of 11 queries)"
     )
     never = Confusion(("a", "=b"), torch.tensor([[4, 0], [0, 0]]), torch.tensor([[4, 0], [0, 0]]))
-    assert plain(never) == {"classes": {"a": {"queries": 4, "accuracy": 1.0}}, "pairs": []}
+    right = {"queries": 4, "accuracy": 1.0, "mistake": None}
+    assert plain(never) == {"classes": {"a": right}, "pairs": []}
     assert lines(plain(never), 1)[1] == "taken for another: none"
     assert as_table(never).splitlines() == ["class,taken_for,queries,of", "a,a,4,4"]
 

@@ -330,17 +330,17 @@ def test_calibrated_evaluations_have_a_table_and_a_diagram(
 
 def confused(folder: Path, **other: object) -> Path:
     """A directory of an evaluation of three classes."""
+
+    def one(queries: int, accuracy: float, *mistake: object) -> dict[str, object]:
+        names = ("taken_for", "queries", "of")
+        worst = dict(zip(names, mistake, strict=True)) if mistake else None
+        return {"queries": queries, "accuracy": accuracy, "mistake": worst}
+
     classes = {
-        "cat": {"queries": 40, "accuracy": 0.5}, "dog": {"queries": 30, "accuracy": 0.25},
-        "eel": {"queries": 20, "accuracy": 1.0},
+        "cat": one(40, 0.5, "eel", 10, 25), "dog": one(30, 0.25, "cat", 12, 16), "eel": one(20, 1.0)
     }  # fmt: skip
-    pairs = [
-        {"class": "dog", "taken_for": "cat", "queries": 12, "of": 16},
-        {"class": "cat", "taken_for": "eel", "queries": 10, "of": 25},
-        {"class": "cat", "taken_for": "dog", "queries": 9, "of": 10},
-    ]
     folder.mkdir(parents=True)
-    own = {"classes": classes, "pairs": pairs} | other
+    own = {"classes": classes, "pairs": []} | other
     content = {"ckpt": "run/checkpoints/best.safetensors", "test": {"confusion": own}}
     (folder / "result.json").write_text(json.dumps(content))
     return folder
@@ -348,7 +348,7 @@ def confused(folder: Path, **other: object) -> Path:
 
 def test_confused_classes_have_a_table(metarun: Metarun, tmp_path: Path) -> None:
     confused(tmp_path / "runs" / "one")
-    confused(tmp_path / "runs" / "damaged", pairs=7)
+    confused(tmp_path / "runs" / "damaged", classes=7)
     confused(tmp_path / "runs" / "empty", classes={"cat": {}})
     done = metarun("report", "runs", "out=report").stdout
     rows = [line.split()[3:] for line in done.splitlines() if line.startswith("runs/one")]
@@ -358,7 +358,7 @@ def test_confused_classes_have_a_table(metarun: Metarun, tmp_path: Path) -> None
         ["eel", "20", "100.0", "%", "–", "–"],
     ]
     assert "runs/damaged: result.json holds no counts of confusions" in done
-    assert "runs/empty: result.json lacks 'queries' of its confusions" in done
+    assert "runs/empty: result.json lacks 'mistake' of its confusions" in done
     for name in ("report.md", "report.html"):
         assert "Classes that are confused" in (tmp_path / "report" / name).read_text()
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 
 from metarun.errors import ConfigError
 from metarun.rundir import checkpoint
+from metarun.system.ranks import Ranks
 from metarun.training import programs
 from metarun.training.chunking import AsManyAsFit
 from metarun.training.evaluation import evaluate_split
 from metarun.training.loop import meta_step
-from metarun.training.state import fresh, restore, snapshot
+from metarun.training.state import chunks_found, fresh, restore, snapshot
+from metarun.unroll import tasks as tasks_module
 from metarun.unroll._torch import pytree
 from tests.setups import setup_of
 
@@ -84,11 +87,13 @@ def test_a_resumed_run_begins_with_what_fitted(
         setup = setup_of(*settings)
         state = fresh(setup)
         meta_step(setup, state)
-        checkpoint.save(tmp_path, snapshot(setup, state), keep_last=1, keep_every=None)
+        checkpoint.save(
+            tmp_path, snapshot(setup, state, chunks_found(setup)), keep_last=1, keep_every=None
+        )
         meta_step(setup, state)
     again = setup_of(*settings)  # where there is room for all
     content = checkpoint.load(tmp_path / "last.safetensors")
-    assert content["chunks"] == {"gradient": 2}
+    assert content["chunks"] == [{"gradient": 2}]
     resumed = restore(again, content)
     meta_step(again, resumed)
     assert again.chunks["gradient"].chunk == 2
@@ -137,3 +142,48 @@ def test_a_call_is_made_again_from_the_same_random_state() -> None:
 def test_other_values_are_refused(chunk: str) -> None:
     with pytest.raises(ConfigError, match=r"engine\.chunk"):
         setup_of(*RUN, f"engine.chunk={chunk}")
+
+
+@pytest.mark.parametrize("compile_", ["none", "replay"])
+def test_memory_may_run_out_while_a_recording_is_made(
+    compile_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tasks_module._run
+
+    def limited(fn: Any, batching: Any, meta: Any, part: Any) -> Any:
+        if len(pytree.tree_leaves(part)[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(fn, batching, meta, part)
+
+    monkeypatch.setattr(tasks_module, "_run", limited)
+    how = (f"engine.compile={compile_}", "engine.chunk=auto", "engine.batching=vmap")
+    setup = setup_of(*RUN, *how)
+    state = fresh(setup)
+    for _ in range(3):
+        meta_step(setup, state)
+    assert setup.chunks["gradient"].chunk == 2
+
+
+def test_it_begins_with_the_number_of_the_plan() -> None:
+    tried: list[int | None] = []
+
+    def of_chunk(chunk: int | None) -> Callable[..., Any]:
+        def fail(meta: Any, tasks: Any) -> None:
+            tried.append(chunk)
+            raise torch.OutOfMemoryError
+
+        return fail
+
+    with pytest.raises(torch.OutOfMemoryError):
+        AsManyAsFit(of_chunk, "meta-steps", first=8)({}, torch.zeros(32))
+    assert tried == [None, 4, 2, 1]
+
+
+@pytest.mark.parametrize(("ranks", "found"), [(1, None), (2, 2), (3, None)])
+def test_each_rank_goes_on_with_its_own(ranks: int, found: int | None) -> None:
+    setup = setup_of(*RUN, "engine.compile=none", "engine.chunk=auto")
+    state = fresh(setup)
+    meta_step(setup, state)
+    content = snapshot(setup, state, [{"gradient": 3}, {"gradient": 2}])
+    restore(replace(setup, ranks=Ranks(rank=ranks - 1, count=ranks)), content)
+    assert setup.chunks["gradient"].chunk == found

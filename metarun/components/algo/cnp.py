@@ -6,12 +6,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from metarun.components.algo.adapting import Predictor, Support, at_once
 from metarun.components.algo.base import Algorithm, Problem
 from metarun.components.algo.embedding import embedding, width_of
 from metarun.components.algo.neural_process import Process, divergence
 from metarun.components.algo.normalising import refuse_each_query_alone
+from metarun.components.precision import computed_in_format
 from metarun.config.checks import MOST_UNITS, between
 from metarun.config.component import builds, settings
 from metarun.errors import ConfigError
@@ -114,15 +116,20 @@ def cnp(problem: Problem, own: CnpConfig) -> Algorithm:
     def predict(meta: Meta, support: Support, x: Tensor, z: Tensor | None) -> Tensor:
         """Means and deviations, (queries, 2·outputs)."""
         params = {name.removeprefix(PREFIX): meta[name] for name in weights}
-        found: Tensor = torch.func.functional_call(network, params, (support.x, support.y, x, z))
-        return found
+        given = (support.x, support.y, x, z)
+        return computed_in_format(lambda: functional_call(network, params, given), x, x.dtype)
 
     def latent(meta: Meta, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the deviation of the latent variable, (latent,) each."""
-        assert network.latent is not None
+        of_latent = network.latent
+        assert of_latent is not None
         own_prefix = f"{PREFIX}latent."
         params = {n.removeprefix(own_prefix): meta[n] for n in weights if n.startswith(own_prefix)}
-        mean, deviation = torch.func.functional_call(network.latent, params, (x, y))
+
+        def both() -> Tensor:
+            return torch.stack(functional_call(of_latent, params, (x, y)))
+
+        mean, deviation = computed_in_format(both, x, x.dtype).unbind()
         return mean, deviation
 
     def init() -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metarun.unroll._torch import maybe_current_level
+from metarun.unroll._torch import TransformType, retrieve_all_functorch_interpreters
 from metarun.unroll.advice import UnsuitableModel
 
 Fused = Literal["never", "evaluation", "always"]
@@ -98,6 +98,15 @@ def counting(known: Tensor | None) -> Iterator[None]:
         _here.known = before
 
 
+def _beyond_second_order() -> bool:
+    """Whether tasks are mapped, derivatives go forward, or more than one of torch.func is taken.
+
+    One of them, an inner gradient, makes two with that of an outer loss.
+    """
+    levels = [level.key() for level in retrieve_all_functorch_interpreters()]
+    return levels.count(TransformType.Grad) < len(levels) or len(levels) > 1
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation by the statistics of the batch at hand, no running ones.
 
@@ -145,7 +154,7 @@ class BatchNorm(nn.Module):
         if self.fused == "never" or (self.fused == "evaluation" and self.training):
             return False
         special = _here.given is not None or _here.known is not None or _here.collects is not None
-        return not special and maybe_current_level() is None  # no vmap, nor another transform
+        return not special and not _beyond_second_order()
 
     def normalised(self, x: Tensor) -> Tensor:
         """The same, in the format of the parameters."""

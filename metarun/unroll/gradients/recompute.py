@@ -1,7 +1,7 @@
 """Functions with a backward pass of one's own, which keep their inputs and nothing else."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -248,8 +248,12 @@ def plain_autograd_will_do(tensors: Sequence[Tensor]) -> bool:
     return not transformed and not torch.is_grad_enabled()
 
 
+ALSO_RESTORED: list[Callable[[], Callable[[], AbstractContextManager[None]]]] = []
+"""What else a computation runs under: each gives, when it is called, how to enter it again."""
+
+
 class Surroundings:
-    """The random state and the autocast that a computation ran under."""
+    """The random state, the autocast and whatever else a computation ran under."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.random_state = RandomState(tensors)
@@ -257,6 +261,7 @@ class Surroundings:
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
             for kind in sorted({"cpu", *(t.device.type for t in tensors)})
         ]
+        self.others = [seen() for seen in ALSO_RESTORED]
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -265,6 +270,8 @@ class Surroundings:
             stack.enter_context(self.random_state.restored())
             for kind, dtype, enabled in self.autocasts:
                 stack.enter_context(torch.autocast(kind, dtype, enabled))
+            for enter in self.others:
+                stack.enter_context(enter())
             yield
 
 
