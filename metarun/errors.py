@@ -69,7 +69,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     words = ("can't allocate memory", "std::bad_alloc", "out of memory", "STATUS_ALLOC_FAILED")
     cause: BaseException | None = error
-    while cause is not None:
+    seen = set[int]()
+    while cause is not None and id(cause) not in seen:  # an error may be the cause of its cause
+        seen.add(id(cause))
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return True
         if isinstance(cause, RuntimeError) and any(word in str(cause) for word in words):

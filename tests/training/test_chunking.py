@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, is_out_of_memory
 from metarun.rundir import checkpoint
 from metarun.system.ranks import Ranks
 from metarun.training import programs
@@ -187,3 +187,11 @@ def test_each_rank_goes_on_with_its_own(ranks: int, found: int | None) -> None:
     content = snapshot(setup, state, [{"gradient": 3}, {"gradient": 2}])
     restore(replace(setup, ranks=Ranks(rank=ranks - 1, count=ranks)), content)
     assert setup.chunks["gradient"].chunk == found
+
+
+def test_an_error_may_be_the_cause_of_its_cause() -> None:
+    one, other = ConfigError("one"), ConfigError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert not is_out_of_memory(one)
+    other.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
+    assert is_out_of_memory(one)
