@@ -36,14 +36,14 @@ class Plan(NamedTuple):
         batching: "vmap" or "loop".
         chunk: tasks at a time under vmap; None: all. With `engine.chunk=auto` it shrinks where
             memory runs out (`metarun.training.chunking`).
-        fused_norm: when layers of batch normalisation use torch's fused operation.
-        evaluate_chunk: of those that an evaluation takes together, likewise.
         compile: a value of `engine.compile`, or "auto inductor": compiled if that can be done.
         evaluate: the value of `engine.compile` for evaluation, which "auto" never compiles: figures
             are those of a plain `metarun eval`.
         channels_last: whether images and the weights of convolutions are laid out so.
         threads: tasks computed at the same time.
         inner_step: as `compile`, for the inner step where a meta-step as a whole is not recorded.
+        fused_norm: when layers of batch normalisation use torch's fused operation.
+        evaluate_chunk: as `chunk`, of the tasks that an evaluation takes together.
     """
 
     batching: Batching

@@ -19,7 +19,6 @@ from metarun.components.algo.base import Algorithm, InnerLoop, Problem, Steps
 from metarun.components.algo.inner_loop import SECOND_ORDER, Prepared, prepared
 from metarun.components.algo.padding import known, present, without_absent
 from metarun.components.backbone.norm import counting
-from metarun.components.precision import computing_in
 from metarun.config.checks import MOST_STEPS, at_least, between
 from metarun.config.component import settings
 from metarun.errors import ConfigError
@@ -114,11 +113,6 @@ def descend(
     _check_gradient(gradient, inner, own, loop, bool(per_step))
 
     def inner_loss(params: Params, given: tuple[Params, Any, Tensor]) -> Tensor:
-        # Here, since it is also called where there is nothing around it: in a backward pass.
-        with computing_in(problem.precision.inner):
-            return support_loss(params, given)
-
-    def support_loss(params: Params, given: tuple[Params, Any, Tensor]) -> Tensor:
         shared, encoded, y = given
         if problem.uneven:
             return loss_of_known({**shared, **params}, encoded, y)

@@ -120,9 +120,9 @@ class BatchNorm(nn.Module):
             derivatives where nothing is mapped: "never", in an "evaluation", or "always".
 
     Written out in elementary operations, and not `torch.nn.BatchNorm2d`, because second
-    derivatives of torch's fused operation are wrong when autograd surrounds `torch.func.vmap`,
-    and third ones always
-    (its batching rule takes the saved mean and deviation for constants): in float64, with torch
+    derivatives of torch's fused operation are wrong when autograd surrounds `torch.func.vmap`
+    (its batching rule takes the saved mean and deviation for constants), and third ones are
+    always: in float64, with torch
     2.15, the meta-gradient of small networks was 0.07 to 1.6 % off that of a loop, which agrees
     with finite differences. `meta_gradient` differentiates inside vmap, where both are right.
     Same parameters, same names, same outputs.
