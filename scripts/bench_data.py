@@ -3,8 +3,8 @@
     python scripts/bench_data.py                                # all: half an hour on two cores
     python scripts/bench_data.py --small 2000 --large 500       # does it work?
 
-Pictures: JPEG files that are drawn first, in a temporary folder that goes with the program (4 GB at
-most). metarun converts them to its file of 84×84 pixels, verification included; torchvision's
+Pictures: JPEG files that are drawn first, in a temporary folder that goes with the program (10 GB
+at most). metarun converts them to its file of 84×84 pixels, verification included; torchvision's
 ImageFolder with Resize and CenterCrop is read once through a DataLoader with as many workers.
 Episodes: 5-way 1-shot with 15 queries of 84×84 pixels. learn2learn's TaskDataset draws them from
 float images in memory, as its MiniImagenet has them, and from the JPEG files.
@@ -17,7 +17,6 @@ import contextlib
 import importlib
 import io
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -58,10 +57,9 @@ def draw(root: Path, count: int, size: tuple[int, int]) -> None:
         image.save(folder / f"{number:06}.jpg", quality=90)
 
 
-def convert(root: Path, cache: Path) -> ClassStore:
-    """Convert with metarun, into a cache that is empty."""
-    shutil.rmtree(cache, ignore_errors=True)
-    os.environ["METARUN_CACHE"] = str(cache)
+def convert(root: Path, home: Path) -> ClassStore:
+    """Convert with metarun, into a new cache; to delete an old one is not what is timed."""
+    os.environ["METARUN_CACHE"] = tempfile.mkdtemp(prefix="cache-", dir=home)
     return converted("bench", list_pictures(root), Preprocessing(size=SIDE))
 
 
@@ -145,11 +143,11 @@ def main() -> None:
             read_all(home / name, chosen.workers)  # from the disk, once, for both
             print(f"{count:,} JPEG of {size[0]}×{size[1]} to {SIDE}×{SIDE}")
             runs: dict[str, tuple[Callable[[], object], int]] = {
-                "metarun": (lambda name=name: convert(home / name, home / "cache"), count),
+                "metarun": (lambda name=name: convert(home / name, home), count),
                 "torchvision": (lambda name=name: read_all(home / name, chosen.workers), count),
             }
             rates(runs, chosen.rounds)
-        store = convert(home / "small", home / "cache")
+        store = convert(home / "small", home)
         print(f"episodes: {WAY}-way {SHOT}-shot, {QUERY} queries, {SIDE}×{SIDE}×3")
         own, few = episodes_of(store), store.sizes.clamp(max=MOST)
         rows = torch.cat([s + torch.arange(n) for s, n in zip(store.starts, few, strict=True)])

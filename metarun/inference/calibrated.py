@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from metarun.errors import ConfigError
@@ -18,11 +19,18 @@ class Calibration(NamedTuple):
         temperature: what scores are divided by.
         misfits: float64 (tasks, queries), of the true labels.
         strangeness: float64 (tasks, queries), of queries of the classes of their task.
+        classes: int64 (tasks, queries), the number of the query's class.
     """
 
     temperature: float
     misfits: Tensor
     strangeness: Tensor
+    classes: Tensor
+
+    @property
+    def seen(self) -> int:
+        """How many classes the tasks have."""
+        return len(torch.unique(self.classes))
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Calibrated probabilities of scores (…, way), float64."""
@@ -31,17 +39,19 @@ class Calibration(NamedTuple):
     def sets(self, scores: Tensor, coverage: float) -> Tensor:
         """Which labels are in the set of each query, bool (…, way).
 
-        The true label of a query of a new task is in it with a probability of `coverage` or more.
+        The true label of a query of a new class is in it with a probability of `coverage` or more.
+        Where too few classes were seen for that, all labels are.
         """
-        bound = calibration.task_quantile(self.misfits, coverage)
+        bound = calibration.class_quantile(self.misfits, self.classes, coverage)
         return calibration.label_sets(self.probabilities(scores), bound)
 
     def is_none(self, scores: Tensor, false_alarms: float) -> Tensor:
         """Which queries are called none of the classes, bool (…).
 
-        Of queries that are of one, a fraction of `false_alarms` or less is.
+        Of queries that are of one, a fraction of `false_alarms` or less is. Where too few classes
+        were seen for that, none is.
         """
-        bound = calibration.task_quantile(self.strangeness, 1 - false_alarms)
+        bound = calibration.class_quantile(self.strangeness, self.classes, 1 - false_alarms)
         return calibration.strangeness(scores) > bound
 
 
@@ -53,6 +63,7 @@ def calibrate(found: Outcomes) -> Calibration:
         temperature,
         calibration.misfit(probabilities, found.labels),
         calibration.strangeness(found.scores),
+        found.classes,
     )
 
 
@@ -74,6 +85,7 @@ def measured(
     sizes = sets.sum(-1).double()
     figures = {
         "calibration_tasks": len(own.misfits),
+        "calibration_classes": own.seen,
         "tasks": len(found.labels),
         "temperature": own.temperature,
         "ece_before": calibration.calibration_error(before),
@@ -132,8 +144,8 @@ def lines(figures: dict[str, Any], split: str) -> list[str]:
             f"{figures['unknown_auroc']:.3f})"
         )
     return [
-        f"calibrated on {figures['calibration_tasks']} validation tasks, measured on "
-        f"{figures['tasks']} {split} tasks:",
+        f"calibrated on {figures['calibration_tasks']} validation tasks of "
+        f"{figures['calibration_classes']} classes, measured on {figures['tasks']} {split} tasks:",
         f"  temperature {figures['temperature']:.3g}; expected calibration error "
         f"{_percent(figures['ece'])}, {_percent(figures['ece_before'])} without",
         f"  label sets for a coverage of {_percent(figures['coverage'])} cover "
@@ -141,6 +153,21 @@ def lines(figures: dict[str, Any], split: str) -> list[str]:
         f"labels on average, and {_percent(figures['empty_sets'])} are empty",
         f"  none of these, at {_percent(figures['false_alarms'])} false alarms: said of "
         f"{_percent(figures['measured_false_alarms'])} of the queries{unknown}",
+        *too_few(figures["calibration_classes"], figures["coverage"], figures["false_alarms"]),
+    ]
+
+
+def too_few(classes: int, coverage: float, false_alarms: float) -> list[str]:
+    """What a person reads where too few validation classes were seen for a promise."""
+    for_sets = calibration.classes_needed(coverage)
+    for_none = calibration.classes_needed(1 - false_alarms)
+    return [
+        f"  {classes} validation classes are too few for {told}, which takes {needed}: {so}"
+        for told, needed, so in (
+            (f"a coverage of {_percent(coverage)}", for_sets, "each set has all labels"),
+            (f"{_percent(false_alarms)} false alarms", for_none, "nothing is called none of these"),
+        )
+        if classes < needed
     ]
 
 

@@ -7,7 +7,7 @@ References:
     Guo, Pleiss, Sun and Weinberger 2017, On calibration of modern neural networks (temperature;
     expected calibration error, section 2).
     Sadinle, Lei and Wasserman 2019, Least ambiguous set-valued classifiers (the label sets).
-    Lee, Barber and Willett 2023, Distribution-free inference with hierarchical data (tasks, not
+    Lee, Barber and Willett 2023, Distribution-free inference with hierarchical data (classes, not
     queries, are exchangeable).
     Hendrycks et al. 2022, Scaling out-of-distribution detection for real-world settings (the
     largest score tells of unknown classes).
@@ -84,26 +84,32 @@ def calibration_error(bins: list[Bin]) -> float:
     )
 
 
-def task_quantile(values: Tensor, level: float) -> float:
-    """A bound that a value of a new task exceeds with a probability of 1 − level or less.
+def class_quantile(values: Tensor, classes: Tensor, level: float) -> float:
+    """A bound that a value of a new class exceeds with a probability of 1 − level or less.
 
-    With tasks exchangeable, and values within a task as well, that holds for the quantile of the
-    values in which each of K tasks weighs 1 / (K + 1), and ∞ weighs the rest (Lee, Barber and
-    Willett 2023, hierarchical conformal prediction). Values of one task depend on each other:
-    the quantile of all values alike would promise more than it keeps.
+    With classes exchangeable, and values within a class as well, that holds for the quantile of
+    the values in which each of K classes weighs 1 / (K + 1), and ∞ weighs the rest (Lee, Barber and
+    Willett 2023, hierarchical conformal prediction). Thousands of tasks of the same few classes
+    tell little of a new class: the quantile of all values alike would promise more than it keeps.
 
     Args:
-        values: (tasks, queries).
+        values: of any shape, one for each query.
+        classes: int64, likewise: the number of the query's class.
         level: above 0 and below 1.
 
     Returns:
-        Infinity where there are too few tasks for such a level.
+        Infinity where there are fewer classes than `classes_needed`.
     """
-    tasks, queries = values.shape
-    ordered = values.double().flatten().sort().values
-    needed = level * (tasks + 1) / tasks  # of the weight of the values alone
-    place = math.ceil(needed * tasks * queries - 1e-9)
-    return float(ordered[place - 1]) if place <= tasks * queries else math.inf
+    ordered, order = values.double().flatten().sort()
+    _, number, count = torch.unique(classes.flatten(), return_inverse=True, return_counts=True)
+    weights = 1 / ((len(count) + 1) * count[number[order]].double())
+    reached = (weights.cumsum(0) >= level - 1e-9).nonzero()
+    return float(ordered[reached[0, 0]]) if len(reached) else math.inf
+
+
+def classes_needed(level: float) -> int:
+    """With how many classes `class_quantile` has a finite bound."""
+    return math.ceil(level / (1 - level) - 1e-9)
 
 
 def misfit(probabilities: Tensor, labels: Tensor) -> Tensor:

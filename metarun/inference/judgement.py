@@ -21,7 +21,7 @@ from metarun.system.files import cache_dir, write_atomically
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise when the same run would be judged otherwise: it names the file
+VERSION = 2  # raise when the same run would be judged otherwise: it names the file
 
 
 class Judgement(NamedTuple):
@@ -79,7 +79,7 @@ def judge(
     path = _place(trained, counts, tasks)
     with suppress(Exception):  # what is not there, or is damaged, is made again
         found = archive.read(path)
-        own = Calibration(found["temperature"], found["misfits"], found["strangeness"])
+        own = Calibration(*(found[field] for field in Calibration._fields))
         compared = Familiar(found["training"], found["distances"])
         return Judgement(own, compared, coverage, false_alarms)
     log.info("calibrating on %d validation tasks; kept for the next time", tasks)

@@ -19,12 +19,14 @@ class Outcomes(NamedTuple):
     Attributes:
         scores: float64 (tasks, queries, way), of queries of the classes of their task.
         labels: int64 (tasks, queries).
+        classes: int64 (tasks, queries), the number of the query's class in its split.
         unknown: (tasks, queries, way), of queries of other classes; None where a split has no
             more classes than a task.
     """
 
     scores: Tensor
     labels: Tensor
+    classes: Tensor
     unknown: Tensor | None
 
 
@@ -103,7 +105,7 @@ def outcomes(
     kept = list(range(way * shot))
     if counts is not None:
         kept = [label * shot + one for label, count in enumerate(counts) for one in range(count)]
-    scores, labels, unknown = [], [], []
+    scores, labels, classes, unknown = [], [], [], []
     for index in tqdm(range(tasks), desc=f"{split} tasks", unit="task", disable=None):
         task = Episodes(*(part[0] for part in wide.sample(split, index, 1)))
         predict = trained.adapt(task.support_x[kept], task.support_y[kept], way)
@@ -111,11 +113,15 @@ def outcomes(
         queries, strangers = task.query_x[known], task.query_x[~known]
         scores.append(predict(queries).double().cpu())
         labels.append(task.query_y[known].cpu())
+        classes.append(wide.classes(split, index, 1)[0].cpu()[labels[-1]])
         if others:
             together = trained.predict_together is not None
             asked = torch.cat([queries, strangers]) if together else strangers
             unknown.append(predict(asked)[-len(strangers) :].double().cpu())
         on_progress(index + 1)
     return Outcomes(
-        torch.stack(scores), torch.stack(labels), torch.stack(unknown) if others else None
+        torch.stack(scores),
+        torch.stack(labels),
+        torch.stack(classes),
+        torch.stack(unknown) if others else None,
     )

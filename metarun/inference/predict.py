@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from metarun.components.algo.adapting import Predictor
 from metarun.errors import ConfigError, DataError, RunError
+from metarun.inference.calibrated import too_few
 from metarun.inference.judgement import Judgement
 from metarun.inference.support import Labelled, read_pictures
 from metarun.inference.trained import Trained
@@ -89,14 +90,16 @@ def trust(found: Predictions, judgement: Judgement | None) -> list[str]:
     sets, none, far = zip(*found.judged, strict=True)
     middle = torch.tensor(list(map(float, far))).quantile(0.5)
     sizes = [row.count("|") + 1 if row else 0 for row in sets]
-    tasks = len(judgement.calibration.misfits)
+    own, coverage, alarms = judgement.calibration, judgement.coverage, judgement.false_alarms
     return [
-        f"calibrated on {tasks} validation tasks of so many classes and examples, which holds as "
-        "far as these classes are like those of the run's data:",
-        f"  label sets for a coverage of {100 * judgement.coverage:g} % have "
+        f"calibrated on {len(own.misfits)} validation tasks of so many classes and examples, with "
+        f"{own.seen} classes in all; it holds as far as these classes are like those of the run's "
+        "data:",
+        f"  label sets for a coverage of {100 * coverage:g} % have "
         f"{sum(sizes) / len(sizes):.2f} labels on average",
-        f"  {sum(map(bool, none))} pictures are called none of these, at "
-        f"{100 * judgement.false_alarms:g} % false alarms",
+        f"  {sum(map(bool, none))} pictures are called none of these, at {100 * alarms:g} % false "
+        "alarms",
+        *too_few(own.seen, coverage, alarms),
         f"  unfamiliarity {middle:.0f} % (median): as many of the run's validation pictures are "
         "nearer to its training pictures, in pixels; 50 % is usual, 100 % is far away",
     ]

@@ -107,7 +107,7 @@ class Partial:
         Raises:
             OSError: the disk is full.
         """
-        content = images.tobytes()
+        content = images.reshape(-1).data
         with naming(self.data), open(self.data, "r+b", buffering=0) as file:
             _write_at(file.fileno(), self._place(number * self.rows), content)
         return zlib.crc32(content)
@@ -213,7 +213,7 @@ def _line(number: int, done: Done) -> str:
     return json.dumps([number, *done]) + "\n"
 
 
-def _write_at(descriptor: int, place: int, content: bytes) -> None:
+def _write_at(descriptor: int, place: int, content: bytes | memoryview) -> None:
     left = memoryview(content)
     while left:
         written = os.pwrite(descriptor, left, place)

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.components.algo.base import OBJECTIVES, Algorithm, InnerLoop, Problem, Trace
-from metarun.components.algo.new_heads import moves_rows_apart
-from metarun.components.algo.padding import known, over_known, without_absent
+from metarun.components.algo.padding import known, moves_rows_apart, over_known, without_absent
 from metarun.components.backbone.mlp_bn import MlpBn, MlpBnConfig
 from metarun.components.backbone.norm import BatchNorm, counting
 from metarun.config.catalogue import schemas
@@ -111,6 +110,8 @@ def moved(made: Algorithm) -> dict[str, Tensor]:
 
 def gradient(loss: Tensor, meta: dict[str, Tensor]) -> list[Tensor]:
     leaves = [value for value in meta.values() if value.requires_grad]
+    if not leaves:
+        return []  # a control that learns nothing
     found = torch.autograd.grad(loss, leaves, allow_unused=True)
     return [torch.zeros_like(v) if g is None else g for v, g in zip(leaves, found, strict=True)]
 
@@ -152,6 +153,14 @@ HEADS: dict[str, Callable[[Problem], Algorithm]] = {
     "matchingnet, sharp": builder("matchingnet", scale=100.0, relu=True),
     "r2d2": builder("r2d2", learn_ridge=True),
     "simpleshot": builder("simpleshot"),
+    "relationnet": builder("relationnet", hidden=3),
+    "relationnet, entropy": builder(
+        "relationnet", hidden=3, loss="cross_entropy", class_map="mean"
+    ),
+    "metaoptnet, ridge": builder("metaoptnet", head="ridge", label_smoothing=0.1),
+    "dkt": builder("dkt", learn_noise=True),
+    "dkt, rbf": builder("dkt", kernel="rbf"),
+    "nearest_neighbour": builder("nearest_neighbour"),
     "feat": builder("feat", dropout=0.0, attention_dropout=0.0, balance=0.3),
 }
 DESCENTS: dict[str, Callable[[Problem], Algorithm]] = {
@@ -170,6 +179,10 @@ DESCENTS: dict[str, Callable[[Problem], Algorithm]] = {
     "sharp_maml": descent("sharp_maml", inner_radius=0.1),
     "proto_maml": descent("proto_maml", order=2),
     "unicorn_maml": descent("unicorn_maml", order=2),
+    "reptile": descent("reptile"),
+    "scratch": builder("scratch", eval_inner_steps=3),
+    "baseline": builder("baseline", eval_inner_steps=3),
+    "baseline_pp": builder("baseline_pp", eval_inner_steps=3, inner_batch=None),
 }
 
 
@@ -259,8 +272,9 @@ def test_batch_normalisation_over_known_examples(shape: tuple[int, ...]) -> None
 def test_heads_of_padding_move_no_others() -> None:
     assert moves_rows_apart(sgd(0.1, momentum=0.9)) and moves_rows_apart(adam(0.1))
     assert not moves_rows_apart(adafactor())
-    with pytest.raises(ValueError, match="inner_opt: a step of it moves the head of a class"):
-        DESCENTS["proto_maml"](problem(None, optimizer=adafactor()))
+    for name in ("proto_maml", "baseline", "baseline_pp"):
+        with pytest.raises(ValueError, match=f"moves the head of a class .* algo={name} has"):
+            DESCENTS[name](problem(None, optimizer=adafactor()))
 
 
 TESTED = {name.replace(",", " ").split()[0] for name in (*HEADS, *DESCENTS)} | {"imaml"}
@@ -282,9 +296,15 @@ def test_who_is_not_tested_here_takes_no_uneven_tasks(name: str) -> None:
 
 def test_a_setting_decides_who_takes_uneven_tasks() -> None:
     with pytest.raises(ConfigError, match=r"task.train.imbalanced=true: algo=reptile does not"):
-        setup_of("algo=reptile", *GLYPHS[:4], "task.train.imbalanced=true")
-    with pytest.raises(ConfigError, match=r"task.min_way=2: algo=matchingnet"):
-        setup_of("algo=matchingnet", "algo.full_context=true", *GLYPHS)
+        setup_of("algo=reptile", "algo.inner_batch=1", *GLYPHS[:4], "task.train.imbalanced=true")
+    for name, own in (
+        ("matchingnet", "algo.full_context=true"),
+        ("metaoptnet", "algo.head=svm"),
+        ("baseline_pp", "algo.inner_batch=4"),
+        ("nearest_neighbour", "algo.k=2"),
+    ):
+        with pytest.raises(ConfigError, match=rf"task.min_way=2: algo={name}"):
+            setup_of(f"algo={name}", own, *GLYPHS)
 
 
 def test_data_without_classes_to_leave_out_are_refused() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from metarun.config.trained import EvalConfig
 from metarun.episodes.source import ImageEpisodes
 from metarun.errors import ConfigError
 from metarun.inference import calibration
-from metarun.inference.calibrated import calibrate, measured, refuse_calibration
+from metarun.inference.calibrated import calibrate, measured, refuse_calibration, too_few
 from metarun.inference.classifier import FewShotClassifier
 from metarun.inference.diagram import reliability_diagram
 from metarun.inference.familiarity import familiar, unfamiliarity
@@ -38,7 +39,8 @@ def drawn(tasks: int, seed: int, sharpness: float = 1.0) -> Outcomes:
     scores = torch.randn(tasks, 12, 4, generator=generator, dtype=torch.float64) * hard
     labels = torch.multinomial(scores.flatten(0, 1).softmax(1), 1, generator=generator)
     unknown = torch.randn(tasks, 8, 4, generator=generator, dtype=torch.float64) - 2
-    return Outcomes(scores * sharpness, labels.view(tasks, 12), unknown * sharpness)
+    classes = torch.arange(tasks)[:, None].expand(tasks, 12)  # each task has its own
+    return Outcomes(scores * sharpness, labels.view(tasks, 12), classes, unknown * sharpness)
 
 
 def test_the_temperature_is_where_the_cross_entropy_is_least() -> None:
@@ -74,21 +76,59 @@ def test_reliability_is_that_of_its_definition() -> None:
     assert len(bins) == 15 and bins[-1].high == 1
 
 
-def weighed_quantile(values: Tensor, level: float) -> float:
+def weighed_quantile(values: Tensor, classes: Tensor, level: float) -> float:
     """The quantile of Lee, Barber and Willett, by its definition."""
-    tasks, queries = values.shape
+    counts = Counter(classes.flatten().tolist())
     total = 0.0
-    for value in values.flatten().sort().values.tolist():
-        total += 1 / ((tasks + 1) * queries)
+    pairs = zip(values.flatten().tolist(), classes.flatten().tolist(), strict=True)
+    for value, number in sorted(pairs):
+        total += 1 / ((len(counts) + 1) * counts[number])
         if total >= level - 1e-12:
             return float(value)
     return math.inf
 
 
 @pytest.mark.parametrize("level", [0.05, 0.5, 0.9, 10 / 11, 0.95])
-def test_the_bound_is_the_quantile_in_which_tasks_weigh_the_same(level: float) -> None:
-    values = torch.rand(10, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    assert calibration.task_quantile(values, level) == weighed_quantile(values, level)
+def test_the_bound_is_the_quantile_in_which_classes_weigh_the_same(level: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    values = torch.rand(20, 7, generator=generator, dtype=torch.float64)
+    classes = (torch.rand(20, 7, generator=generator) ** 2 * 10).long() + 5
+    assert len(classes.unique()) == 10
+    found = calibration.class_quantile(values, classes, level)
+    assert found == weighed_quantile(values, classes, level)
+    assert math.isinf(found) == (calibration.classes_needed(level) > 10)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.9])
+def test_the_bound_holds_for_new_classes_where_few_are_seen_in_many_tasks(level: float) -> None:
+    """A thousand tasks of twelve classes; how hard a query is, its class and others decide."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    covered, by_task = [], []
+    for _ in range(400):
+        hard, new = draw(12), draw(2000)
+        classes = torch.rand(1000, 12, generator=generator).argsort(1)[:, :5]
+        others = hard[classes].mean(1, keepdim=True)
+        values = hard[classes] + others + 0.3 * draw(1000, 5)
+        fresh = new + (new + draw(2000) * 2) / 5 + 0.3 * draw(2000)
+        bound = calibration.class_quantile(values, classes, level)
+        covered.append(float((fresh <= bound).double().mean()))
+        plain = float(values.flatten().quantile(level))
+        by_task.append(float((fresh <= plain).double().mean()))
+    assert level <= sum(covered) / 400 < level + 0.1
+    assert sum(by_task) / 400 < level - 0.02  # what tasks as independent draws would give
+
+
+def test_too_few_classes_for_a_promise_are_told() -> None:
+    words = too_few(8, 0.9, 0.05)
+    assert len(words) == 2 and "8 validation classes" in words[0]
+    assert "90.0 %, which takes 9" in words[0] and "5.0 % false alarms, which takes 19" in words[1]
+    assert too_few(9, 0.9, 0.1) == [] and len(too_few(18, 0.9, 0.05)) == 1
+    own = calibrate(drawn(8, 0))
+    assert own.sets(torch.randn(5, 4), 0.9).all() and not own.is_none(torch.randn(5, 4), 0.05).any()
 
 
 def test_sets_cover_and_false_alarms_come_as_promised_on_new_tasks() -> None:
@@ -122,6 +162,10 @@ def test_known_queries_are_those_of_the_evaluation(tmp_path: Path, norm: str) ->
     right = (found.scores.argmax(-1) == found.labels).double().mean(1)
     assert right.tolist() == trace.query_score[:, -1].tolist()
     assert found.unknown is not None and found.unknown.shape == (3, 6, 3)
+    store, tasks = setup.source.stores["test"], setup.source.sample("test", 0, 3)
+    for number, image in zip(found.classes.flatten(), tasks.query_x.flatten(0, 1), strict=True):
+        rows = torch.arange(int(store.sizes[number])) + store.starts[number]
+        assert (setup.source.values(store.take(rows)) == image).flatten(1).all(1).any()
     wide = setup.source.with_more_classes(3).sample("test", 1, 1)
     both = wide.query_x[0] if norm == "transductive" else wide.query_x[0, 6:]
     task = task_of(setup, 1, "test")
@@ -150,11 +194,14 @@ def test_unfamiliarity_is_the_share_of_validation_pictures_that_are_nearer(tmp_p
 def test_an_evaluation_says_what_its_probabilities_are_worth(
     metarun: Metarun, tmp_path: Path
 ) -> None:
-    write_run(tmp_path / "run", *GLYPHS, "algo=protonet")
+    setup = write_run(tmp_path / "run", *GLYPHS, "algo=protonet")
     evaluate = ("eval", "ckpt=run", "episodes=20", "hydra.run.dir=eval")
     done = metarun(*evaluate, "calibrate=true", "coverage=0.8", "false_alarms=0.2")
     stored = json.loads((tmp_path / "eval" / "result.json").read_text())["test"]["calibration"]
-    assert "calibrated on 20 validation tasks, measured on 20 test tasks" in done.stdout
+    assert isinstance(setup.source, ImageEpisodes)
+    classes = len(setup.source.classes("val", 0, 20).unique())
+    said = f"calibrated on 20 validation tasks of {classes} classes, measured on 20 test tasks"
+    assert said in done.stdout and stored["calibration_classes"] == classes
     assert f"cover {100 * stored['measured_coverage']:.1f} %" in done.stdout
     assert abs(stored["measured_coverage"] - 0.8) < 0.15
     assert abs(stored["measured_false_alarms"] - 0.2) < 0.15

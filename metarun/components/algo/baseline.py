@@ -37,4 +37,4 @@ def baseline(problem: Problem, own: BaselineConfig) -> Algorithm:
     def head(meta: Meta, way: int) -> dict[str, Tensor]:
         return {"weight": like.new_zeros(way, pretrained.width), "bias": like.new_zeros(way)}
 
-    return with_new_heads(problem, own, pretrained, head, linear_scores)
+    return with_new_heads(problem, own, "baseline", pretrained, head, linear_scores)

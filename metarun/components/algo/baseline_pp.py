@@ -83,4 +83,4 @@ def baseline_pp(problem: Problem, own: BaselinePpConfig) -> Algorithm:
     def head(meta: Meta, way: int) -> dict[str, Tensor]:
         return with_lengths(meta[HEAD][:way])
 
-    return with_new_heads(problem, own, pretrained, head, scores, kept={HEAD: first})
+    return with_new_heads(problem, own, "baseline_pp", pretrained, head, scores, kept={HEAD: first})

@@ -17,7 +17,7 @@ from metarun.components.algo.adapting import (
 )
 from metarun.components.algo.base import Algorithm, InnerLoop, Problem, Steps
 from metarun.components.algo.inner_loop import SECOND_ORDER, Prepared, prepared
-from metarun.components.algo.padding import known, present, without_absent
+from metarun.components.algo.padding import known, present, support_outputs
 from metarun.components.backbone.norm import counting
 from metarun.config.checks import MOST_STEPS, at_least, between
 from metarun.config.component import settings
@@ -114,19 +114,12 @@ def descend(
 
     def inner_loss(params: Params, given: tuple[Params, Any, Tensor]) -> Tensor:
         shared, encoded, y = given
-        if problem.uneven:
-            return loss_of_known({**shared, **params}, encoded, y)
-        outputs = fast.decode({**shared, **params}, encoded)
-        factor = outputs.shape[1] if own.reduction == "per_shot" else 1
-        return factor * objective.loss(outputs, y)
-
-    def loss_of_known(params: Params, encoded: Any, y: Tensor) -> Tensor:
-        with counting(known(y)):
-            outputs = fast.decode(params, encoded)
-        value = objective.loss(without_absent(outputs, y), y)
-        if own.reduction == "per_shot":
-            return value * present(y, outputs.shape[1]).sum()
-        return value
+        decoded = support_outputs(problem, lambda: fast.decode({**shared, **params}, encoded), y)
+        value = objective.loss(decoded, y)
+        if own.reduction != "per_shot":
+            return value
+        way = decoded.shape[1]
+        return value * (present(y, way).sum() if problem.uneven else way)
 
     recorded_loss = RecordedLoss(inner_loss, inner.record)
 

@@ -18,6 +18,7 @@ from metarun.components.algo.comparing import squared_distances
 from metarun.components.algo.embedding import embedding, width_of
 from metarun.components.algo.gaussian_process import Prediction, marginal_likelihood, predicted
 from metarun.components.algo.normalising import refuse_each_query_alone
+from metarun.components.algo.padding import known, present
 from metarun.components.backbone.norm import BatchNorm
 from metarun.config.checks import at_least, between, positive
 from metarun.config.component import builds, settings
@@ -133,6 +134,7 @@ def dkt(problem: Problem, own: DktConfig) -> Algorithm:
             kernel_diagonal(meta, x),
             meta[MEAN],
             noise_of(meta),
+            support.known,
         )
 
     def kernel_diagonal(meta: Meta, x: Tensor) -> Tensor:
@@ -151,13 +153,14 @@ def dkt(problem: Problem, own: DktConfig) -> Algorithm:
             targets_of(y, support.way, both),
             meta[MEAN],
             noise_of(meta),
+            *((known(y), present(support.y, outputs.shape[1])) if problem.uneven else ()),
         )
         metrics = {"marginal_nll": -likelihood}
         if not classifies:
             metrics["predictive_nll"] = _nll(predict(meta, support, queries.x), queries.y)
         return -likelihood, metrics
 
-    return at_once(problem, init, adapt, encode=embed, outer=outer)
+    return at_once(problem, init, adapt, encode=embed, outer=outer, uneven=classifies)
 
 
 def _refuse_idle(own: DktConfig, kind: str) -> None:

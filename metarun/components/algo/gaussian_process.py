@@ -18,7 +18,14 @@ class Prediction(NamedTuple):
     variance: Tensor
 
 
-def marginal_likelihood(kernel: Tensor, targets: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
+def marginal_likelihood(
+    kernel: Tensor,
+    targets: Tensor,
+    mean: Tensor,
+    noise: Tensor,
+    known: Tensor | None = None,
+    present: Tensor | None = None,
+) -> Tensor:
     """log N(y; m, K + σ²I), the mean over examples and outputs, ().
 
     Args:
@@ -26,10 +33,18 @@ def marginal_likelihood(kernel: Tensor, targets: Tensor, mean: Tensor, noise: Te
         targets: y, (examples, outputs): independent processes with the same kernel.
         mean: m, ().
         noise: σ², ().
+        known: bool (examples,), which examples count; None: all.
+        present: bool (outputs,), which processes count; None: all.
     """
-    factor = _factor(kernel, noise)
-    white = torch.linalg.solve_triangular(factor, targets.double() - mean.double(), upper=False)
+    factor = _factor(kernel, noise, known)
+    white = torch.linalg.solve_triangular(factor, _centred(targets, mean, known), upper=False)
+    count: int | Tensor
+    outputs: int | Tensor
     count, outputs = targets.shape
+    if known is not None:
+        count = known.double().sum()
+    if present is not None:
+        white, outputs = torch.where(present, white, 0), present.double().sum()
     logarithm = 2 * outputs * factor.diagonal().log().sum()
     terms = white.square().sum() + logarithm + count * outputs * math.log(2 * math.pi)
     found: Tensor = -0.5 * terms / (count * outputs)
@@ -43,6 +58,7 @@ def predicted(
     own: Tensor,
     mean: Tensor,
     noise: Tensor,
+    support_known: Tensor | None = None,
 ) -> Prediction:
     """The prediction for queries from a support set.
 
@@ -52,16 +68,30 @@ def predicted(
         across: of the support set with the queries, (examples, queries).
         own: of each query with itself, (queries,).
         mean, noise: as in `marginal_likelihood`.
+        support_known: bool (examples,), which of the support set count; None: all.
     """
-    factor = _factor(kernel, noise)
+    factor = _factor(kernel, noise, support_known)
+    if support_known is not None:
+        across = torch.where(support_known[:, None], across, 0)
     known = torch.linalg.solve_triangular(factor, across.double(), upper=False)
-    white = torch.linalg.solve_triangular(factor, targets.double() - mean.double(), upper=False)
+    centred = _centred(targets, mean, support_known)
+    white = torch.linalg.solve_triangular(factor, centred, upper=False)
     variance = own.double() - known.square().sum(0) + noise.double()
     values = mean.double() + known.T @ white
     return Prediction(values.to(kernel.dtype), variance.to(kernel.dtype))
 
 
-def _factor(kernel: Tensor, noise: Tensor) -> Tensor:
+def _centred(targets: Tensor, mean: Tensor, known: Tensor | None) -> Tensor:
+    centred = targets.double() - mean.double()
+    return centred if known is None else torch.where(known[:, None], centred, 0)
+
+
+def _factor(kernel: Tensor, noise: Tensor, known: Tensor | None) -> Tensor:
+    """Of the covariance; an example that does not count has a variance of 1, and no other."""
+    covariance, own = kernel.double(), noise.double()
+    if known is not None:
+        covariance = torch.where(known[:, None] & known, covariance, 0)
+        own = torch.where(known, own, 1)
     eye = torch.eye(kernel.shape[0], dtype=torch.float64, device=kernel.device)
-    factor, failed = torch.linalg.cholesky_ex(kernel.double() + noise.double() * eye)
+    factor, failed = torch.linalg.cholesky_ex(covariance + own * eye)
     return torch.where(failed == 0, factor, torch.nan)

@@ -10,6 +10,7 @@ from metarun.components.algo.base import Algorithm, Problem, Steps
 from metarun.components.algo.fitting import fitted
 from metarun.components.algo.inner_loop import prepared
 from metarun.components.algo.minibatches import minibatches
+from metarun.components.algo.padding import refuse_rows_together, support_outputs
 from metarun.components.algo.pretraining import Pretraining, PretrainingConfig, Scores
 from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import settings
@@ -33,6 +34,7 @@ class HeadFittingConfig(PretrainingConfig):
 def with_new_heads(
     problem: Problem,
     own: HeadFittingConfig,
+    algo: str,
     pretrained: Pretraining,
     head: Callable[[Meta, int], dict[str, Tensor]],
     scores: Scores,
@@ -43,14 +45,17 @@ def with_new_heads(
     Args:
         problem: what it is built for.
         own: the settings.
+        algo: the algorithm's name, for messages.
         pretrained: the classifier.
         head: `head(meta, way)`, the head that a task starts with.
         scores: of such a head and of features.
         kept: meta-parameters that are not learned, by name, with their values.
 
     Raises:
-        ValueError: inner hyperparameters are to be learned, of which nothing is differentiated.
+        ValueError: inner hyperparameters are to be learned, of which nothing is differentiated;
+            or tasks are uneven, and the inner optimizer moves the rows of a head together.
     """
+    refuse_rows_together(problem, algo)
     objective, fixed = problem.objective, kept or {}
     start = pretrained.start | fixed
     assert problem.ways is not None
@@ -74,7 +79,7 @@ def with_new_heads(
             x, y = given
             if turns is not None:
                 x, y = x[turns[step]], y[turns[step]]
-            return objective.loss(scores(fast, x), y)
+            return objective.loss(support_outputs(problem, lambda: scores(fast, x), y), y)
 
         begun, given = head(meta, support.way), (features, support.y)
         return fitted(loop, meta, begun, inner_loss, given, predictor, taken, watch)
@@ -90,5 +95,6 @@ def with_new_heads(
         batch_size=own.batch_size,
         differentiates=False,
         averages=True,
+        uneven=own.inner_batch is None,  # whose deck holds all examples, padding as well
     )
     return made._replace(any_way=True)

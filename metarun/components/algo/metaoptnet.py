@@ -12,6 +12,7 @@ from metarun.components.algo.base import OWN_PREFIX, Algorithm, Episode, Problem
 from metarun.components.algo.comparing import refuse_regression
 from metarun.components.algo.embedding import embedding
 from metarun.components.algo.linear_systems import solve
+from metarun.components.algo.padding import known, mean_of_known
 from metarun.components.algo.svm import crammer_singer
 from metarun.config.checks import MOST_STEPS, between, positive
 from metarun.config.component import builds, settings
@@ -88,7 +89,9 @@ def metaoptnet(problem: Problem, own: MetaoptnetConfig) -> Algorithm:
     start, embed = embedding(problem.model, "metaoptnet")
     like = next(problem.model.parameters())
     learns = problem._replace(
-        objective=problem.objective._replace(loss=partial(smoothed_loss, own.label_smoothing))
+        objective=problem.objective._replace(
+            loss=partial(smoothed_loss, own.label_smoothing, uneven=problem.uneven)
+        )
     )
 
     def init() -> dict[str, Tensor]:
@@ -99,6 +102,8 @@ def metaoptnet(problem: Problem, own: MetaoptnetConfig) -> Algorithm:
     ) -> Predictor:
         """Call `tell` with the bound of the scores' error, if the head has one."""
         features, labels = support.x, one_hot(support)
+        if support.known is not None:
+            features = torch.where(support.known[:, None], features, 0)
         kernel = features @ features.T
         diagonal = torch.eye(kernel.shape[0], dtype=kernel.dtype, device=kernel.device)
         if own.head == "ridge":
@@ -127,23 +132,26 @@ def metaoptnet(problem: Problem, own: MetaoptnetConfig) -> Algorithm:
         metrics = {"svm_error": errors[0].to(value)} if errors else {}
         return value, extra | {"metrics": metrics}
 
-    made = at_once(
-        problem, init, partial(adapt, own.eval_iterations, lambda error: None), encode=embed
-    )
-
+    fit = partial(adapt, own.eval_iterations, lambda error: None)
+    leaves_out = own.head == "ridge"  # in the machine, an absent class is a rival of the others
+    made = at_once(problem, init, fit, encode=embed, uneven=leaves_out)
     return made._replace(loss=loss)
 
 
-def smoothed_loss(smoothing: float, scores: Tensor, labels: Tensor) -> Tensor:
+def smoothed_loss(smoothing: float, scores: Tensor, labels: Tensor, uneven: bool = False) -> Tensor:
     """The mean cross entropy to 1 − ε at the label and ε/(way − 1) at each other class.
 
     Args:
         smoothing: ε.
-        scores: (examples, way).
+        scores: (examples, way); −∞ for a class that an uneven task does not have.
         labels: (examples,).
+        uneven: whether examples may be padding, which is left out.
     """
-    way = scores.shape[1]
-    logs = scores.log_softmax(1)
-    true = logs.gather(1, labels[:, None])[:, 0]
-    others = (logs.sum(1) - true) / max(way - 1, 1)
-    return -((1 - smoothing) * true + smoothing * others).mean()
+    places = torch.where(known(labels), labels, 0) if uneven else labels
+    absent = scores == -torch.inf
+    way = scores.shape[1] - absent.sum(1)
+    logs = scores.log_softmax(1).masked_fill(absent, 0)
+    true = logs.gather(1, places[:, None])[:, 0]
+    others = (logs.sum(1) - true) / (way - 1).clamp(min=1)
+    each = -((1 - smoothing) * true + smoothing * others)
+    return mean_of_known(each, labels) if uneven else each.mean()

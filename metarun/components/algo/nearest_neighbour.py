@@ -56,6 +56,8 @@ def nearest_neighbour(problem: Problem, own: NearestNeighbourConfig) -> Algorith
             # Not by matrix products, which round where two examples are nearly the same.
             exact = "donot_use_mm_for_euclid_dist"
             distances = torch.cdist(x.flatten(1), examples, compute_mode=exact)
+            if support.known is not None:
+                distances = distances.masked_fill(~support.known, torch.inf)
             chosen = targets[distances.topk(own.k, largest=False).indices]
             if support.way is None:
                 return chosen.mean(1)
@@ -65,4 +67,5 @@ def nearest_neighbour(problem: Problem, own: NearestNeighbourConfig) -> Algorith
 
         return predict
 
-    return at_once(problem, dict, adapt)._replace(learns=False)
+    few = own.k == 1  # of more, an uneven task may have fewer examples
+    return at_once(problem, dict, adapt, uneven=few)._replace(learns=False)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,7 +11,8 @@ from metarun.components.algo.comparing import refuse_regression
 from metarun.components.algo.descent import Fast, descend
 from metarun.components.algo.embedding import embedding, width_of
 from metarun.components.algo.maml import MamlConfig
-from metarun.unroll import InnerOptimizer, LossOptimizer, Meta, Params, match_names
+from metarun.components.algo.padding import refuse_rows_together
+from metarun.unroll import Meta, Params, match_names
 
 WEIGHT, BIAS = "head.weight", "head.bias"
 
@@ -48,12 +48,7 @@ def with_new_head(
             f"inner_opt.precondition: algo={algo} has a head of as many classes as a task, and "
             "factors would be of one number of them; leave it out"
         )
-    if problem.uneven and not moves_rows_apart(problem.inner.optimizer):
-        raise ValueError(
-            f"inner_opt: a step of it moves the head of a class by the others, and algo={algo} has "
-            "heads for the classes that pad an uneven task; choose sgd, adam or another one that "
-            "takes each number by itself"
-        )
+    refuse_rows_together(problem, algo)
     weights, embed = embedding(problem.model, algo)
     names = [*weights, WEIGHT, BIAS]
     per_step = match_names(weights, own.per_step) if own.per_step else []
@@ -89,21 +84,3 @@ def with_new_head(
         scale=scale,
     )
     return descend(problem, own, fast)._replace(any_way=True)
-
-
-def moves_rows_apart(optimizer: InnerOptimizer | LossOptimizer) -> bool:
-    """Whether two steps of a matrix are the same if it has a further row of zeros."""
-    if isinstance(optimizer, LossOptimizer):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    first, *grads = torch.randn(3, 4, 5, dtype=torch.float64, generator=generator)
-
-    def moved(rows: int) -> Tensor:
-        params: Params = {WEIGHT: F.pad(first, (0, 0, 0, rows))}
-        state = optimizer.init(params)
-        for grad in grads:
-            padded = {WEIGHT: F.pad(grad, (0, 0, 0, rows))}
-            params, state = optimizer.update(padded, state, params, optimizer.hyper)
-        return params[WEIGHT][: len(first)]
-
-    return torch.allclose(moved(0), moved(1), rtol=1e-12, atol=1e-12)

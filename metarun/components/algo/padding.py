@@ -5,13 +5,19 @@ examples. What an algorithm makes of a padded task has to be what it would make 
 means are over known examples, and absent classes have no probability.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.components.algo.base import OBJECTIVES, Objective
+from metarun.components.algo.base import OBJECTIVES, Objective, Problem
+from metarun.components.backbone.norm import counting
 from metarun.episodes.uneven import PADDING
+from metarun.unroll import InnerOptimizer, LossOptimizer, Params
+
+HEAD = "head"  # the matrix that two steps are tried with
 
 
 class Known(NamedTuple):
@@ -45,20 +51,69 @@ def over_known(objective: Objective) -> Objective:
         counted = known(labels)
         places = torch.where(counted, labels, 0)[:, None]  # every task has a class 0
         each = -scores.log_softmax(-1).gather(1, places)[:, 0]
-        return _mean(each, counted)
+        return mean_of_known(each, labels)
 
     def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
         right = (scores.argmax(dim=-1) == labels).double()
         right = right.masked_fill(scores.isnan().any(dim=-1), torch.nan)
-        return _mean(right, known(labels))
+        return mean_of_known(right, labels)
 
     return objective._replace(loss=loss, score=accuracy)
 
 
-def _mean(each: Tensor, counted: Tensor) -> Tensor:
+def mean_of_known(each: Tensor, labels: Tensor) -> Tensor:
+    """The mean of what belongs to examples, over those that do not pad a task."""
+    counted = known(labels)
     return torch.where(counted, each, torch.zeros_like(each)).sum() / counted.sum()
+
+
+def support_outputs(problem: Problem, outputs: Callable[[], Tensor], labels: Tensor) -> Tensor:
+    """The outputs for a support set; of an uneven task, as its own examples and classes give them.
+
+    Args:
+        problem: says whether tasks are uneven.
+        outputs: computes them.
+        labels: of the support set.
+    """
+    if not problem.uneven:
+        return outputs()
+    with counting(known(labels)):
+        found = outputs()
+    return without_absent(found, labels)
 
 
 def objective_of(kind: str, uneven: bool) -> Objective:
     """What is minimised in tasks of a kind, and what is reported of them."""
     return over_known(OBJECTIVES[kind]) if uneven else OBJECTIVES[kind]
+
+
+def refuse_rows_together(problem: Problem, algo: str) -> None:
+    """Refuse an inner optimizer by which the head of a class that pads a task moves the others.
+
+    Raises:
+        ValueError: tasks are uneven, and it is such a one.
+    """
+    if problem.uneven and not moves_rows_apart(problem.inner.optimizer):
+        raise ValueError(
+            f"inner_opt: a step of it moves the head of a class by the others, and algo={algo} has "
+            "heads for the classes that pad an uneven task; choose sgd, adam or another one that "
+            "takes each number by itself"
+        )
+
+
+def moves_rows_apart(optimizer: InnerOptimizer | LossOptimizer) -> bool:
+    """Whether two steps of a matrix are the same if it has a further row of zeros."""
+    if isinstance(optimizer, LossOptimizer):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    first, *grads = torch.randn(3, 4, 5, dtype=torch.float64, generator=generator)
+
+    def moved(rows: int) -> Tensor:
+        params: Params = {HEAD: F.pad(first, (0, 0, 0, rows))}
+        state = optimizer.init(params)
+        for grad in grads:
+            padded = {HEAD: F.pad(grad, (0, 0, 0, rows))}
+            params, state = optimizer.update(padded, state, params, optimizer.hyper)
+        return params[HEAD][: len(first)]
+
+    return torch.allclose(moved(0), moved(1), rtol=1e-12, atol=1e-12)

@@ -10,7 +10,8 @@ from metarun.components.algo.adapting import Predictor, Support, at_once, one_ho
 from metarun.components.algo.base import Algorithm, Problem, apply_model
 from metarun.components.algo.comparing import refuse_regression
 from metarun.components.algo.embedding import embedding
-from metarun.components.backbone.norm import BatchNorm
+from metarun.components.algo.padding import known, present
+from metarun.components.backbone.norm import BatchNorm, counted, counting
 from metarun.config.checks import MOST_UNITS, between
 from metarun.config.component import builds, settings
 from metarun.unroll import Meta
@@ -92,21 +93,30 @@ def relationnet(problem: Problem, own: RelationnetConfig) -> Algorithm:
         members = one_hot(support)
         classes = members.T @ support.x.flatten(1)
         if own.class_map == "mean":
-            classes = classes / members.sum(0)[:, None]
+            classes = classes / members.sum(0)[:, None].clamp(min=1)
         parameters = {name: meta[PREFIX + name] for name in compares}
 
         def predict(x: Tensor) -> Tensor:
             size = (x.shape[0], classes.shape[0], *shape)
             of_class = classes.view(1, *size[1:]).expand(size)
             pairs = torch.cat([of_class, x[:, None].expand(size)], 2)
-            return apply_model(relation, parameters, pairs.flatten(0, 1)).view(size[:2])
+            count = counted()  # which queries do, of an uneven task
+            if count is not None:
+                count = (count[:, None] & members.any(0)).flatten()
+            with counting(count):
+                return apply_model(relation, parameters, pairs.flatten(0, 1)).view(size[:2])
 
         return predict
 
     def squared_error(
         meta: Meta, support: Support, queries: Support, outputs: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        value = (outputs.sigmoid() - one_hot(queries)).square().mean()
+        errors = (outputs.sigmoid() - one_hot(queries)).square()
+        if problem.uneven:
+            counts = known(queries.y)[:, None] & present(support.y, outputs.shape[1])
+            value = torch.where(counts, errors, 0).sum() / counts.sum()
+        else:
+            value = errors.mean()
         return value, {"outer_loss": value}
 
     return at_once(
@@ -115,6 +125,7 @@ def relationnet(problem: Problem, own: RelationnetConfig) -> Algorithm:
         adapt,
         encode=encode,
         outer=squared_error if own.loss == "mse" else None,
+        uneven=True,
     )
 
 

@@ -25,6 +25,7 @@ from metarun.components.algo.carried import carried_state
 from metarun.components.algo.inner_loop import prepared
 from metarun.components.algo.minibatches import minibatches
 from metarun.components.algo.normalising import Normalising
+from metarun.components.algo.padding import Known, known, support_outputs, without_absent
 from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
 from metarun.unroll import InnerOptimizer, Meta, Params, Unrolled, unroll
@@ -91,7 +92,8 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
             x, y = given
             if turns is not None:
                 x, y = x[turns[step]], y[turns[step]]
-            return objective.loss(apply_model(model, fast, x), y)
+            outputs = support_outputs(problem, lambda: apply_model(model, fast, x), y)
+            return objective.loss(outputs, y)
 
         return unroll(
             loss,
@@ -119,7 +121,14 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
         end = walk(meta, support, own.inner_steps, None)
         ended = {name: value.detach() for name, value in end.params.items()}
         queries, shown = episode.query_x, predictor(ended)
-        outputs = normalising.outputs(shown, meta, queries, episode.support_x, False).detach()
+        own_examples = Known()
+        if problem.uneven:
+            own_examples = Known(known(episode.support_y), known(episode.query_y))
+        outputs = normalising.outputs(
+            shown, meta, queries, episode.support_x, False, own_examples
+        ).detach()
+        if problem.uneven:
+            outputs = without_absent(outputs, episode.support_y)
         moved = [(meta[n] * (meta[n].detach() - ended[n])).sum() for n in weights]
         extra: dict[str, Any] = {
             "loss": objective.loss(outputs, episode.query_y),
@@ -139,4 +148,5 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
         loss=loss,
         kept=names,
         differentiates=False,
+        uneven=own.inner_batch is None,  # whose deck holds all examples, padding as well
     )

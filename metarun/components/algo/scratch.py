@@ -1,5 +1,7 @@
 """Training from scratch on each task: nothing is meta-learned."""
 
+from torch import Tensor
+
 from metarun.components.algo.adapting import Adapted, Predictor, Support, Watch, by_steps
 from metarun.components.algo.base import (
     Algorithm,
@@ -10,6 +12,7 @@ from metarun.components.algo.base import (
 )
 from metarun.components.algo.fitting import fitted
 from metarun.components.algo.inner_loop import prepared
+from metarun.components.algo.padding import support_outputs
 from metarun.config.checks import MOST_STEPS, between
 from metarun.config.component import builds, settings
 from metarun.unroll import Meta, Params
@@ -54,12 +57,16 @@ def scratch(problem: Problem, own: ScratchConfig) -> Algorithm:
     def predictor(fast: Params) -> Predictor:
         return lambda x: apply_model(model, fast, x)
 
+    def inner_loss(fast: Params, step: int, given: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = given
+        return objective.loss(support_outputs(problem, lambda: apply_model(model, fast, x), y), y)
+
     def adapt(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
         return fitted(
             loop,
             meta,
             {name: meta[name] for name in weights},
-            lambda fast, step, given: objective.loss(apply_model(model, fast, given[0]), given[1]),
+            inner_loss,
             (support.x, support.y),
             predictor,
             steps,
@@ -73,5 +80,6 @@ def scratch(problem: Problem, own: ScratchConfig) -> Algorithm:
         count,
         adapted=tuple(weights),
         differentiates=False,
+        uneven=True,
     )
     return made._replace(learns=False)

@@ -98,6 +98,11 @@ def counting(known: Tensor | None) -> Iterator[None]:
         _here.known = before
 
 
+def counted() -> Tensor | None:
+    """What `counting` was given, in this thread."""
+    return _here.known
+
+
 def _beyond_second_order() -> bool:
     """Whether tasks are mapped, derivatives go forward, or more than one of torch.func is taken.
 
