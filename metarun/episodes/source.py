@@ -17,7 +17,7 @@ from metarun.episodes.choosing import (
 from metarun.episodes.fitting import fitted
 from metarun.episodes.groups import Groups, groups_for
 from metarun.episodes.rng import random_bits, stream_key, uniform
-from metarun.episodes.store import ClassStore, moved
+from metarun.episodes.store import ClassStore, moved, staged
 from metarun.episodes.uneven import (
     Uneven,
     choose_queries,
@@ -119,7 +119,7 @@ class ImageEpisodes:
         for split, store in stores.items():
             _check_feasible(split, store, way, shot, query, uneven)
         self.identity = self._identity_of(stores)
-        self.stores = moved(stores, device)
+        self.stores, self.device = moved(stores, device), device
         self.way, self.shot, self.query, self.seed = way, shot, query, seed
         self.dtype, self.within, self.uneven = dtype, within, uneven
         self._groups = {split: self._groups_of(split) for split in stores}
@@ -201,7 +201,7 @@ class ImageEpisodes:
         )
         support_x = self.values(store.take(chosen[:, :, : self.shot].flatten(1, 2)))
         query_x = self.values(store.take(chosen[:, :, self.shot :].flatten(1, 2)))
-        labels = torch.arange(self.way, device=chosen.device)
+        labels = torch.arange(self.way, device=self.device)
         support_y = labels.repeat_interleave(self.shot).expand(count, -1)
         query_y = labels.repeat_interleave(self.query).expand(count, -1)
         return Episodes(support_x, support_y, query_x, query_y)
@@ -225,6 +225,7 @@ class ImageEpisodes:
         support, support_y = choose_support(shots, images, uneven.max_support)
         queries, query_y = choose_queries(shots, images, self.query)
         support_x, query_x = (self.values(store.take(part)) for part in (support, queries))
+        support_y, query_y = (staged(labels, self.device) for labels in (support_y, query_y))
         return Episodes(support_x, support_y, query_x, query_y)
 
     def _key(self, split: str) -> int:
@@ -232,7 +233,7 @@ class ImageEpisodes:
 
     def values(self, drawn: Tensor) -> Tensor:
         """What a network gets of examples: images in [0, 1], features as they are."""
-        values = drawn.to(self.dtype)
+        values = staged(drawn, self.device).to(self.dtype)
         return values if drawn.is_floating_point() else values.div_(255.0)
 
 
@@ -290,6 +291,7 @@ class Batches:
         labels = torch.searchsorted(ends, drawn, right=True)
         chosen = store.starts[labels] + drawn - (ends - store.sizes)[labels]
         x = self._source.values(store.take(chosen))
+        labels = staged(labels, self._source.device)
         return Batch(x if self._change is None else self._change(x, start), labels)
 
 

@@ -64,18 +64,17 @@ class ClassStore:
         return identity_of(shape, content, own.sizes, self.class_names)
 
     def take(self, chosen: Tensor) -> Tensor:
-        """The images of these numbers, on the device of the numbers, wherever the images are.
+        """The images of these numbers, on their device.
 
         Args:
-            chosen: int64, any shape.
+            chosen: int64, any shape, on that device.
 
         Returns:
             (*chosen.shape, *shape of an image), of the type of `images`.
         """
-        images, numbers = self.images, chosen.flatten().to(self.images.device)
         # Whole rows, which is ten times as fast as an index of several dimensions.
-        rows = images.flatten(1).index_select(0, numbers).to(chosen.device)
-        return rows.view(*chosen.shape, *images.shape[1:])
+        rows = self.images.flatten(1).index_select(0, chosen.flatten())
+        return rows.view(*chosen.shape, *self.images.shape[1:])
 
 
 def identity_of(
@@ -170,8 +169,8 @@ def derived(store: ClassStore, *how: object) -> str:
 def moved(stores: dict[str, ClassStore], device: torch.device) -> dict[str, ClassStore]:
     """The stores on a device; images that several share are moved once.
 
-    Where they would take more than half of a GPU's free memory, images stay where they are, and
-    `ClassStore.take` moves what is drawn.
+    Where they would take more than half of a GPU's free memory, all of the stores stays where it
+    is: what is drawn is chosen there, without asking the device, and `staged` moves it.
     """
     storages = [store.images.untyped_storage() for store in stores.values()]
     needed = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
@@ -189,14 +188,25 @@ def moved(stores: dict[str, ClassStore], device: torch.device) -> dict[str, Clas
             images=there[storage.data_ptr()].as_strided(
                 store.images.size(), store.images.stride(), store.images.storage_offset()
             ),
-            starts=store.starts.to(device),
-            sizes=store.sizes.to(device),
+            starts=store.starts.to(device) if fits else store.starts,
+            sizes=store.sizes.to(device) if fits else store.sizes,
         )
         for (split, store), storage in zip(stores.items(), storages, strict=True)
     }
     for split, store in stores.items():  # the device would have to be waited for at the first draw
         vars(found[split]).update(largest=store.largest, count=store.count)
     return found
+
+
+def staged(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn, on a device.
+
+    A GPU is sent it from pinned memory: the host goes on meanwhile, and can choose what comes next
+    while the device still computes.
+    """
+    if drawn.device.type == device.type:
+        return drawn
+    return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
 
 
 def free_memory(device: torch.device) -> float:

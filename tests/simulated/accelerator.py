@@ -5,8 +5,8 @@ real device would make of an operation can be told from its arguments:
 
 - A tensor of the CPU with dimensions beside one of the device is an error, as it is there.
 - An operation whose result the host must know before it goes on makes the host wait for the
-  device: `.item()`, `bool(x)`, `.cpu()`, a shape that depends on values, a copy to the device out
-  of ordinary memory. Each is counted, with the place in metarun that asked for it.
+  device: `.item()`, `bool(x)`, `.cpu()`, a shape that depends on values, a copy to the device
+  that is not `non_blocking`. Each is counted, with the place in metarun that asked for it.
 
 `register` changes torch for the rest of the process, so only processes of their own call it.
 """
@@ -140,7 +140,9 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     to = kwargs.get("device")
     leaves_it = bool(there) and to is not None and torch.device(to).type != NAME
     if func in COPIES:
-        if leaves_it or here:  # to the CPU, or from it out of memory that is not pinned
+        # To the CPU, or from it, unless it need not be done at once (out of pinned memory).
+        at_once = not kwargs.get("non_blocking", func is aten.copy_.default and args[2:] == (True,))
+        if leaves_it or (here and at_once):
             _happened("wait", func)
     elif func in INDEXED and here:
         _happened("wait", func)  # the numbers are copied first

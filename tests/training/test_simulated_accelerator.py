@@ -76,13 +76,6 @@ KNOWN = (
         "algo=(baseline|baseline_pp|reptile) ", "numbers of examples, once for all inner steps",
     ),
     Known(
-        "later", "episodes/store.py:take aten._to_copy", "images on the CPU",
-        "numbers of images go to the CPU, and images to the device",
-    ),
-    Known(
-        "later", "episodes/store.py:take aten.copy_", "images on the CPU", "the same",
-    ),
-    Known(
         "evaluation", "training/evaluation.py:evaluate aten._to_copy", "",
         "the scores of all tasks, at the end",
     ),

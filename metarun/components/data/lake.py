@@ -102,7 +102,7 @@ class LakeRuns(ImageEpisodes):
         first = torch.arange(start, start + count, device=store.sizes.device) * WAY
         classes = first[:, None] + torch.arange(WAY, device=store.sizes.device)
         starts = store.starts[classes]
-        labels = torch.arange(WAY, device=store.sizes.device).expand(count, -1)
+        labels = torch.arange(WAY, device=self.device).expand(count, -1)
         support, query = (self.values(store.take(starts + place)) for place in (0, 1))
         return Episodes(support, labels, query, labels)
 
