@@ -13,6 +13,7 @@ Record = dict[str, Any]
 COLOURS = {
     "metarun": "#0072B2",
     "metarun-eager": "#56B4E9",
+    "metarun-replay": "#A6CEE3",
     "metarun-checkpoint": "#F0E442",
     "metarun-inductor": "#003B5C",
     "vmap": "#999999",

@@ -7,6 +7,7 @@ from pathlib import Path
 METARUN = {
     "metarun": (),
     "metarun-eager": ("engine.compile=none",),
+    "metarun-replay": ("engine.compile=replay",),
     "metarun-inductor": ("engine.compile=inductor",),
     "metarun-checkpoint": ("engine.gradient=checkpoint", "engine.compile=replay"),
 }
@@ -97,7 +98,7 @@ def _sinusoid() -> list[Case]:
 
 def _omniglot() -> list[Case]:
     what, data = _omniglot_data()
-    implementations = ("metarun", "metarun-eager", "metarun-inductor", *PEERS)
+    implementations = ("metarun", "metarun-eager", "metarun-replay", "metarun-inductor", *PEERS)
     return [
         _meta_steps("W2", what, data, steps, implementations=implementations) for steps in (1, 5)
     ]
@@ -148,7 +149,7 @@ def _first_order() -> list[Case]:
     what, data = _omniglot_data()
     return [
         _meta_steps("W8", f"first order: {what}", data, steps, order=1,
-                    implementations=("metarun", "metarun-eager", *PEERS))
+                    implementations=("metarun", "metarun-eager", "metarun-replay", *PEERS))
         for steps in (1, 5)
     ]  # fmt: skip
 
@@ -172,7 +173,7 @@ def _heads() -> list[Case]:
             "meta-step",
             f"{method}: {what}, conv4-64 max-pool, 8 tasks, 5-way 5-shot, 15 queries",
             (*data, *algo, "backbone.pool=max", "task.shot=5", "trainer.meta_batch=8"),
-            implementations=("metarun", "metarun-eager", *peers),
+            implementations=("metarun", "metarun-eager", "metarun-replay", *peers),
             check_tasks=2,
             rough=peers if workload == "W11" else (),
         )
