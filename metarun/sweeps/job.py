@@ -23,6 +23,7 @@ from metarun.config.typed import as_argument
 from metarun.errors import ConfigError, MetarunError, first_line, is_about_a_model
 from metarun.rundir import SWEEP_FILE
 from metarun.system.interrupts import Interrupted, Preempted
+from metarun.system.turns import taking_turn
 
 log = logging.getLogger(__name__)
 
@@ -102,13 +103,20 @@ def _in_a_sweep(
     try:
         refuse_chdir(bool(HydraConfig.get().job.chdir))
         differs = _code_differs(sweep)
-        with requeued_not_failed():
+        with requeued_not_failed(), taking_turn(_turn()):
             return Outcome("completed", run(to_config(cfg), directory), other_code=differs)
     except Exception as error:
         unexpected = not _has_words_of_ours(error)
         shown = unexpected or os.environ.get("METARUN_DEBUG") == "1"
         log.error("this run failed: %s", describe(error), exc_info=error if shown else None)
         return Outcome("failed", error=describe(error), other_code=differs)
+
+
+def _turn() -> int:
+    """The number of this run among those that joblib starts on this machine; else 0."""
+    hydra_config = HydraConfig.get()
+    at_once = str(hydra_config.launcher.get("_target_", "")).endswith("JoblibLauncher")
+    return int(hydra_config.job.num) if at_once else 0
 
 
 def describe(error: BaseException) -> str:

@@ -5,13 +5,15 @@ import torch
 from metarun.errors import ConfigError
 from metarun.system.memory import keep_memory
 from metarun.system.ranks import ALONE, Ranks
+from metarun.system.turns import turn
 from metarun.unroll._torch import set_cudnn
 
 
 def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """The device of "auto", "cpu", "cuda" or "cuda:N", ready for reproducible work.
 
-    Several ranks on a machine take a GPU each, unless `cuda:N` names one for all of them.
+    Several ranks on a machine take a GPU each, unless `cuda:N` names one for all of them. Runs that
+    share a machine take its GPUs in turn.
 
     Raises:
         ConfigError: no such device.
@@ -36,6 +38,8 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
                 "as many processes on a machine as it has GPUs"
             )
         name = f"cuda:{own}"
+    elif not index and count > 1:
+        name = f"cuda:{turn() % count}"
     torch.use_deterministic_algorithms(True, warn_only=True)
     set_cudnn(exact=True)  # float32 means float32, and another run has the same algorithm
     return torch.device(name)
