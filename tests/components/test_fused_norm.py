@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from metarun.components.backbone import norm
 from metarun.components.backbone.norm import BatchNorm, collecting
 from tests.setups import setup_of, stirred
 
@@ -68,20 +69,51 @@ def test_it_is_written_out_where_fused_derivatives_are_wrong_or_moments_are_aske
     assert fused.eval()(x[0]).grad_fn.name() == "NativeBatchNormBackward0"  # type: ignore[union-attr]
 
 
+def test_inner_losses_of_large_inputs_are_written_out_in_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Values tell: they differ in their last bits."""
+    written, fused = layers(gain=True)
+    fused.fused = "but_large_twice"
+    x = torch.randn(9, 3, 5, 5, dtype=F64)
+    always = layers(gain=True)[1](x)
+    assert not torch.equal(always, written(x)), "the two are told apart"
+
+    def inner(layer: BatchNorm) -> Tensor:
+        def loss(x: Tensor) -> tuple[Tensor, Tensor]:
+            out = layer(x)
+            return out.square().sum(), out
+
+        out: Tensor = torch.func.grad(loss, has_aux=True)(x)[1]
+        return out
+
+    for large, expected in ((x.nbytes, always), (x.nbytes - 1, written(x))):
+        monkeypatch.setattr(norm, "LARGE", large)
+        assert torch.equal(inner(fused), expected)
+        assert torch.equal(fused(x), always), "of queries one derivative is taken"
+        assert torch.equal(inner(fused.eval()), always), "nor is it of an evaluation"
+        fused.train()
+
+
 @pytest.mark.parametrize(
-    ("algo", "compile_"),
+    ("algo", "compile_", "large"),
     [
-        *((algo, "none") for algo in ("maml", "anil", "maml_pp", "protonet", "r2d2", "reptile")),
-        *((algo, "replay") for algo in ("anil", "protonet")),
+        *((algo, "none", 2**23) for algo in ("maml", "anil", "maml_pp", "protonet", "reptile")),
+        *((algo, "replay", 2**23) for algo in ("anil", "protonet", "r2d2")),
+        *((algo, "none", 0) for algo in ("maml", "reptile")),
     ],
 )
-def test_a_loop_has_the_gradient_and_the_scores_of_vmap(algo: str, compile_: str) -> None:
+def test_a_loop_has_the_gradient_and_the_scores_of_vmap(
+    algo: str, compile_: str, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(norm, "LARGE", large)
+    chosen = "but_large_twice" if algo in ("maml", "anil", "maml_pp") else "always"
     found: list[Any] = []
     for batching in ("loop", "vmap"):
         setup = setup_of(
             *IMAGES, f"algo={algo}", f"engine.batching={batching}", f"engine.compile={compile_}"
         )
-        assert setup.plan.fused_norm == ("always" if batching == "loop" else "never")
+        assert setup.plan.fused_norm == (chosen if batching == "loop" else "never")
         meta = stirred(setup)
         for _ in range(3):  # recorded, and replayed
             grads, _ = setup.gradient(meta, setup.train_tasks.sample(0, 2))
@@ -97,7 +129,8 @@ def test_a_loop_has_the_gradient_and_the_scores_of_vmap(algo: str, compile_: str
 @pytest.mark.parametrize(
     ("settings", "when"),
     [
-        (("engine.compile=replay",), "always"),
+        (("engine.compile=replay",), "but_large_twice"),
+        (("engine.compile=replay", "algo.order=1"), "always"),
         (("engine.compile=inductor",), "never"),
         (("engine.gradient=mixed",), "never"),
         (("engine.gradient=implicit",), "never"),

@@ -192,7 +192,7 @@ def test_a_padded_task_is_the_task_alone(build: Callable[[Problem], Algorithm]) 
 
 
 @pytest.mark.parametrize("norm", ["support", "support_plus_one", "running"])
-@pytest.mark.parametrize("name", ["r2d2", "maml", "anil"])
+@pytest.mark.parametrize("name", ["r2d2", "maml", "anil", "relationnet"])
 def test_whatever_normalises_the_queries(name: str, norm: str) -> None:
     check((HEADS | DESCENTS)[name], norm)
 

@@ -62,10 +62,10 @@ def test_what_saves_memory_is_looped_over_a_task_at_a_time(gradient: str) -> Non
 
 def test_tasks_of_convolutions_run_in_threads_on_a_cpu_if_they_are_recorded() -> None:
     assert planned(CONV, CPU, "trainer.steps=100") == Plan(
-        "loop", None, "auto", "auto", True, 2, fused_norm="always"
+        "loop", None, "auto", "auto", True, 2, fused_norm="but_large_twice"
     )
     assert planned(CONV, CPU, "trainer.steps=9") == Plan(
-        "loop", None, "none", "auto", True, 1, fused_norm="always"
+        "loop", None, "none", "auto", True, 1, fused_norm="but_large_twice"
     )
     assert planned(CONV, CPU, "engine.compile=none").threads == 1
     assert planned(CONV, CPU, "engine.compile=replay", "trainer.steps=1").threads == 2

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from metarun.unroll._torch import TransformType, retrieve_all_functorch_interpreters
 from metarun.unroll.advice import UnsuitableModel
 
-Fused = Literal["never", "evaluation", "always"]
+Fused = Literal["never", "evaluation", "but_large_twice", "always"]
 """When layers use torch's fused operation; see `BatchNorm`."""
+
+LARGE = 2**23  # bytes of an input, of which torch's second derivative makes too many copies
 
 
 class Moments(NamedTuple):
@@ -103,6 +105,11 @@ def counted() -> Tensor | None:
     return _here.known
 
 
+def _is_inner() -> bool:
+    """Whether an inner gradient is being taken."""
+    return bool(retrieve_all_functorch_interpreters())
+
+
 def _beyond_second_order() -> bool:
     """Whether tasks are mapped, derivatives go forward, or more than one of torch.func is taken.
 
@@ -122,7 +129,8 @@ class BatchNorm(nn.Module):
         averages: the moments that moving averages begin with, where pretrained weights came with
             some; None: mean 0 and variance 1.
         fused: when torch's fused operation is used, which is faster and right up to second
-            derivatives where nothing is mapped: "never", in an "evaluation", or "always".
+            derivatives where nothing is mapped: "never", in an "evaluation", "always", or always
+            "but_large_twice": in training, inner losses of `LARGE` inputs are written out.
 
     Written out in elementary operations, and not `torch.nn.BatchNorm2d`, because second
     derivatives of torch's fused operation are wrong when autograd surrounds `torch.func.vmap`
@@ -144,7 +152,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(examples, channels, …) -> the same shape, in the same format."""
-        if self._is_fused():
+        if self._is_fused(x):
             # torch's second derivative needs a weight.
             gain = torch.ones_like(self.bias) if self.weight is None else self.weight
             out: Tensor = torch.native_batch_norm(
@@ -155,8 +163,10 @@ class BatchNorm(nn.Module):
             return self.normalised(x.to(self.bias.dtype)).to(x.dtype)
         return self.normalised(x)
 
-    def _is_fused(self) -> bool:
+    def _is_fused(self, x: Tensor) -> bool:
         if self.fused == "never" or (self.fused == "evaluation" and self.training):
+            return False
+        if self.fused == "but_large_twice" and self.training and x.nbytes > LARGE and _is_inner():
             return False
         special = _here.given is not None or _here.known is not None or _here.collects is not None
         return not special and not _beyond_second_order()
