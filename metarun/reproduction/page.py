@@ -104,8 +104,8 @@ def _notes(results: Sequence[Result]) -> list[str]:
     """What is otherwise than in the source: each difference once, with its rows."""
     found: dict[str, list[str]] = defaultdict(list)
     for result in results:
-        if result.budget == FULL:
-            for text in result.row.differences:
+        for text in result.row.differences:  # of each budget
+            if result.row.name not in found[text]:
                 found[text].append(result.row.name)
         for text in result.reduced:
             found[text].append(name_of(result))

@@ -95,8 +95,9 @@ def test_a_smaller_budget_says_so_in_every_line(make: Make, tmp_path: Path) -> N
     assert f"trainer.steps={steps} in place of 60000" in line(result)
     text = page([whole, result])
     assert text.count("budget=cpu") > 1 and "not run" in text and "## Omniglot" in text
-    for said in row.differences:
-        assert f"- {said} (maml_omniglot_5w1s)" in text
+    for shown in (text, page([result])):  # beside the whole row, and alone as in a page of ours
+        for said in row.differences:
+            assert f"- {said} (maml_omniglot_5w1s)" in shown
 
 
 def test_a_figure_of_an_ensemble_is_compared_with_one(make: Make, tmp_path: Path) -> None:
