@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.errors import ConfigError
 from metarun.inference import calibration
-from metarun.inference.outcomes import Outcomes, outcomes, source_of
+from metarun.inference.outcomes import Outcomes, drawn_source_of, outcomes
 from metarun.inference.trained import Trained
 from metarun.training.setup import Setup
 
@@ -81,7 +81,10 @@ def measured(
     before = calibration.reliability(found.scores.softmax(-1), found.labels)
     after = calibration.reliability(own.probabilities(found.scores), found.labels)
     sets = own.sets(found.scores, coverage)
-    covered = sets.gather(-1, found.labels[..., None]).double()
+    covered = sets.gather(-1, found.labels[..., None])[..., 0]
+    coverage_found = calibration.rate_over_classes(covered, found.classes)
+    alarms = own.is_none(found.scores, false_alarms)
+    alarms_found = calibration.rate_over_classes(alarms, found.classes)
     sizes = sets.sum(-1).double()
     figures = {
         "calibration_tasks": len(own.misfits),
@@ -91,11 +94,13 @@ def measured(
         "ece_before": calibration.calibration_error(before),
         "ece": calibration.calibration_error(after),
         "coverage": coverage,
-        "measured_coverage": float(covered.mean()),
+        "measured_coverage": coverage_found[0],
+        "measured_coverage_ci95": coverage_found[1],
         "labels_in_a_set": float(sizes.mean()),
         "empty_sets": float((sizes == 0).double().mean()),
         "false_alarms": false_alarms,
-        "measured_false_alarms": float(own.is_none(found.scores, false_alarms).double().mean()),
+        "measured_false_alarms": alarms_found[0],
+        "measured_false_alarms_ci95": alarms_found[1],
         "reliability_before": [one._asdict() for one in before],
         "reliability": [one._asdict() for one in after],
     }
@@ -111,10 +116,10 @@ def refuse_calibration(setup: Setup, split: str) -> None:
     """Refuse to calibrate where that says nothing of new tasks, or cannot be done.
 
     Raises:
-        ConfigError: the split is that of the calibration, the data are no labelled images, or
-            several processes evaluate.
+        ConfigError: the split is that of the calibration, the data are no labelled images or
+            have fixed tasks, or several processes evaluate.
     """
-    source_of(setup)
+    drawn_source_of(setup, "calibrate=true")
     if split == "val":
         raise ConfigError(
             "calibrate=true calibrates on validation tasks, and would measure on the same ones: "
@@ -145,14 +150,15 @@ def lines(figures: dict[str, Any], split: str) -> list[str]:
         )
     return [
         f"calibrated on {figures['calibration_tasks']} validation tasks of "
-        f"{figures['calibration_classes']} classes, measured on {figures['tasks']} {split} tasks:",
+        f"{figures['calibration_classes']} classes, measured on {figures['tasks']} {split} tasks "
+        "(95 % CI over classes):",
         f"  temperature {figures['temperature']:.3g}; expected calibration error "
         f"{_percent(figures['ece'])}, {_percent(figures['ece_before'])} without",
         f"  label sets for a coverage of {_percent(figures['coverage'])} cover "
-        f"{_percent(figures['measured_coverage'])}; they have {figures['labels_in_a_set']:.2f} "
+        f"{_rate(figures, 'measured_coverage')}; they have {figures['labels_in_a_set']:.2f} "
         f"labels on average, and {_percent(figures['empty_sets'])} are empty",
         f"  none of these, at {_percent(figures['false_alarms'])} false alarms: said of "
-        f"{_percent(figures['measured_false_alarms'])} of the queries{unknown}",
+        f"{_rate(figures, 'measured_false_alarms')} of the queries{unknown}",
         *too_few(figures["calibration_classes"], figures["coverage"], figures["false_alarms"]),
     ]
 
@@ -169,6 +175,11 @@ def too_few(classes: int, coverage: float, false_alarms: float) -> list[str]:
         )
         if classes < needed
     ]
+
+
+def _rate(figures: dict[str, Any], key: str) -> str:
+    """A rate with its interval, which is over the classes of the split."""
+    return f"{100 * figures[key]:.1f} ± {100 * figures[key + '_ci95']:.1f} %"
 
 
 def _percent(value: float) -> str:

@@ -20,6 +20,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from metarun.rundir.interval import half_width95
+
 BINS = 15  # of confidence, as Guo et al.
 LEAST_LOG = -100.0  # of a probability in the fit: a single zero would decide it
 LOG_TEMPERATURES = (-6.0, 6.0)
@@ -110,6 +112,28 @@ def class_quantile(values: Tensor, classes: Tensor, level: float) -> float:
 def classes_needed(level: float) -> int:
     """With how many classes `class_quantile` has a finite bound."""
     return math.ceil(level / (1 - level) - 1e-9)
+
+
+def rate_over_classes(happened: Tensor, classes: Tensor) -> tuple[float, float]:
+    """How often something happens to a query, and half of its 95 % confidence interval.
+
+    Queries of one class depend on each other, so the interval is over classes: with n_c queries of
+    class c, s_c of which it happens to, and the rate p = Σ s_c / Σ n_c, it is that of the mean of
+    K·(s_c − p·n_c) / Σ n_c over the K classes (a ratio estimate; Cochran 1977, section 6.4).
+
+    Args:
+        happened: bool, of any shape, one for each query.
+        classes: int64, likewise: the number of the query's class.
+
+    Returns:
+        The rate and the half width.
+    """
+    _, number = torch.unique(classes.flatten(), return_inverse=True)
+    counts = torch.bincount(number).double()
+    sums = torch.bincount(number, happened.flatten().double())
+    rate = float(sums.sum() / counts.sum())
+    parts = len(counts) * (sums - rate * counts) / counts.sum()
+    return rate, half_width95(float(parts.std()), len(parts))
 
 
 def misfit(probabilities: Tensor, labels: Tensor) -> Tensor:

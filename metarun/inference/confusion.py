@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from metarun.episodes.source import ImageEpisodes
-from metarun.errors import ConfigError
-from metarun.inference.outcomes import source_of
+from metarun.inference.outcomes import drawn_source_of
 from metarun.reporting.table import as_csv
 from metarun.training.setup import Setup
 
@@ -55,12 +54,7 @@ def refuse_confusion(setup: Setup) -> None:
         ConfigError: the tasks are no classification of labelled images of one shape, they are
             fixed, or several processes evaluate.
     """
-    source = source_of(setup, "confusion=true")
-    if type(source).sample is not ImageEpisodes.sample:
-        raise ConfigError(
-            f"confusion=true: data={setup.config.data.name} has fixed tasks, and does not say of "
-            "which classes they are; leave it out"
-        )
+    drawn_source_of(setup, "confusion=true")
 
 
 def count_confusion(

@@ -54,6 +54,21 @@ def source_of(setup: Setup, asked: str = "calibrate=true") -> ImageEpisodes:
     return setup.source
 
 
+def drawn_source_of(setup: Setup, asked: str) -> ImageEpisodes:
+    """The images of the run's data, where the classes of a task are known.
+
+    Raises:
+        ConfigError: as `source_of`, or the tasks are fixed.
+    """
+    source = source_of(setup, asked)
+    if type(source).sample is not ImageEpisodes.sample:
+        raise ConfigError(
+            f"{asked}: data={setup.config.data.name} has fixed tasks, and does not say of which "
+            "classes they are; leave it out"
+        )
+    return source
+
+
 def each_task(
     trained: Trained,
     source: ImageEpisodes,

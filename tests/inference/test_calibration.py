@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
+from metarun.components.data.lake import LakeRuns
 from metarun.config.trained import EvalConfig
 from metarun.episodes.source import ImageEpisodes
+from metarun.episodes.store import from_equal_classes
 from metarun.errors import ConfigError
 from metarun.inference import calibration
 from metarun.inference.calibrated import calibrate, measured, refuse_calibration, too_few
@@ -122,6 +125,22 @@ def test_the_bound_holds_for_new_classes_where_few_are_seen_in_many_tasks(level:
     assert sum(by_task) / 400 < level - 0.02  # what tasks as independent draws would give
 
 
+def test_the_interval_of_a_rate_is_over_classes() -> None:
+    """Over many draws it holds the true rate as often as it says; one over queries does not."""
+    generator = torch.Generator().manual_seed(0)
+    inside, narrow = [], []
+    for _ in range(400):
+        hard = torch.rand(30, generator=generator, dtype=torch.float64)  # a rate of each class
+        classes = torch.randint(30, (500, 4), generator=generator)
+        happened = torch.rand(500, 4, generator=generator, dtype=torch.float64) < hard[classes]
+        rate, half = calibration.rate_over_classes(happened, classes)
+        assert rate == pytest.approx(float(happened.double().mean()))
+        inside.append(abs(rate - 0.5) < half)
+        narrow.append(abs(rate - 0.5) < 1.96 * float(happened.double().std()) / 2000**0.5)
+    assert 0.92 < sum(inside) / 400 < 0.98
+    assert sum(narrow) / 400 < 0.6
+
+
 def test_too_few_classes_for_a_promise_are_told() -> None:
     words = too_few(8, 0.9, 0.05)
     assert len(words) == 2 and "8 validation classes" in words[0]
@@ -202,7 +221,8 @@ def test_an_evaluation_says_what_its_probabilities_are_worth(
     classes = len(setup.source.classes("val", 0, 20).unique())
     said = f"calibrated on 20 validation tasks of {classes} classes, measured on 20 test tasks"
     assert said in done.stdout and stored["calibration_classes"] == classes
-    assert f"cover {100 * stored['measured_coverage']:.1f} %" in done.stdout
+    half = 100 * stored["measured_coverage_ci95"]
+    assert f"cover {100 * stored['measured_coverage']:.1f} ± {half:.1f} %" in done.stdout
     assert abs(stored["measured_coverage"] - 0.8) < 0.15
     assert abs(stored["measured_false_alarms"] - 0.2) < 0.15
     assert len(stored["reliability"]) == 15
@@ -221,6 +241,13 @@ def test_what_says_nothing_of_new_tasks_is_refused() -> None:
     setup = setup_of(*GLYPHS, "algo=protonet")
     with pytest.raises(ConfigError, match="would measure on the same ones: choose split=test"):
         refuse_calibration(setup, "val")
+    drawings = torch.zeros(400, 2, 1, 4, 4, dtype=torch.uint8)
+    names = [f"run{n // 20 + 1:02}/class{n % 20 + 1:02}" for n in range(400)]
+    lake = LakeRuns(
+        from_equal_classes(drawings, names), seed=0, device=setup.device, dtype=torch.float32
+    )
+    with pytest.raises(ConfigError, match="calibrate=true: data=glyphs has fixed tasks, and does"):
+        refuse_calibration(replace(setup, source=lake), "test")
     with pytest.raises(ConfigError, match="is for one checkpoint: leave ensemble out"):
         EvalConfig(calibrate=True, ensemble=2)
     with pytest.raises(ConfigError, match="is for data of labelled images, not for data=sinusoid"):
