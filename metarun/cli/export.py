@@ -40,7 +40,7 @@ def run(config: ExportConfig, directory: str | Path) -> float:
         config.ckpt,
         "cpu",
         config.task.way,
-        lambda own: export.in_full_precision(changed(own, asked)),
+        lambda own: export.of_a_program(changed(own, asked)),
         config.calibrate,
     )
     export.refuse_unexportable(trained, config.calibrate)

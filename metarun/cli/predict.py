@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from metarun.config.changes import changed
 from metarun.config.trained import EvalConfig, EvalData, PredictConfig
+from metarun.errors import ConfigError
 from metarun.sweeps.job import job
 
 
@@ -45,9 +46,14 @@ def run(config: PredictConfig, directory: str | Path) -> float:
         backbone=config.backbone,
         data=EvalData(config.data.root),
     )
-    trained = load(
-        config.ckpt, config.device, way, lambda own: changed(own, asked), config.calibrate
-    )
+    try:
+        trained = load(
+            config.ckpt, config.device, way, lambda own: changed(own, asked), config.calibrate
+        )
+    except ConfigError as error:
+        if not config.calibrate:
+            raise
+        raise ConfigError(f"calibrate=true, with tasks of {way} classes: {error}") from error
     support = read_support(listing, predict.inputs_of_run(trained), skip)
     for line in predict.conditions(trained, support):
         print(line)

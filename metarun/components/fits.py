@@ -61,9 +61,11 @@ def check_fits(
             "without a head of its own, such as protonet or r2d2"
         )
     if (uneven := _uneven(config)) is not None and not algorithm.uneven:
+        other = algorithm.uneven_with
         raise ConfigError(
             f"{uneven}: algo={name} does not leave out what pads uneven tasks; leave it out, or "
-            "choose an algorithm that does, such as protonet, r2d2 or maml"
+            + (f"give {other}, or " if other else "")
+            + "choose an algorithm that does, such as protonet, r2d2 or maml"
         )
     if algorithm.batch_size is not None and config.task.in_training() != config.task:
         raise ConfigError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+import metarun
 from metarun.errors import ConfigError
 
 
@@ -74,12 +75,18 @@ def wrong_package(path: Path, key: str) -> ConfigError | None:
 
 
 def wrong_defaults(text: str, groups: Collection[str]) -> ConfigError | None:
-    """The error for a defaults list that names a group where there is none.
+    """The error for a defaults list that names a group where there is none, or for no configs.
 
     Args:
         text: what Hydra says.
         groups: those that there are.
     """
+    if text.startswith("Primary config module"):
+        return ConfigError(
+            f"Python has found metarun's sources, in {Path(metarun.__file__).parent}, in place of "
+            "what is installed, and they have no configs: start it in another folder, or install "
+            "them with `pip install -e .`"
+        )
     below = re.match(r"In '(.+)': Could not override '([\w/]+)@(.+)\.\2'", text)
     if below:
         return ConfigError(

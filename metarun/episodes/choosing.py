@@ -48,6 +48,10 @@ def choose_classes(store: ClassStore, keys: Tensor, way: int, groups: Groups | N
         counter = torch.full((1,), -1 - number, device=device)  # unused by what is drawn below
         place = (uniform(keys, counter) * len(groups.large)).long()
         elsewhere = groups.of_class != groups.large[place]
+        if way > groups.least:  # further classes are any of other groups
+            order = class_ranks.argsort(dim=1, descending=True)
+            own_first = elsewhere.gather(1, order).int().argsort(dim=1, stable=True)
+            return order.gather(1, own_first)[:, :way]
         class_ranks = class_ranks.masked_fill(elsewhere, torch.iinfo(torch.int64).min)
     return class_ranks.topk(way, dim=1).indices
 

@@ -13,14 +13,16 @@ class Groups(NamedTuple):
     Attributes:
         of_class: int64, (classes,); number of each class's group.
         large: int64, (groups,); the numbers of the groups that have enough classes for a task.
+        least: how many classes the smallest of those has.
     """
 
     of_class: Tensor
     large: Tensor
+    least: int
 
     def to(self, device: torch.device) -> "Groups":
         """The same on a device."""
-        return Groups(self.of_class.to(device), self.large.to(device))
+        return Groups(self.of_class.to(device), self.large.to(device), self.least)
 
 
 def group_of(class_name: str) -> str:
@@ -57,4 +59,5 @@ def groups_for(split: str, class_names: Sequence[str], way: int) -> Groups:
             f"task.within=group: no group of the {split} split has task.way={way} classes; the "
             f"largest, {largest!r}, has {len(members[largest])}"
         )
-    return Groups(of_class, torch.tensor(large))
+    sizes = [len(own) for own in members.values()]
+    return Groups(of_class, torch.tensor(large), min(sizes[group] for group in large))

@@ -119,7 +119,12 @@ def refuse_calibration(setup: Setup, split: str) -> None:
         ConfigError: the split is that of the calibration, the data are no labelled images or
             have fixed tasks, or several processes evaluate.
     """
-    drawn_source_of(setup, "calibrate=true")
+    source = drawn_source_of(setup, "calibrate=true")
+    if "val" not in source.splits:
+        raise ConfigError(
+            f"calibrate=true: data={setup.config.data.name} has no validation tasks to calibrate "
+            "on; leave it out"
+        )
     if split == "val":
         raise ConfigError(
             "calibrate=true calibrates on validation tasks, and would measure on the same ones: "
@@ -154,26 +159,32 @@ def lines(figures: dict[str, Any], split: str) -> list[str]:
         "(95 % CI over classes):",
         f"  temperature {figures['temperature']:.3g}; expected calibration error "
         f"{_percent(figures['ece'])}, {_percent(figures['ece_before'])} without",
-        f"  label sets for a coverage of {_percent(figures['coverage'])} cover "
+        f"  label sets for a coverage of {100 * figures['coverage']:g} % cover "
         f"{_rate(figures, 'measured_coverage')}; they have {figures['labels_in_a_set']:.2f} "
         f"labels on average, and {_percent(figures['empty_sets'])} are empty",
-        f"  none of these, at {_percent(figures['false_alarms'])} false alarms: said of "
+        f"  none of these, at {100 * figures['false_alarms']:g} % false alarms: said of "
         f"{_rate(figures, 'measured_false_alarms')} of the queries{unknown}",
         *too_few(figures["calibration_classes"], figures["coverage"], figures["false_alarms"]),
     ]
 
 
-def too_few(classes: int, coverage: float, false_alarms: float) -> list[str]:
-    """What a person reads where too few validation classes were seen for a promise."""
-    for_sets = calibration.classes_needed(coverage)
-    for_none = calibration.classes_needed(1 - false_alarms)
+def too_few(classes: int, coverage: float, false_alarms: float | None = None) -> list[str]:
+    """What a person reads where too few validation classes were seen for a promise.
+
+    Args:
+        classes: how many there were.
+        coverage, false_alarms: what was promised; None: nothing.
+    """
+    promises = [(f"a coverage of {100 * coverage:g} %", coverage, "each set has all labels")]
+    if false_alarms is not None:
+        promises.append(
+            (f"{100 * false_alarms:g} % false alarms", 1 - false_alarms,
+             "nothing is called none of these")
+        )  # fmt: skip
     return [
         f"  {classes} validation classes are too few for {told}, which takes {needed}: {so}"
-        for told, needed, so in (
-            (f"a coverage of {_percent(coverage)}", for_sets, "each set has all labels"),
-            (f"{_percent(false_alarms)} false alarms", for_none, "nothing is called none of these"),
-        )
-        if classes < needed
+        for told, level, so in promises
+        if classes < (needed := calibration.classes_needed(level))
     ]
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from metarun.rundir.interval import half_width95
 
 BINS = 15  # of confidence, as Guo et al.
+SLACK = 1e-9  # of a sum of weights, for its rounding
 LEAST_LOG = -100.0  # of a probability in the fit: a single zero would decide it
 LOG_TEMPERATURES = (-6.0, 6.0)
 
@@ -105,13 +106,13 @@ def class_quantile(values: Tensor, classes: Tensor, level: float) -> float:
     ordered, order = values.double().flatten().sort()
     _, number, count = torch.unique(classes.flatten(), return_inverse=True, return_counts=True)
     weights = 1 / ((len(count) + 1) * count[number[order]].double())
-    reached = (weights.cumsum(0) >= level - 1e-9).nonzero()
+    reached = (weights.cumsum(0) >= level - SLACK).nonzero()
     return float(ordered[reached[0, 0]]) if len(reached) else math.inf
 
 
 def classes_needed(level: float) -> int:
-    """With how many classes `class_quantile` has a finite bound."""
-    return math.ceil(level / (1 - level) - 1e-9)
+    """With how many classes K `class_quantile` has a finite bound: K / (K + 1) is the level."""
+    return math.ceil((level - SLACK) / (1 - level + SLACK))
 
 
 def rate_over_classes(happened: Tensor, classes: Tensor) -> tuple[float, float]:

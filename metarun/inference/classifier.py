@@ -1,6 +1,7 @@
 """A trained run as a classifier in scikit-learn's protocol, which need not be installed."""
 
 import inspect
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from torch import Tensor
 from metarun.components.build import dtype_of
 from metarun.config.changes import changed
 from metarun.config.trained import EvalConfig, EvalData, PredictConfig
+from metarun.inference.calibrated import too_few
 from metarun.inference.examples import to_examples
 from metarun.inference.judgement import Judgement, judge
-from metarun.inference.predict import batches_of, checked, inputs_of_run, usual_batch
+from metarun.inference.outcomes import checked
+from metarun.inference.predict import batches_of, inputs_of_run, usual_batch
 from metarun.inference.trained import Trained, load
 from metarun.rundir import checkpoint
 
@@ -223,7 +226,10 @@ class FewShotClassifier:
             return None
         counts = np.bincount(self.targets_, minlength=len(self.classes_)).tolist()
         unused = PredictConfig.false_alarms
-        return judge(trained, counts, self.calibration_tasks, self.coverage, unused)
+        found = judge(trained, counts, self.calibration_tasks, self.coverage, unused)
+        for words in too_few(found.calibration.seen, self.coverage):
+            warnings.warn(words.strip(), stacklevel=4)
+        return found
 
     def _trained(self) -> Trained:
         path = checkpoint.find(self.run)

@@ -75,8 +75,9 @@ class Labeller(nn.Module):
         return x.to(self.dtype) / 255 if x.dtype == torch.uint8 else x.to(self.dtype)
 
 
-def in_full_precision(config: TrainConfig) -> TrainConfig:
-    """The config of a program that computes in the format of its weights, wherever it will run."""
+def of_a_program(config: TrainConfig) -> TrainConfig:
+    """The config of a program: nothing pads its tasks, and it computes in its weights' format."""
+    config = replace(config, task=config.task.even())
     if config.engine.precision == "float64":
         return config
     engine = replace(config.engine, precision="float32", inner_precision=None)

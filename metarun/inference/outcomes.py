@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metarun.episodes.source import Episodes, ImageEpisodes
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, RunError
 from metarun.inference.trained import Trained
 from metarun.training.setup import Setup
 
@@ -54,6 +54,25 @@ def source_of(setup: Setup, asked: str = "calibrate=true") -> ImageEpisodes:
     return setup.source
 
 
+def checked(scores: Tensor, of: str = "") -> Tensor:
+    """The scores (pictures, classes), float64 on the CPU.
+
+    Args:
+        of: which task they are of, for the message.
+
+    Raises:
+        RunError: they are no numbers.
+    """
+    scores = scores.double().cpu()
+    # A class may have probability 0, whose logarithm is −∞.
+    if (scores.isnan() | (scores == torch.inf)).any() or scores.amax(1).isinf().any():
+        raise RunError(
+            f"{of}the adapted network gives scores that are no finite numbers: a lower "
+            "algo.eval_inner_steps may help, or more examples of each class"
+        )
+    return scores
+
+
 def drawn_source_of(setup: Setup, asked: str) -> ImageEpisodes:
     """The images of the run's data, where the classes of a task are known.
 
@@ -85,11 +104,14 @@ def each_task(
 
     Yields:
         The scores (queries, way) and the labels int64 (queries,) of each task, on the CPU.
+
+    Raises:
+        RunError: scores are no numbers.
     """
     for index in tqdm(range(tasks), desc=f"{split} tasks", unit="task", disable=None):
         support_x, support_y, query_x, query_y = (p[0] for p in source.sample(split, index, 1))
         scores = trained.adapt(support_x, support_y, source.way)(query_x)
-        yield scores.double().cpu(), query_y.cpu()
+        yield checked(scores, f"{split} task {index}: "), query_y.cpu()
         on_progress(index + 1)
 
 
@@ -112,6 +134,7 @@ def outcomes(
 
     Raises:
         ConfigError: the data are no labelled images.
+        RunError: scores are no numbers.
     """
     source = source_of(trained.setup)
     way, shot = source.way, source.shot
@@ -126,13 +149,14 @@ def outcomes(
         predict = trained.adapt(task.support_x[kept], task.support_y[kept], way)
         known = task.query_y < way
         queries, strangers = task.query_x[known], task.query_x[~known]
-        scores.append(predict(queries).double().cpu())
+        told = f"{split} task {index}: "
+        scores.append(checked(predict(queries), told))
         labels.append(task.query_y[known].cpu())
         classes.append(wide.classes(split, index, 1)[0].cpu()[labels[-1]])
         if others:
             together = trained.predict_together is not None
             asked = torch.cat([queries, strangers]) if together else strangers
-            unknown.append(predict(asked)[-len(strangers) :].double().cpu())
+            unknown.append(checked(predict(asked)[-len(strangers) :], told))
         on_progress(index + 1)
     return Outcomes(
         torch.stack(scores),

@@ -9,9 +9,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metarun.components.algo.adapting import Predictor
-from metarun.errors import ConfigError, DataError, RunError
+from metarun.errors import ConfigError, DataError
 from metarun.inference.calibrated import too_few
 from metarun.inference.judgement import Judgement
+from metarun.inference.outcomes import checked
 from metarun.inference.support import Labelled, read_pictures
 from metarun.inference.trained import Trained
 from metarun.pictures.inputs import Inputs
@@ -118,22 +119,6 @@ def batches_of(count: int, size: int) -> list[range]:
 def usual_batch(trained: Trained) -> int:
     """As many pictures as an evaluation of the run takes together: the queries of a task."""
     return trained.config.task.way * trained.config.task.query
-
-
-def checked(scores: Tensor) -> Tensor:
-    """The scores (pictures, classes), float64 on the CPU.
-
-    Raises:
-        RunError: they are no numbers.
-    """
-    scores = scores.double().cpu()
-    # A class may have probability 0, whose logarithm is −∞.
-    if (scores.isnan() | (scores == torch.inf)).any() or scores.amax(1).isinf().any():
-        raise RunError(
-            "the adapted network gives scores that are no finite numbers: a lower "
-            "algo.eval_inner_steps may help, or more examples of each class"
-        )
-    return scores
 
 
 def label_pictures(

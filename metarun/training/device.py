@@ -40,6 +40,8 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         name = f"cuda:{own}"
     elif not index and count > 1:
         name = f"cuda:{turn() % count}"
+    if ":" in name:
+        torch.cuda.set_device(name)  # that of generators, and of what plugins make
     torch.use_deterministic_algorithms(True, warn_only=True)
     set_cudnn(exact=True)  # float32 means float32, and another run has the same algorithm
     return torch.device(name)

@@ -121,7 +121,8 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
     fused: Fused = "never"
     if batching == "loop" and device.type == "cpu" and _is_of_second_order(config):
         compiled = any("inductor" in way for way in (choice, inner_step))
-        twice = isinstance(config.algo, DescentConfig) and config.algo.order == 2
+        order = config.algo.order if isinstance(config.algo, DescentConfig) else 1
+        twice = order == 2 and config.engine.gradient != "first_order"
         fused = "evaluation" if compiled else "but_large_twice" if twice else "always"
         fused = "never" if "inductor" in evaluate else fused
     return Plan(

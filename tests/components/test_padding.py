@@ -26,6 +26,7 @@ from metarun.unroll import (
     adafactor,
     adam,
     mean_gradient,
+    partition,
     recorded,
     sgd,
     unrecorded,
@@ -270,8 +271,15 @@ def test_batch_normalisation_over_known_examples(shape: tuple[int, ...]) -> None
 
 
 def test_heads_of_padding_move_no_others() -> None:
-    assert moves_rows_apart(sgd(0.1, momentum=0.9)) and moves_rows_apart(adam(0.1))
-    assert not moves_rows_apart(adafactor())
+    heads = {"weight": numbers(4, 5), "bias": numbers(4)}
+    by_parts = partition([("weight", sgd(0.1)), ("bias", adam(0.1))])
+    for apart in (sgd(0.1, momentum=0.9), adam(0.1), by_parts):
+        assert moves_rows_apart(apart, heads, {})
+    of_body = partition([("body", adafactor()), (("weight", "bias"), adam(0.1))])
+    assert moves_rows_apart(of_body, heads, {"body": numbers(3, 3)})
+    assert not moves_rows_apart(adafactor(), heads, {})
+    of_head = partition([("weight", adafactor()), ("bias", sgd(0.1))])
+    assert not moves_rows_apart(of_head, heads, {})
     for name in ("proto_maml", "baseline", "baseline_pp"):
         with pytest.raises(ValueError, match=f"moves the head of a class .* algo={name} has"):
             DESCENTS[name](problem(None, optimizer=adafactor()))
@@ -297,14 +305,15 @@ def test_who_is_not_tested_here_takes_no_uneven_tasks(name: str) -> None:
 def test_a_setting_decides_who_takes_uneven_tasks() -> None:
     with pytest.raises(ConfigError, match=r"task.train.imbalanced=true: algo=reptile does not"):
         setup_of("algo=reptile", "algo.inner_batch=1", *GLYPHS[:4], "task.train.imbalanced=true")
-    for name, own in (
-        ("matchingnet", "algo.full_context=true"),
-        ("metaoptnet", "algo.head=svm"),
-        ("baseline_pp", "algo.inner_batch=4"),
-        ("nearest_neighbour", "algo.k=2"),
+    for name, own, other in (
+        ("matchingnet", "algo.full_context=true", "algo.full_context=false"),
+        ("metaoptnet", "algo.head=svm", "algo.head=ridge"),
+        ("baseline_pp", "algo.inner_batch=4", "algo.inner_batch=null"),
+        ("nearest_neighbour", "algo.k=2", "algo.k=1"),
     ):
-        with pytest.raises(ConfigError, match=rf"task.min_way=2: algo={name}"):
+        with pytest.raises(ConfigError, match=rf"task.min_way=2: algo={name} .* give {other}, or"):
             setup_of(f"algo={name}", own, *GLYPHS)
+        setup_of(f"algo={name}", other, *GLYPHS)
 
 
 def test_data_without_classes_to_leave_out_are_refused() -> None:

@@ -1,5 +1,6 @@
 """Temperature, reliability, label sets and strangers, against definitions written out."""
 
+import copy
 import csv
 import io
 import json
@@ -8,6 +9,7 @@ import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +21,13 @@ from metarun.components.data.lake import LakeRuns
 from metarun.config.trained import EvalConfig
 from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import from_equal_classes
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, RunError
 from metarun.inference import calibration
 from metarun.inference.calibrated import calibrate, measured, refuse_calibration, too_few
 from metarun.inference.classifier import FewShotClassifier
 from metarun.inference.diagram import reliability_diagram
 from metarun.inference.familiarity import familiar, unfamiliarity
-from metarun.inference.outcomes import Outcomes, outcomes
+from metarun.inference.outcomes import Outcomes, each_task, outcomes
 from metarun.inference.trained import load
 from tests.conftest import Metarun
 from tests.inference.runs import GLYPHS, write_run, write_task
@@ -144,7 +146,10 @@ def test_the_interval_of_a_rate_is_over_classes() -> None:
 def test_too_few_classes_for_a_promise_are_told() -> None:
     words = too_few(8, 0.9, 0.05)
     assert len(words) == 2 and "8 validation classes" in words[0]
-    assert "90.0 %, which takes 9" in words[0] and "5.0 % false alarms, which takes 19" in words[1]
+    assert "90 %, which takes 9" in words[0] and "5 % false alarms, which takes 19" in words[1]
+    assert too_few(8, 0.9) == words[:1]
+    assert [calibration.classes_needed(1 - 10.0**-n) for n in (1, 2, 3, 4)] == [9, 99, 999, 9999]
+    assert "0.01 % false alarms" in too_few(9, 0.9, 1e-4)[0]
     assert too_few(9, 0.9, 0.1) == [] and len(too_few(18, 0.9, 0.05)) == 1
     own = calibrate(drawn(8, 0))
     assert own.sets(torch.randn(5, 4), 0.9).all() and not own.is_none(torch.randn(5, 4), 0.05).any()
@@ -198,6 +203,44 @@ def test_known_queries_are_those_of_the_evaluation(tmp_path: Path, norm: str) ->
     torch.testing.assert_close(uneven.scores[0], expected)
 
 
+def test_scores_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """One task of them would decide the temperature and every bound."""
+    write_run(tmp_path, *GLYPHS, "algo=protonet")
+    trained = load(tmp_path, with_data=True)
+    given = iter([False, True])
+
+    def adapt(meta: object, x: Tensor, y: Tensor, way: int | None) -> Any:
+        wrong = next(given)
+        return lambda x: torch.full((len(x), 3), math.nan if wrong else 0.0)
+
+    broken = trained.setup.algorithm._replace(adapt=adapt)
+    trained = replace(trained, setup=replace(trained.setup, algorithm=broken))
+    with pytest.raises(RunError, match="val task 1: the adapted network gives scores that are no"):
+        outcomes(trained, "val", 3)
+    given = iter([False, False, True])
+    with pytest.raises(RunError, match="test task 2: "):
+        assert isinstance(trained.setup.source, ImageEpisodes)
+        list(each_task(trained, trained.setup.source, "test", 3))
+
+
+def test_unknown_pictures_are_of_any_class_where_tasks_are_of_one_group(tmp_path: Path) -> None:
+    """Beyond the group's own classes they are drawn, and not always the same."""
+    setup = setup_of("data=glyphs", "algo=protonet", "backbone=mlp", "task.within=group",
+                     "task.way=16", "task.shot=1", "task.query=1")  # fmt: skip
+    assert isinstance(setup.source, ImageEpisodes)
+    narrow, wide = setup.source, setup.source.with_more_classes(40)
+    few, many = narrow.classes("test", 0, 50), wide.classes("test", 0, 50)
+    assert torch.equal(many[:, :16], few)
+    groups = narrow._groups["test"]
+    assert groups is not None
+    for own, row in zip(few, many, strict=True):
+        assert len(row.unique()) == 56
+        mine = groups.of_class[row] == groups.of_class[own[0]]
+        assert not mine[int(mine.sum()) :].any(), "the group's own come first"
+    counts = torch.bincount(many[:, 25:].flatten(), minlength=len(groups.of_class))
+    assert counts.max() < 3 * counts.float().mean(), counts
+
+
 def test_unfamiliarity_is_the_share_of_validation_pictures_that_are_nearer(tmp_path: Path) -> None:
     setup = write_run(tmp_path, *GLYPHS, "algo=protonet")
     assert isinstance(setup.source, ImageEpisodes)
@@ -248,6 +291,10 @@ def test_what_says_nothing_of_new_tasks_is_refused() -> None:
     )
     with pytest.raises(ConfigError, match="calibrate=true: data=glyphs has fixed tasks, and does"):
         refuse_calibration(replace(setup, source=lake), "test")
+    no_val = copy.copy(setup.source)
+    no_val.stores = {"test": setup.source.stores["test"]}
+    with pytest.raises(ConfigError, match="data=glyphs has no validation tasks to calibrate on"):
+        refuse_calibration(replace(setup, source=no_val), "test")
     with pytest.raises(ConfigError, match="is for one checkpoint: leave ensemble out"):
         EvalConfig(calibrate=True, ensemble=2)
     with pytest.raises(ConfigError, match="is for data of labelled images, not for data=sinusoid"):

@@ -121,6 +121,16 @@ def test_methods_without_inner_steps_are_exported(tmp_path: Path, algo: str) -> 
     assert export.check(trained, 1.0, program.module()) < 1e-12
 
 
+@pytest.mark.parametrize("algo", ["protonet", "relationnet"])
+def test_a_run_with_uneven_tasks_is_exported(tmp_path: Path, algo: str) -> None:
+    """Nothing pads the tasks of a program."""
+    write_run(tmp_path / "run", *SINGLE, *SUPPORT, f"algo={algo}", "task.way=3", "task.min_way=2")
+    trained = load(tmp_path / "run", "cpu", change=export.of_a_program)
+    assert trained.config.task.uneven is None
+    program = export.program_of(trained)
+    assert export.check(trained, 1.0, program.module()) < 1e-5
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")

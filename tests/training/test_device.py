@@ -16,6 +16,7 @@ from metarun.training import device
 def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with three GPUs, whose settings are left as they are."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda name: None)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *_, **__: None)
     monkeypatch.setattr(device, "set_cudnn", lambda *_, **__: None)
 

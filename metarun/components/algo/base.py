@@ -187,6 +187,7 @@ class Algorithm(NamedTuple):
         one_model: it trains one classifier, which other examples of the same classes evaluate;
             None: it solves tasks.
         uneven: whether it makes of a padded task what it would make of the task alone.
+        uneven_with: the setting with which it would, as it is typed; None: there is none.
     """
 
     init: Callable[[], dict[str, Tensor]]
@@ -207,6 +208,7 @@ class Algorithm(NamedTuple):
     adapt: Callable[[Meta, Tensor, Tensor, int | None], Callable[[Tensor], Tensor]] | None = None
     one_model: OneModel | None = None
     uneven: bool = False
+    uneven_with: str | None = None
 
 
 def detached_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -55,10 +55,10 @@ def with_new_heads(
         ValueError: inner hyperparameters are to be learned, of which nothing is differentiated;
             or tasks are uneven, and the inner optimizer moves the rows of a head together.
     """
-    refuse_rows_together(problem, algo)
     objective, fixed = problem.objective, kept or {}
     start = pretrained.start | fixed
     assert problem.ways is not None
+    refuse_rows_together(problem, algo, head(start, problem.ways[1]), {})
     count = Steps(0, own.eval_inner_steps)
     loop = prepared(problem.inner, head(start, problem.ways[1]), count)
 
@@ -96,5 +96,6 @@ def with_new_heads(
         differentiates=False,
         averages=True,
         uneven=own.inner_batch is None,  # whose deck holds all examples, padding as well
+        uneven_with="algo.inner_batch=null",
     )
     return made._replace(any_way=True)

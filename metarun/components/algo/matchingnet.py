@@ -99,6 +99,7 @@ def matchingnet(problem: Problem, own: MatchingnetConfig) -> Algorithm:
         adapt,
         encode=embed,
         uneven=not own.full_context,  # whose LSTMs read all examples, padding as well
+        uneven_with="algo.full_context=false",
     )
 
 

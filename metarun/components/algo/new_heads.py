@@ -48,7 +48,6 @@ def with_new_head(
             f"inner_opt.precondition: algo={algo} has a head of as many classes as a task, and "
             "factors would be of one number of them; leave it out"
         )
-    refuse_rows_together(problem, algo)
     weights, embed = embedding(problem.model, algo)
     names = [*weights, WEIGHT, BIAS]
     per_step = match_names(weights, own.per_step) if own.per_step else []
@@ -64,6 +63,8 @@ def with_new_head(
         WEIGHT: like.new_zeros(problem.ways[0], width),
         BIAS: like.new_zeros(problem.ways[0]),
     }
+    body = {name: weights[name] for name in adapted if name in weights}
+    refuse_rows_together(problem, algo, shapes, body)
 
     def start(meta: Meta, support: Support) -> Params:
         first = {name: meta[name][0] for name in per_step}

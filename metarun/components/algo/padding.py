@@ -17,8 +17,6 @@ from metarun.components.backbone.norm import counting
 from metarun.episodes.uneven import PADDING
 from metarun.unroll import InnerOptimizer, LossOptimizer, Params
 
-HEAD = "head"  # the matrix that two steps are tried with
-
 
 class Known(NamedTuple):
     """Which examples belong to a task, bool (examples,); None: all of them."""
@@ -87,13 +85,19 @@ def objective_of(kind: str, uneven: bool) -> Objective:
     return over_known(OBJECTIVES[kind]) if uneven else OBJECTIVES[kind]
 
 
-def refuse_rows_together(problem: Problem, algo: str) -> None:
+def refuse_rows_together(problem: Problem, algo: str, heads: Params, others: Params) -> None:
     """Refuse an inner optimizer by which the head of a class that pads a task moves the others.
+
+    Args:
+        problem: says which optimizer it is, and whether tasks are uneven.
+        algo: the algorithm's name, for the message.
+        heads: what has a row for each class, by name.
+        others: what is adapted beside it.
 
     Raises:
         ValueError: tasks are uneven, and it is such a one.
     """
-    if problem.uneven and not moves_rows_apart(problem.inner.optimizer):
+    if problem.uneven and not moves_rows_apart(problem.inner.optimizer, heads, others):
         raise ValueError(
             f"inner_opt: a step of it moves the head of a class by the others, and algo={algo} has "
             "heads for the classes that pad an uneven task; choose sgd, adam or another one that "
@@ -101,19 +105,28 @@ def refuse_rows_together(problem: Problem, algo: str) -> None:
         )
 
 
-def moves_rows_apart(optimizer: InnerOptimizer | LossOptimizer) -> bool:
-    """Whether two steps of a matrix are the same if it has a further row of zeros."""
+def moves_rows_apart(
+    optimizer: InnerOptimizer | LossOptimizer, heads: Params, others: Params
+) -> bool:
+    """Whether two steps of heads are the same if they have a further row of zeros."""
     if isinstance(optimizer, LossOptimizer):
         return False
     generator = torch.Generator().manual_seed(0)
-    first, *grads = torch.randn(3, 4, 5, dtype=torch.float64, generator=generator)
+    first, *grads = [
+        {n: torch.randn(v.shape, dtype=torch.float64, generator=generator) for n, v in all_.items()}
+        for all_ in [{**heads, **others}] * 3
+    ]
 
-    def moved(rows: int) -> Tensor:
-        params: Params = {HEAD: F.pad(first, (0, 0, 0, rows))}
+    def moved(rows: int) -> Params:
+        def padded(values: Params) -> Params:
+            more = {n: F.pad(values[n], (0, 0) * (values[n].dim() - 1) + (0, rows)) for n in heads}
+            return {**values, **more}
+
+        params = padded(first)
         state = optimizer.init(params)
         for grad in grads:
-            padded = {HEAD: F.pad(grad, (0, 0, 0, rows))}
-            params, state = optimizer.update(padded, state, params, optimizer.hyper)
-        return params[HEAD][: len(first)]
+            params, state = optimizer.update(padded(grad), state, params, optimizer.hyper)
+        return {name: params[name][: len(first[name])] for name in heads}
 
-    return torch.allclose(moved(0), moved(1), rtol=1e-12, atol=1e-12)
+    few, many = moved(0), moved(1)
+    return all(torch.allclose(few[n], many[n], rtol=1e-12, atol=1e-12) for n in heads)

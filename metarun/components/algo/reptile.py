@@ -149,4 +149,5 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
         kept=names,
         differentiates=False,
         uneven=own.inner_batch is None,  # whose deck holds all examples, padding as well
+        uneven_with="algo.inner_batch=null",
     )
