@@ -101,7 +101,6 @@ def by_steps(
     transductive: bool = False,
     averages: bool = False,
     uneven: bool = False,
-    uneven_with: str | None = None,
 ) -> Algorithm:
     """The algorithm that takes inner steps on the support set.
 
@@ -114,7 +113,7 @@ def by_steps(
         adapted: names of the parameters that the inner steps change; None: not stated.
         loss: an outer loss of its own; None: the query loss.
         weigh: how much the query loss after each inner step counts; None: the last one alone.
-        kept, batch_size, differentiates, transductive, uneven, uneven_with: see `Algorithm`.
+        kept, batch_size, differentiates, transductive, uneven: see `Algorithm`.
         averages: whether `loss` gives the next moving averages of `backbone.norm=running`.
 
     Raises:
@@ -143,7 +142,6 @@ def by_steps(
         batch_size=batch_size,
         differentiates=differentiates,
         uneven=uneven,
-        uneven_with=uneven_with,
     )
 
 
@@ -155,7 +153,6 @@ def at_once(
     encode: Encode = lambda meta, x: x,
     outer: Outer | None = None,
     uneven: bool = False,
-    uneven_with: str | None = None,
 ) -> Algorithm:
     """The algorithm without inner steps: metric methods, heads in closed form.
 
@@ -168,7 +165,7 @@ def at_once(
         adapt: `adapt(meta, support) -> predictor`, a pure function.
         encode: applied to the examples before `adapt`, and before its predictor.
         outer: an outer loss of its own, and metrics to be logged; None: the query loss.
-        uneven, uneven_with: see `Algorithm`.
+        uneven: see `Algorithm`.
     """
 
     def adapt_at_once(meta: Meta, support: Support, steps: int, watch: Watch | None) -> Adapted:
@@ -182,12 +179,7 @@ def at_once(
     has_body = any(not name.startswith("head.") for name, _ in problem.model.named_parameters())
     learns = has_body or bool(made.init())
     return made._replace(
-        has_inner_loop=False,
-        differentiates=False,
-        any_way=True,
-        learns=learns,
-        uneven=uneven,
-        uneven_with=uneven_with,
+        has_inner_loop=False, differentiates=False, any_way=True, learns=learns, uneven=uneven
     )
 
 

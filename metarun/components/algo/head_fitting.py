@@ -96,6 +96,5 @@ def with_new_heads(
         differentiates=False,
         averages=True,
         uneven=own.inner_batch is None,  # whose deck holds all examples, padding as well
-        uneven_with="algo.inner_batch=null",
     )
-    return made._replace(any_way=True)
+    return made._replace(any_way=True, uneven_with="algo.inner_batch=null")

@@ -93,14 +93,14 @@ def matchingnet(problem: Problem, own: MatchingnetConfig) -> Algorithm:
 
         return predict
 
-    return at_once(
+    made = at_once(
         problem,
         lambda: dict(start),
         adapt,
         encode=embed,
         uneven=not own.full_context,  # whose LSTMs read all examples, padding as well
-        uneven_with="algo.full_context=false",
     )
+    return made._replace(uneven_with="algo.full_context=false")
 
 
 def _initial(width: int, like: Tensor) -> dict[str, Tensor]:

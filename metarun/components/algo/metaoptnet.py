@@ -134,10 +134,8 @@ def metaoptnet(problem: Problem, own: MetaoptnetConfig) -> Algorithm:
 
     fit = partial(adapt, own.eval_iterations, lambda error: None)
     leaves_out = own.head == "ridge"  # in the machine, an absent class is a rival of the others
-    made = at_once(
-        problem, init, fit, encode=embed, uneven=leaves_out, uneven_with="algo.head=ridge"
-    )
-    return made._replace(loss=loss)
+    made = at_once(problem, init, fit, encode=embed, uneven=leaves_out)
+    return made._replace(loss=loss, uneven_with="algo.head=ridge")
 
 
 def smoothed_loss(smoothing: float, scores: Tensor, labels: Tensor, uneven: bool = False) -> Tensor:

@@ -68,5 +68,5 @@ def nearest_neighbour(problem: Problem, own: NearestNeighbourConfig) -> Algorith
         return predict
 
     few = own.k == 1  # of more, an uneven task may have fewer examples
-    made = at_once(problem, dict, adapt, uneven=few, uneven_with="algo.k=1")
-    return made._replace(learns=False)
+    made = at_once(problem, dict, adapt, uneven=few)
+    return made._replace(learns=False, uneven_with="algo.k=1")

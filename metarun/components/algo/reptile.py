@@ -139,7 +139,7 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
             extra["kept"] = moments.values(end.state)
         return torch.stack(moved).sum(), extra
 
-    return by_steps(
+    made = by_steps(
         problem,
         init,
         adapt,
@@ -149,5 +149,5 @@ def reptile(problem: Problem, own: ReptileConfig) -> Algorithm:
         kept=names,
         differentiates=False,
         uneven=own.inner_batch is None,  # whose deck holds all examples, padding as well
-        uneven_with="algo.inner_batch=null",
     )
+    return made._replace(uneven_with="algo.inner_batch=null")
