@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metarun.config.compose import register_schemas
-from scripts.gpu_check.page import page
+from scripts.gpu_check.page import bench_rows, page
 from scripts.gpu_check.profile import busy, measure
 from tests.conftest import REPO
 
@@ -59,6 +59,7 @@ def test_a_page_says_what_was_reached_and_what_failed(tmp_path: Path) -> None:
     assert "missed (3 wanted)" in verdicts["W2 vmap"]
     assert "reached (5 wanted)" in verdicts["W3-5w1s higher"]
     assert "wanted" not in verdicts["W8 higher"] + verdicts["W1 metarun"]
+    assert "wanted" not in bench_rows([records[1] | {"device": "cpu"}])[0], "a rehearsal"
     assert "80 %, missed (90 wanted)" in text
     assert "| bf16 | 98.00 ± 1.00 % | 9 | 7 |" in text
     assert plain["stages"][0] == {"name": "tests", "code": 1, "seconds": 9}

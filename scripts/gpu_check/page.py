@@ -42,6 +42,7 @@ def bench_rows(records: list[Record]) -> list[str]:
         family = record["workload"].partition("-")[0]
         wanted = WANTED.get((family, record["implementation"]))
         judged = wanted is not None and record["inner_steps"] == 5 and record["order"] == 2
+        judged = judged and record["device"] != "cpu"  # whose rehearsal is of small networks
         steps = "" if record["inner_steps"] is None else str(record["inner_steps"])
         ratio = f"{record['ratio']:.2f} ({record['ratio_min']:.2f}–{record['ratio_max']:.2f})"
         told = verdict(record["ratio"], wanted) if judged and wanted is not None else ""
