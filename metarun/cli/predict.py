@@ -26,6 +26,7 @@ def run(config: PredictConfig, directory: str | Path) -> float:
         The mean probability of the labels.
     """
     # Imported here, so that --help and --cfg answer without waiting for torch.
+    from metarun.episodes.source import TooFew
     from metarun.inference import predict, table
     from metarun.inference.judgement import judge
     from metarun.inference.sheet import MOST
@@ -51,7 +52,7 @@ def run(config: PredictConfig, directory: str | Path) -> float:
             config.ckpt, config.device, way, lambda own: changed(own, asked), config.calibrate
         )
     except ConfigError as error:
-        if not config.calibrate:
+        if not (config.calibrate and isinstance(error.__cause__, TooFew)):
             raise
         raise ConfigError(f"calibrate=true, with tasks of {way} classes: {error}") from error
     support = read_support(listing, predict.inputs_of_run(trained), skip)

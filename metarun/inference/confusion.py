@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from metarun.episodes.source import ImageEpisodes
-from metarun.inference.outcomes import drawn_source_of
 from metarun.reporting.table import as_csv
-from metarun.training.setup import Setup
 
 PAIRS = 1000  # that a result holds; the table has all
 SHOWN = 5
@@ -45,16 +43,6 @@ class Confusion(NamedTuple):
         first, second = wrong.nonzero(as_tuple=True)
         order = wrong[first, second].sort(descending=True, stable=True).indices
         return list(zip(first[order].tolist(), second[order].tolist(), strict=True))
-
-
-def refuse_confusion(setup: Setup) -> None:
-    """Refuse to count what has no classes, or none that are known.
-
-    Raises:
-        ConfigError: the tasks are no classification of labelled images of one shape, they are
-            fixed, or several processes evaluate.
-    """
-    drawn_source_of(setup, "confusion=true")
 
 
 def count_confusion(

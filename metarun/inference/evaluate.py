@@ -13,7 +13,7 @@ from metarun.errors import CheckpointError, ConfigError
 from metarun.inference import assignment, calibrated, confusion
 from metarun.inference.confusion_matrix import write_matrix
 from metarun.inference.diagram import write_diagram
-from metarun.inference.outcomes import each_task, source_of
+from metarun.inference.outcomes import drawn_source_of, each_task, source_of
 from metarun.inference.trained import Trained
 from metarun.rundir import SWEEP_FILE, checkpoint, top
 from metarun.system.files import write_json, write_text
@@ -209,7 +209,7 @@ def _refuse_impossible(config: EvalConfig, trained: TrainConfig, setup: Setup) -
     if config.calibrate:
         calibrated.refuse_calibration(setup, config.split)
     if config.confusion:
-        confusion.refuse_confusion(setup)
+        drawn_source_of(setup, "confusion=true")
     if config.assign:
         source_of(setup, "assign=true")
 

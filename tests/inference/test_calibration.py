@@ -334,3 +334,10 @@ def test_labels_are_judged_by_the_data_of_the_run(metarun: Metarun, tmp_path: Pa
             (tmp_path / "support" / "class1" / "3.png").read_bytes()
         )
     assert "validation tasks of 41 shots" in metarun(*command, code=2).stderr
+    one = (tmp_path / "support" / "class1" / "3.png").read_bytes()
+    for number in range(160):  # more than the data have for validation
+        (tmp_path / "many" / f"c{number}").mkdir(parents=True)
+        (tmp_path / "many" / f"c{number}" / "1.png").write_bytes(one)
+    said = metarun(*command, "support=many", code=2).stderr
+    assert "calibrate=true, with tasks of 160 classes: " in said and "val split" in said
+    assert "calibrate=true" not in metarun(*command, "ckpt=nowhere", code=2).stderr

@@ -20,10 +20,9 @@ from metarun.inference.confusion import (
     count_confusion,
     lines,
     plain,
-    refuse_confusion,
 )
 from metarun.inference.confusion_matrix import confusion_matrix
-from metarun.inference.outcomes import each_task
+from metarun.inference.outcomes import drawn_source_of, each_task
 from metarun.inference.trained import load
 from tests.conftest import Metarun
 from tests.inference.runs import GLYPHS, draw, write_run
@@ -134,7 +133,7 @@ def test_what_has_no_classes_is_refused(
 ) -> None:
     write_run(tmp_path, *settings)
     with pytest.raises(ConfigError, match=f"confusion=true {words}"):
-        refuse_confusion(load(tmp_path, with_data=True).setup)
+        drawn_source_of(load(tmp_path, with_data=True).setup, "confusion=true")
 
 
 def test_several_checkpoints_are_refused() -> None:
