@@ -7,18 +7,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metarun.config.typed import as_argument, expanded
 from metarun.errors import ConfigError, RunError, did_you_mean
 from metarun.reproduction.rows import BUDGETS, FULL, Row, experiment, rows
 from metarun.system.files import write_json, write_text
+from metarun.system.untrusted import UntrustedError
+
+if TYPE_CHECKING:
+    from metarun.reproduction.measured import Measured
 
 USAGE = "metarun reproduce ROW… [budget=cpu] [seed=0,1,2] [out=DIR] [page=FILE] [KEY=VALUE …]"
 HELP = f"""\
 metarun reproduce: run experiments with a published figure, and say how near ours is
 
 usage: {USAGE}
-       metarun reproduce --list [ROW…] [out=DIR]
+       metarun reproduce --list [ROW…] [out=DIR] [page=FILE]
        metarun reproduce --table [out=DIR] [page=FILE]
 
   ROW         a row's name, or a pattern such as 'maml_omniglot_*'
@@ -27,7 +32,8 @@ usage: {USAGE}
   budget=cpu  the same protocol with fewer meta-steps: minutes to an hour on two cores
   seed=0,1,2  a run for each (default: 0)
   out=DIR     folder of the runs and tables (default: outputs/reproduce)
-  page=FILE   write the Markdown page there as well
+  page=FILE   write the Markdown page there as well, and its figures beside it, as .json; figures
+              that stand there and were measured elsewhere are kept
   KEY=VALUE   for metarun train: hydra/launcher=submitit_slurm, device=cuda, data.root=FOLDER …
 
 A row is an experiment: `metarun train experiment=ROW` trains it, `experiment=cpu/ROW` with the
@@ -132,6 +138,8 @@ def parse(arguments: Sequence[str]) -> Arguments:
         raise ConfigError(f"{more[0]}: {flag} trains nothing; leave it out")
     out = Path(expanded("out", own.get("out", "outputs/reproduce")))
     page = Path(expanded("page", own["page"])) if "page" in own else None
+    if page is not None and page.suffix != ".md":
+        raise ConfigError(f"page={page}: its name must end with .md")
     return Arguments(found, flag, budget, own.get("seed", "0"), out, page, more)
 
 
@@ -170,15 +178,28 @@ def _list(wanted: Arguments) -> None:
     from metarun.reproduction.page import line, published_text
     from metarun.reproduction.results import result_of
 
+    known = _known(wanted)
     for row in wanted.rows:
         done = [
             result
             for budget in row.budgets
-            if (result := result_of(wanted.out, row, budget)).state != "not run"
+            if (result := result_of(wanted.out, row, budget, known)).state != "not run"
         ]
         budgets = ", ".join(row.budgets)
         said = f"{row.name} ({budgets}): published {published_text(row)}; not run"
         print("\n".join(map(line, done)) or said)
+
+
+def _known(wanted: Arguments) -> "dict[tuple[str, str], Measured]":
+    """The figures beside the page, which may be of other machines."""
+    from metarun.reproduction.measured import read_measured
+
+    if wanted.page is None:
+        return {}
+    try:
+        return read_measured(wanted.page.with_suffix(".json"))
+    except UntrustedError as error:
+        raise ConfigError(f"page={wanted.page}: {error}") from error
 
 
 def _write(wanted: Arguments) -> None:
@@ -190,21 +211,21 @@ def _write(wanted: Arguments) -> None:
     for path in files:
         if path.exists() and not (path.is_file() and MARK in path.read_text(errors="replace")):
             raise ConfigError(f"{path} was not written by metarun reproduce: choose another name")
-    results = []
+    results, known = [], _known(wanted)
     for row in rows().values():
-        own = [result_of(wanted.out, row, budget) for budget in row.budgets]
+        own = [result_of(wanted.out, row, budget, known) for budget in row.budgets]
         # One line of a row that was not run, however many budgets it has.
         results += [result for result in own if result.state != "not run"] or own[:1]
     asked = {(row.name, wanted.budget) for row in wanted.rows}
     for result in results:
-        known = (result.row.name, result.budget) in asked
-        if known if wanted.flag is None else result.group is not None:
+        chosen = (result.row.name, result.budget) in asked
+        if chosen if wanted.flag is None else result.measured is not None:
             print(line(result))
     text = page(results)
     try:
         for path in files:
             write_text(path, text)
-        write_json(wanted.out / "results.json", as_json(results))
+            write_json(path.with_suffix(".json"), as_json(results))
     except OSError as error:
         raise RunError(f"cannot write to {wanted.out}: {error.strerror}; choose out=…") from error
     print(f"\nwritten to {', '.join(str(path) for path in sorted(files))}")

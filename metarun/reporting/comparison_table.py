@@ -1,6 +1,5 @@
 """The comparisons of a board as a table, in words that say what would decide what is open."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from metarun.reporting.comparison import (
 )
 from metarun.reporting.groups import Group
 from metarun.reporting.labels import setting_texts, short_names
-from metarun.reporting.table import Cell, signed
+from metarun.reporting.table import Cell, p_text, signed
 
 NOTE = (
     "Differences on the test tasks that both have met, first minus second. The interval is a 95 % "
@@ -44,7 +43,7 @@ def comparison_table(
         found = one.difference
         text = signed(one.first.score, found.value, found.ci95)
         over = f"{found.count} {found.unit}s" + " of 1 seed" * (found.unit != "seed")
-        wins = f"{found.better} : {found.worse} (p {_p(found.sign_p)})"
+        wins = f"{found.better} : {found.worse} (p {p_text(found.sign_p)})"
         open_for = to_decide(one)
         rows.append(
             [
@@ -52,7 +51,7 @@ def comparison_table(
                 Cell(text, found.value),
                 Cell(over, over),
                 Cell(wins, found.better / max(1, found.better + found.worse)),
-                Cell(_p(one.p), one.p),
+                Cell(p_text(one.p), one.p),
                 Cell(open_for, open_for),
             ]
         )
@@ -102,9 +101,3 @@ def csv_rows(score: str, comparisons: Sequence[Comparison]) -> list[list[Any]]:
         ]  # fmt: skip
         rows.append(row)
     return rows
-
-
-def _p(p: float) -> str:
-    if math.isnan(p):
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

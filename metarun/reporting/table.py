@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -185,6 +186,13 @@ def signed(score: str, difference: float, ci95: float) -> str:
     if score == "accuracy":
         return f"{100 * difference:+.2f} ± {100 * ci95:.2f} points"
     return f"{difference:+.4g} ± {ci95:.2g}"
+
+
+def p_text(p: float) -> str:
+    """The p of a test: "0.043"; "< 0.001", since no test here is exact further out."""
+    if math.isnan(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def score_text(score: str, value: float) -> str:

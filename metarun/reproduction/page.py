@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from metarun.reporting.table import Cell, as_markdown, duration, score_text, with_interval
+from metarun.reproduction.measured import as_entry
 from metarun.reproduction.results import Result, ensemble_of
 from metarun.reproduction.rows import FULL, Row
 from metarun.reproduction.verdict import in_words
@@ -34,11 +35,12 @@ def name_of(result: Result) -> str:
 def line(result: Result) -> str:
     """A row on the terminal."""
     parts = [f"{name_of(result)}: published {published_text(result.row)}"]
-    if result.group is None:
+    measured = result.measured
+    if measured is None:
         return f"{parts[0]}; {result.state or 'not run'}"
     parts.append(f"ours {ours_text(result)}")
     parts.append(verdict_text(result))
-    parts.append(f"trained in {duration(result.group.seconds)} on {result.group.device}")
+    parts.append(f"trained in {duration(measured.train_seconds)} on {measured.device}")
     parts += [result.state] if result.state else []
     parts += [f"reduced: {', '.join(result.reduced)}"] if result.reduced else []
     return "; ".join(parts)
@@ -58,11 +60,11 @@ def published_text(row: Row) -> str:
 
 def ours_text(result: Result) -> str:
     """Our figure with its interval."""
-    group = result.group
-    assert group is not None
+    found = result.measured
+    assert found is not None
     members = ensemble_of(result.row, result.budget)
     of = "" if members is None else f", {members} checkpoints together"
-    return f"{with_interval(group.score, group.value, group.ci95)} ({group.interval}{of})"
+    return f"{with_interval(found.score, found.value, found.ci95)} ({found.ci95_over}{of})"
 
 
 def verdict_text(result: Result) -> str:
@@ -89,13 +91,12 @@ def _table(results: Sequence[Result]) -> list[str]:
     header = ["row", "published", "ours", "verdict", "meta-steps", "training, device"]
     cells = []
     for result in results:
-        group = result.group
+        found = result.measured
         texts = [name_of(result), published_text(result.row), result.state or "not run", "", "", ""]
-        if group is not None:
+        if found is not None:
             ours = ours_text(result) + (f"; {result.state}" if result.state else "")
-            steps = f"{group.settings['trainer.steps']:,}"
-            cost = f"{duration(group.seconds)}, {group.device}"
-            texts[2:] = [ours, verdict_text(result), steps, cost]
+            cost = f"{duration(found.train_seconds)}, {found.device}"
+            texts[2:] = [ours, verdict_text(result), f"{found.meta_steps:,}", cost]
         cells.append([Cell(text, text) for text in texts])
     return as_markdown(header, cells)
 
@@ -121,22 +122,12 @@ def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
     """The same with numbers in full; rows that were not run have a state alone."""
     found = []
     for result in results:
-        group, row = result.group, result.row
+        row = result.row
         entry: dict[str, Any] = {"row": row.name, "budget": result.budget, "state": result.state}
         entry["published"] = None if row.published is None else asdict(row.published)
-        if group is not None:
+        if result.measured is not None:
+            entry |= as_entry(result.measured)
             entry |= {
-                "score": group.score,
-                "value": group.value,
-                "ci95": group.ci95,
-                "ci95_over": group.interval,
-                "seeds": [run.seed for run in group.runs],
-                "test_tasks": group.figures[0].episodes,
-                "task_sets": [figures.task_set for figures in group.figures],
-                "meta_steps": group.settings["trainer.steps"],
-                "train_seconds": group.seconds,
-                "device": group.device,
-                "code": sorted({run.code for run in group.runs}),
                 "changed": list(result.changed),
                 "reduced": list(result.reduced),
                 "verdict": None if result.verdict is None else result.verdict._asdict(),

@@ -1,28 +1,26 @@
 """What was measured of each row: its runs, read and compared with what the row asks for."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.config.compose import composed
-from metarun.config.run import NEUTRAL_KEYS, flat
+from metarun.config.run import flat
 from metarun.reporting.gather import Run, read_run
-from metarun.reporting.groups import LOGGED, Group
+from metarun.reporting.groups import Group
 from metarun.reporting.reading import finite
+from metarun.reproduction.measured import FREE, Measured, of_group, others
 from metarun.reproduction.rows import FULL, Row, experiment
 from metarun.reproduction.verdict import Verdict, verdict
 from metarun.system.untrusted import json_object
-
-FREE = ("seed", "device", "engine.batching", "engine.chunk", "engine.compile", *LOGGED)
-"""Settings that are a matter of the machine, or of how often a row is run."""
 
 
 class Result(NamedTuple):
     """A row with one budget, and what became of it.
 
     Attributes:
-        group: its completed runs, which differ in nothing but the seed; None if there are none.
+        measured: the figure of its completed runs; None if there are none.
         state: in words, of what is not completed: "" if all is.
         changed: settings of the runs that are not the row's, as "key=value"; no verdict then.
         reduced: settings that the budget changes, as "key=value in place of …".
@@ -31,7 +29,7 @@ class Result(NamedTuple):
 
     row: Row
     budget: str
-    group: Group | None
+    measured: Measured | None
     state: str
     changed: tuple[str, ...]
     reduced: tuple[str, ...]
@@ -43,15 +41,19 @@ def folder_of(out: Path, row: Row, budget: str) -> Path:
     return out / experiment(row, budget)
 
 
-def result_of(out: Path, row: Row, budget: str) -> Result:
+def result_of(
+    out: Path, row: Row, budget: str, known: Mapping[tuple[str, str], Measured] | None = None
+) -> Result:
     """Read the runs of a row.
 
     Args:
         out: the folder of all rows.
+        known: figures from elsewhere, by row and budget: they count where no run here is complete.
     """
     together = ensemble_of(row, budget) is not None
     runs, states = _read(folder_of(out, row, budget), together)
-    if not runs and not states:
+    measured = (known or {}).get((row.name, budget))
+    if not runs and not states and measured is None:
         return Result(row, budget, None, "not run", (), (), None)
     wanted = _settings(experiment(row, budget))
     reduced: tuple[str, ...] = ()
@@ -62,14 +64,18 @@ def result_of(out: Path, row: Row, budget: str) -> Result:
             for key in sorted(wanted.keys() | whole.keys())
             if wanted.get(key) != whole.get(key) and key not in FREE
         )
-    changed = tuple(sorted({text for run in runs for text in _changed(run, wanted)}))
-    group = _grouped(row, runs) if runs else None
+    changed: tuple[str, ...] = ()
+    if runs:
+        measured = of_group(_grouped(row, runs), wanted)
+        changed = tuple(sorted({text for run in runs for text in others(run.settings, wanted)}))
+    elif measured is not None:
+        changed = others(measured.settings, wanted)
     found = None
-    if group is not None and row.published is not None and not changed:
-        if group.score != row.published.score:
-            raise ValueError(f"{row.name}: its runs have {group.score} for a score")
-        found = verdict(row.published, group.value, group.ci95)
-    return Result(row, budget, group, "; ".join(states), changed, reduced, found)
+    if measured is not None and row.published is not None and not changed:
+        if measured.score != row.published.score:
+            raise ValueError(f"{row.name}: its runs have {measured.score} for a score")
+        found = verdict(row.published, measured.value, measured.ci95)
+    return Result(row, budget, measured, "; ".join(states), changed, reduced, found)
 
 
 def ensemble_of(row: Row, budget: str) -> int | None:
@@ -114,14 +120,6 @@ def _of_ensemble(run: Run) -> Run:
 
 def _settings(name: str) -> dict[str, Any]:
     return flat(asdict(composed("train", [f"experiment={name}"])))
-
-
-def _changed(run: Run, wanted: dict[str, Any]) -> Iterable[str]:
-    for key, value in run.settings.items():
-        if key in FREE or key in NEUTRAL_KEYS or key == "plugins":
-            continue
-        if key not in wanted or wanted[key] != value:
-            yield f"{key}={value}"
 
 
 def _grouped(row: Row, runs: list[Run]) -> Group:

@@ -4,10 +4,10 @@ import math
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
+from metarun.reporting.table import p_text
 from metarun.reproduction.rows import Published
 
-_NORMAL = NormalDist()
-_DEVIATIONS = _NORMAL.inv_cdf(0.975)  # of half a 95 % interval
+_DEVIATIONS = NormalDist().inv_cdf(0.975)  # of half a 95 % interval
 
 
 class Verdict(NamedTuple):
@@ -51,12 +51,13 @@ def verdict(published: Published, value: float, ci95: float | None) -> Verdict:
     half = math.hypot(*known)
     if half == 0.0:
         return Verdict(place, difference, 0.0, float(difference == 0.0))
-    p = 2 * _NORMAL.cdf(-abs(difference) / half * _DEVIATIONS)
+    # erfc is exact far out, where 1 − Φ would be 0.
+    p = math.erfc(abs(difference) / half * _DEVIATIONS / math.sqrt(2))
     return Verdict(place, difference, half, p)
 
 
 def in_words(found: Verdict, score: str) -> str:
-    """A verdict as people read it: "below by 0.80 ± 0.45 points (p 0.0005)", "inside, +0.10 …"."""
+    """A verdict as people read it: "below by 0.80 ± 0.45 points (p < 0.001)", "inside, +0.10 …"."""
     if score == "accuracy":
         size, unit = f"{100 * abs(found.difference):.2f}", " points"
         half = None if found.ci95 is None else f"{100 * found.ci95:.2f}"
@@ -64,7 +65,7 @@ def in_words(found: Verdict, score: str) -> str:
         size, unit = f"{abs(found.difference):.3g}", ""
         half = None if found.ci95 is None else f"{found.ci95:.2g}"
     interval = "" if half is None else f" ± {half}"
-    p = "" if found.p is None else f" (p {found.p:.2g})"
+    p = "" if found.p is None else f" (p {p_text(found.p)})"
     if found.place == "inside":
         sign = "+" if found.difference >= 0 else "−"
         return f"inside, {sign}{size}{interval}{unit}{p}"

@@ -5,9 +5,11 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+
+_T = TypeVar("_T")
 
 MOST_BYTES = 2**26  # of a file that is read whole
 MOST_CONFIG = 2**17  # of a config.yaml; ours have three thousand, and the parser takes its time
@@ -78,13 +80,25 @@ def json_object(path: Path) -> dict[str, Any]:
         UntrustedError: it is damaged, no regular file, or too large.
         OSError: it cannot be read.
     """
-    if not path.exists():
-        return {}
+    return _json(path, dict) if path.exists() else {}
+
+
+def json_list(path: Path) -> list[Any]:
+    """The list in a JSON file; nothing if the file is not there.
+
+    Raises:
+        UntrustedError: it is damaged, no regular file, or too large.
+        OSError: it cannot be read.
+    """
+    return _json(path, list) if path.exists() else []
+
+
+def _json(path: Path, kind: type[_T]) -> _T:
     try:
         value = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise DamagedError(f"{path.name} is damaged") from error
-    if not isinstance(value, dict):
+    if not isinstance(value, kind):
         raise DamagedError(f"{path.name} is damaged")
     return value
 

@@ -48,6 +48,14 @@ def test_rows_run_are_recalled_and_stand_in_the_tables(metarun: Metarun, tmp_pat
     assert "notes.md was not written by metarun reproduce: choose another name" in error
     metarun("reproduce", "--table", "out=mine", "page=docs/results.md")
     assert (tmp_path / "docs" / "results.md").read_text() == page
+    # Another machine, which has run nothing, keeps what stands on the page.
+    metarun("reproduce", "--table", "out=other", "page=docs/results.md")
+    assert (tmp_path / "docs" / "results.md").read_text() == page
+    said = metarun("reproduce", "--list", name, "out=other", "page=docs/results.md").stdout
+    assert f"{name} budget=cpu: published" in said and "no verdict: run with" in said
+    (tmp_path / "docs" / "results.json").write_text("[{}]")
+    error = metarun("reproduce", "--table", "page=docs/results.md", code=2).stderr
+    assert "page=docs/results.md: results.json, entry 1: 'row' is missing" in error
 
 
 def test_a_row_that_fails_is_told(metarun: Metarun, tmp_path: Path) -> None:
@@ -71,6 +79,7 @@ def test_a_row_that_fails_is_told(metarun: Metarun, tmp_path: Path) -> None:
         (["--list", "--table"], "give one of them"),
         (["--all"], "there is no option '--all'"),
         (["maml_omniglot_5w1s", "out="], "out= is empty"),
+        (["--table", "page=results.json"], "page=results.json: its name must end with .md"),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], error: str) -> None:

@@ -10,9 +10,12 @@ import pytest
 import yaml
 
 from metarun.config.compose import composed, register_schemas
-from metarun.reproduction.page import line, page
-from metarun.reproduction.results import result_of
+from metarun.reproduction.measured import read_measured
+from metarun.reproduction.page import as_json, line, page
+from metarun.reproduction.results import Result, result_of
 from metarun.reproduction.rows import CPU, FULL, Published, Row, experiment, rows
+from metarun.system.files import write_json
+from metarun.system.untrusted import UntrustedError
 from tests.reporting.test_report import make
 
 __all__ = ["make"]
@@ -35,7 +38,7 @@ def config() -> dict[str, Any]:
 
 def test_a_row_that_was_not_run_says_so(tmp_path: Path) -> None:
     result = result_of(tmp_path, ROW, FULL)
-    assert (result.group, result.verdict, result.state) == (None, None, "not run")
+    assert (result.measured, result.verdict, result.state) == (None, None, "not run")
     assert line(result) == (
         "demo: published 90.00 ± 0.50 % (A et al. 2017, table 1, 95 %, 600 tasks); not run"
     )
@@ -46,8 +49,8 @@ def test_the_verdict_is_of_all_completed_seeds(make: Make, tmp_path: Path) -> No
         make(f"demo/s{seed}", seed=seed, value=value)
     make("demo/s3", seed=3, status="failed", error="the disk is full")
     result = result_of(tmp_path, ROW, FULL)
-    assert result.group is not None and result.verdict is not None
-    assert (result.verdict.place, result.group.interval) == ("above", "3 seeds")
+    assert result.measured is not None and result.verdict is not None
+    assert (result.verdict.place, result.measured.ci95_over) == ("above", "3 seeds")
     assert result.verdict.difference == pytest.approx(0.01)
     assert "ours 91.00 ± 2.48 % (3 seeds)" in line(result)
     assert line(result).endswith("s3 failed at 2000/300: the disk is full")
@@ -76,7 +79,7 @@ def test_runs_with_other_settings_have_no_verdict(
 def test_a_damaged_run_is_named(make: Make, tmp_path: Path) -> None:
     (make("demo/s0") / "result.json").write_text("{")
     result = result_of(tmp_path, ROW, FULL)
-    assert result.group is None and result.state.startswith("s0 unreadable: ")
+    assert result.measured is None and result.state.startswith("s0 unreadable: ")
     assert line(result).endswith(result.state)
 
 
@@ -112,3 +115,75 @@ def test_a_figure_of_an_ensemble_is_compared_with_one(make: Make, tmp_path: Path
     found = result_of(tmp_path, row, FULL)
     assert found.verdict is not None and found.verdict.place == "inside"
     assert "ours 90.10 ± 0.20 % (600 tasks of 1 seed, 5 checkpoints together)" in line(found)
+
+
+def entry_of(result: Result, path: Path) -> dict[str, Any]:
+    """A result as it stands in results.json, which is written."""
+    (entry,) = as_json([result])
+    write_json(path, [entry])
+    found: dict[str, Any] = json.loads(path.read_text())[0]
+    return found
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_figure_from_elsewhere_stands_as_one_from_here(
+    make: Make, tmp_path: Path, seeds: int
+) -> None:
+    for seed in range(seeds):
+        make(f"demo/s{seed}", seed=seed, value=0.9 + 0.01 * seed)
+    here = result_of(tmp_path, ROW, FULL)
+    entry_of(here, tmp_path / "results.json")
+    known = read_measured(tmp_path / "results.json")
+    there = result_of(tmp_path / "nothing", ROW, FULL, known)
+    assert there == here
+    assert page([there]) == page([here]) and as_json([there]) == as_json([here])
+    make("demo/s9", seed=9, value=0.5)  # a run that is here counts, and not what is known of others
+    assert result_of(tmp_path, ROW, FULL, known).measured != here.measured
+
+
+def test_a_run_that_failed_here_does_not_hide_a_figure_from_elsewhere(
+    make: Make, tmp_path: Path
+) -> None:
+    make("demo/s0")
+    entry_of(result_of(tmp_path, ROW, FULL), tmp_path / "results.json")
+    known = read_measured(tmp_path / "results.json")
+    make("other/demo/s0", status="failed", error="the disk is full")
+    result = result_of(tmp_path / "other", ROW, FULL, known)
+    assert result.measured is not None and result.state.startswith("s0 failed")
+
+
+def test_a_figure_from_elsewhere_of_another_protocol_has_no_verdict(
+    make: Make, tmp_path: Path
+) -> None:
+    """As of a row whose constants were changed since; also if only one of its runs was other."""
+    make("demo/s0")
+    make("demo/s1", seed=1, settings={"inner_opt.lr": 0.1})
+    entry_of(result_of(tmp_path, ROW, FULL), tmp_path / "results.json")
+    known = read_measured(tmp_path / "results.json")
+    result = result_of(tmp_path / "nothing", ROW, FULL, known)
+    assert result.changed == ("inner_opt.lr=0.1",) and result.verdict is None
+    assert "no verdict: run with inner_opt.lr=0.1" in line(result)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"value": None}, "results.json, entry 1: None is no finite number"),
+        ({"seeds": ["0"]}, "entry 1: ['0'] is no list of int"),
+        ({"settings": {}}, "entry 1: settings are no mapping with trainer.steps"),
+        ({"device": ...}, "entry 1: 'device' is missing"),
+        ({"row": ...}, "entry 1: 'row' is missing"),
+        (None, "results.json is damaged"),
+    ],
+)
+def test_a_file_of_figures_that_is_damaged_is_refused(
+    make: Make, tmp_path: Path, change: dict[str, Any] | None, said: str
+) -> None:
+    make("demo/s0")
+    path = tmp_path / "results.json"
+    entry = entry_of(result_of(tmp_path, ROW, FULL), path) | (change or {})
+    kept = {key: value for key, value in entry.items() if value is not ...}
+    path.write_text(json.dumps([kept]) if change else "{}")
+    with pytest.raises(UntrustedError) as raised:
+        read_measured(path)
+    assert said in str(raised.value)
