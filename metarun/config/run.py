@@ -215,6 +215,7 @@ class EngineConfig:
     precision: Precision = "float32"  # of all; bf16, tf32: of what the network computes alone
     inner_precision: Literal["float32", "bf16"] | None = None  # in inner loops; null: as precision
     compile: Compile = "auto"  # whether a meta-step is recorded
+    cuda_graphs: bool = True  # whether a GPU launches what is recorded as one CUDA graph
     gradient: Gradient = "auto"  # of the inner loop; auto: by algo.order and length
     last: int = 1  # truncated: inner steps, the last ones, that are differentiated through
     block: int | None = 1  # checkpoint: inner steps in a block; null: the root of their number
@@ -276,7 +277,7 @@ NEUTRAL_KEYS = (
 )
 
 
-OLDER = {"task.imbalanced": False, "task.within": "all"}
+OLDER = {"task.imbalanced": False, "task.within": "all", "engine.cuda_graphs": True}
 """What runs had before there were settings of it whose default is not null."""
 
 

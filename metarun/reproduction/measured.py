@@ -11,7 +11,10 @@ from metarun.system.untrusted import UntrustedError, json_list
 
 _T = TypeVar("_T")
 
-FREE = ("seed", "device", "engine.batching", "engine.chunk", "engine.compile", *LOGGED)
+FREE = (
+    *("seed", "device", *LOGGED),
+    *(f"engine.{name}" for name in ("batching", "chunk", "compile", "cuda_graphs")),
+)
 """Settings that are a matter of the machine, or of how often a row is run."""
 IGNORED = {*FREE, *NEUTRAL_KEYS, "plugins"}
 

@@ -89,7 +89,7 @@ class Programs(NamedTuple):
         self, program: Callable[..., Any], what: str, choice: str, plan: Plan
     ) -> Callable[..., Any]:
         """A program of a plan, as `make` makes it."""
-        self.recorders.append(Recorder(getattr(plan, choice), what))
+        self.recorders.append(Recorder(getattr(plan, choice), what, graphs=plan.graphs))
         made: Callable[..., Any] = program(self.algorithm, plan, self.recorders[-1])
         if made is not None and self.device.type == "cuda":
             return with_tf32(self.config.engine.precision == "tf32", made)

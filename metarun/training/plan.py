@@ -17,6 +17,7 @@ from metarun.errors import ConfigError
 from metarun.unroll import Batching, InnerOptimizer
 from metarun.unroll._torch import ConvNd
 from metarun.unroll.names import selects
+from metarun.unroll.recording.graphs import CAPTURES
 
 ONCE = ("auto", "reverse", "first_order", "truncated")
 """Values of `engine.gradient` that evaluate the inner loss once a step."""
@@ -44,6 +45,7 @@ class Plan(NamedTuple):
         inner_step: as `compile`, for the inner step where a meta-step as a whole is not recorded.
         fused_norm: when layers of batch normalisation use torch's fused operation.
         evaluate_chunk: as `chunk`, of the tasks that an evaluation takes together.
+        graphs: whether recordings are launched as CUDA graphs.
     """
 
     batching: Batching
@@ -55,6 +57,7 @@ class Plan(NamedTuple):
     inner_step: str = "none"
     fused_norm: Fused = "never"
     evaluate_chunk: int | None = None
+    graphs: bool = False
 
 
 def with_gradient(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainConfig:
@@ -126,7 +129,15 @@ def make_plan(config: TrainConfig, model: nn.Module, device: torch.device) -> Pl
         fused = "evaluation" if compiled else "but_large_twice" if twice else "always"
         fused = "never" if "inductor" in evaluate else fused
     return Plan(
-        batching, chunk, choice, evaluate, large and batching == "loop", threads, inner_step, fused
+        batching=batching,
+        chunk=chunk,
+        compile=choice,
+        evaluate=evaluate,
+        channels_last=large and batching == "loop",
+        threads=threads,
+        inner_step=inner_step,
+        fused_norm=fused,
+        graphs=engine.cuda_graphs and device.type in CAPTURES,
     )
 
 

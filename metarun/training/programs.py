@@ -7,10 +7,10 @@ evaluation of a batch of tasks.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,18 +23,22 @@ from metarun.training.layout import channels_last
 from metarun.training.metrics import Metrics, summarise
 from metarun.training.plan import Plan
 from metarun.unroll import (
+    CaptureError,
     ChangedFunction,
     CompilationError,
     Meta,
     Program,
     Recorded,
     RecordingError,
+    launched_together,
     mean_gradient,
     recorded,
     task_mapping,
 )
 from metarun.unroll._torch import pytree
 from metarun.unroll.effects.python_state import changed, python_state
+from metarun.unroll.recording.graphs import Operations
+from metarun.unroll.recording.recorded import Backend
 
 Gradient = Callable[..., tuple[dict[str, Tensor], Metrics]]
 """`(meta, tasks, meta-steps done = 0) -> (mean gradients and next kept values, metrics)`."""
@@ -160,10 +164,12 @@ class Recorder:
         choice: the value.
         what: what messages call that which the functions compute, in the plural.
         tells: whether what is not recorded tells of what it keeps in Python.
+        graphs: whether what is recorded is launched as one graph of the device, if it can be.
     """
 
-    def __init__(self, choice: str, what: str, tells: bool = True) -> None:
+    def __init__(self, choice: str, what: str, tells: bool = True, graphs: bool = False) -> None:
         self.choice, self.what, self.tells = choice, what, tells
+        self.launching = partial(_launched, what) if graphs else None
         self.made: list[Recording] = []
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -172,18 +178,12 @@ class Recorder:
         if choice == "none":
             return plain
         if choice == "auto":
-            made = Recording([_replayed(fn), plain], what)
+            made = Recording([self._replayed(fn), plain], what)
         elif choice == "auto inductor":
-            ways: list[Callable[..., Any]] = [
-                _compiled(fn, what, MOST_OPERATIONS),
-                _replayed(fn),
-                plain,
-            ]
-            made = Recording(ways, what)
-        elif choice == "inductor":
-            made = Recording([_compiled(fn, what)], what, choice)
+            compiled = self._recorded(fn, "inductor", most_operations=MOST_OPERATIONS)
+            made = Recording([compiled, self._replayed(fn), plain], what)
         else:
-            made = Recording([recorded(fn, evaluating=giving_back)], what, choice)
+            made = Recording([self._recorded(fn, cast(Backend, choice))], what, choice)
         self.made.append(made)
         return made
 
@@ -191,6 +191,17 @@ class Recorder:
         """Compare every recording with its function at the next call."""
         for made in self.made:
             made.recheck()
+
+    def _replayed(self, fn: Callable[..., Any]) -> Recorded:
+        return self._recorded(
+            fn, "replay", after=CALLS_BEFORE_RECORDING, most_operations=MOST_OPERATIONS
+        )
+
+    def _recorded(self, fn: Callable[..., Any], backend: Backend, **limits: Any) -> Recorded:
+        making = partial(_announced, self.what) if backend == "inductor" else nullcontext
+        return recorded(
+            fn, backend, making=making, evaluating=giving_back, launching=self.launching, **limits
+        )
 
 
 class Recording:
@@ -271,20 +282,13 @@ class Recording:
             last.told = True
 
 
-def _replayed(fn: Callable[..., Any]) -> Recorded:
-    return recorded(
-        fn,
-        after=CALLS_BEFORE_RECORDING,
-        most_operations=MOST_OPERATIONS,
-        evaluating=giving_back,
-    )
-
-
-def _compiled(fn: Callable[..., Any], what: str, most_operations: int | None = None) -> Recorded:
-    making = partial(_announced, what)
-    return recorded(
-        fn, "inductor", most_operations=most_operations, making=making, evaluating=giving_back
-    )
+def _launched(what: str, operations: Operations, inputs: Sequence[Tensor]) -> Operations:
+    """The operations as one graph of the device, or as they are."""
+    try:
+        return launched_together(operations, inputs)
+    except CaptureError as error:
+        log.info("%s are not launched as one CUDA graph: %s", what, error)
+        return operations
 
 
 def keep_compiled() -> None:

@@ -57,6 +57,7 @@ from metarun.unroll.optim import (
 )
 from metarun.unroll.path import Unrolled
 from metarun.unroll.recording.capture import RecordingError
+from metarun.unroll.recording.graphs import CaptureError, launched_together
 from metarun.unroll.recording.recorded import (
     Backend,
     ChangedFunction,
@@ -94,6 +95,7 @@ __all__ = [
     "Backend",
     "Batching",
     "BlockLoss",
+    "CaptureError",
     "ChangedFunction",
     "Checkpoint",
     "CompilationError",
@@ -137,6 +139,7 @@ __all__ = [
     "exponential",
     "from_torch",
     "group_hyper",
+    "launched_together",
     "learn_hyper",
     "linear",
     "look_ahead",

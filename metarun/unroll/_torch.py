@@ -52,6 +52,9 @@ __all__ = [
     "vmap_increment_nesting",
 ]
 
+foreach_copy: Any = torch._foreach_copy_
+"""Copies of a list of tensors to another, in few kernels."""
+
 weight_norm_kernels: tuple[Any, Any] = (torch._weight_norm, torch._weight_norm_interface)
 """torch's fused weight normalisation, and the same with the norm beside it."""
 

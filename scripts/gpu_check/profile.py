@@ -31,6 +31,7 @@ CASES = {
 }
 """Those of the benchmark with drawn characters, so that no data are needed."""
 FIVE = ("algo.inner_steps=5",)
+WITHOUT = ("engine.cuda_graphs=false",)
 WARM_UP, TIMED = 12, 20  # meta-steps
 
 
@@ -94,7 +95,10 @@ def main() -> None:
     register_schemas()
     device = choose_device(options.device)
     found = {}
+    cases = dict(CASES)
     for name, settings in CASES.items():
+        cases[f"{name}, without a graph"] = (*settings, *WITHOUT)
+    for name, settings in cases.items():
         if device.type == "cpu":  # a rehearsal
             settings = (*settings, "trainer.meta_batch=2", "engine.compile=replay")
         if "inner steps" in name:

@@ -74,7 +74,32 @@ def watched() -> Iterator[list[Event]]:
         _events = before
 
 
+class Operation(NamedTuple):
+    """What was computed: the arguments and the result are those of the CPU that are held."""
+
+    func: Any
+    args: Any
+    kwargs: dict[str, Any]
+    result: Any
+
+
+_captured: list[Operation] | None = None
+
+
+@contextmanager
+def capturing() -> Iterator[list[Operation]]:
+    """Gives the list of all operations within the block, in which nothing may wait."""
+    global _captured
+    _captured = []
+    try:
+        yield _captured
+    finally:
+        _captured = None
+
+
 def _happened(what: str, func: Any) -> None:
+    if what == "wait" and _captured is not None:
+        raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
     if _events is not None:
         _events.append(Event(what, str(func), _place()))
 
@@ -156,6 +181,8 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     plain = [_plain(x) for x in leaves]
     own_args, own_kwargs = tree_unflatten(plain, structure)
     found = func(*own_args, **own_kwargs)
+    if _captured is not None:
+        _captured.append(Operation(func, own_args, own_kwargs, found))
     if leaves_it or (not there and not _is_on(to)):
         return found
     if func is aten.copy_.default and not isinstance(args[0], OnDevice):

@@ -22,6 +22,7 @@ from tests.conftest import Metarun
 from tests.setups import config_of
 from tests.simulated.cases import cases
 from tests.simulated.catalogue import AROUND, UNCOMPARED, small
+from tests.simulated.graphs import figures, heard, recorded_cases
 
 pytestmark = pytest.mark.gpu
 
@@ -41,6 +42,18 @@ def test_no_meta_step_waits_for_it(case: str) -> None:
                 meta_step(setup, state)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("case", recorded_cases())
+def test_a_meta_step_that_is_one_cuda_graph_has_the_same_bits(case: str) -> None:
+    """Newton's looks at eigenvalues, and is replayed."""
+    settings, device = recorded_cases()[case], torch.device("cuda")
+    with small(), heard() as said:
+        ours = figures(settings, device)
+    assert any("not launched" in line for line in said) == (case == "more: newton"), said
+    with small():
+        theirs = figures((*settings, "engine.cuda_graphs=false"), device)
+    assert all(map(torch.equal, ours, theirs))
 
 
 @pytest.mark.parametrize("fits", [True, False])

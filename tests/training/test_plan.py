@@ -72,7 +72,9 @@ def test_tasks_of_convolutions_run_in_threads_on_a_cpu_if_they_are_recorded() ->
     assert planned(CONV, CPU, "engine.batching=vmap") == Plan("vmap", 8, "auto inductor")
     short = planned(CONV, CPU, "engine.batching=vmap", "trainer.steps=100")
     assert short[2:4] == ("none", "none"), "a replay of grouped convolutions is slow"
-    assert planned(CONV, GPU, "trainer.steps=100") == Plan("vmap")
+    assert planned(CONV, GPU, "trainer.steps=100") == Plan("vmap", graphs=True)
+    assert planned(CONV, GPU, "trainer.steps=100", "engine.cuda_graphs=false") == Plan("vmap")
+    assert not planned(CONV, CPU).graphs
     assert planned(nn.Linear(1, 1), CPU, "trainer.steps=100") == Plan("vmap")
 
 

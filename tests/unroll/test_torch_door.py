@@ -56,6 +56,9 @@ def test_kernels_classes_and_trees_are_those_that_are_meant() -> None:
     norm = torch.linalg.vector_norm(v, dim=1, keepdim=True)
     torch.testing.assert_close(fused(v, g, 0), v * g / norm)
     torch.testing.assert_close(with_norm(v, g, 0), (v * g / norm, norm))
+    copies = [torch.zeros(2), torch.zeros(1, dtype=torch.int64)]
+    door.foreach_copy(copies, [torch.ones(2), torch.tensor([3])])
+    assert [copy.tolist() for copy in copies] == [[1.0, 1.0], [3]]
     assert issubclass(torch.nn.Conv2d, door.ConvNd)
     assert issubclass(torch.nn.BatchNorm2d, door.NormBase)
     assert door.pytree.tree_map(lambda x: x + 1, {"a": [1, (2,)]}) == {"a": [2, (3,)]}

@@ -19,6 +19,7 @@ from metarun.unroll.effects.python_state import changed, python_state
 from metarun.unroll.gradients.recompute import RandomState
 from metarun.unroll.recording.capture import RecordingError, captured
 from metarun.unroll.recording.comparison import Rewritten, agree, undone
+from metarun.unroll.recording.graphs import Operations
 from metarun.unroll.recording.rewrites import DECOMPOSITIONS
 
 Backend = Literal["replay", "inductor"]
@@ -95,7 +96,7 @@ class _Made:
         asked: the next call is to be checked, too.
     """
 
-    program: Callable[..., Sequence[Tensor]]
+    program: Operations
     results: pytree.TreeSpec
     graph: fx.GraphModule
     constants: list[Tensor]
@@ -135,9 +136,10 @@ class Recorded:
         most_operations: int | None,
         making: Callable[[], AbstractContextManager[None]],
         evaluating: Callable[[], AbstractContextManager[None]],
+        launching: Callable[[Operations, Sequence[Tensor]], Operations] | None,
     ) -> None:
         self.fn, self.backend, self.after, self.most = fn, backend, after, most_operations
-        self.making, self.evaluating = making, evaluating
+        self.making, self.evaluating, self.launching = making, evaluating, launching
         self._programs: dict[Any, _Made] = {}
         self._calls: Counter[Any] = Counter()
 
@@ -202,11 +204,15 @@ class Recorded:
                         (_run(graph, results, leaves),),
                     )
             program = graph if replayed else _compiled(graph, leaves)
-        constants = [
-            value
-            for node in graph.graph.nodes
-            if node.op == "get_attr" and isinstance(value := getattr(graph, node.target), Tensor)
-        ]
+            constants = [
+                value
+                for node in graph.graph.nodes
+                if node.op == "get_attr"
+                and isinstance(value := getattr(graph, node.target), Tensor)
+            ]
+            if self.launching is not None:
+                with undone(constants):
+                    program = self.launching(program, leaves)
         made = self._programs[key] = _Made(program, results, graph, constants)
         return made
 
@@ -252,6 +258,7 @@ def recorded(
     most_operations: int | None = None,
     making: Callable[[], AbstractContextManager[None]] = nullcontext,
     evaluating: Callable[[], AbstractContextManager[None]] = nullcontext,
+    launching: Callable[[Operations, Sequence[Tensor]], Operations] | None = None,
 ) -> Recorded:
     """`fn`, recorded at a call with tensors of given shapes, and replayed from then on.
 
@@ -277,6 +284,8 @@ def recorded(
         making: gives a context that is entered while a recording is made.
         evaluating: gives one that is entered while `fn` itself is evaluated, to make a recording or
             to compare with one. That takes more memory than a replay, which keeps no graph.
+        launching: gives what runs in the place of the recorded operations, from them and the
+            inputs that they are made for: `launched_together`, on a GPU.
 
     Returns:
         The function, as a `Recorded`.
@@ -298,12 +307,10 @@ def recorded(
         >>> meta_gradient(torch.zeros(1)), meta_gradient(torch.ones(1))  # recorded, then replayed
         (tensor([-0.6442]), tensor([-0.4295]))
     """
-    return Recorded(fn, backend, after, most_operations, making, evaluating)
+    return Recorded(fn, backend, after, most_operations, making, evaluating, launching)
 
 
-def _run(
-    program: Callable[..., Sequence[Tensor]], results: pytree.TreeSpec, leaves: list[Tensor]
-) -> Any:
+def _run(program: Operations, results: pytree.TreeSpec, leaves: list[Tensor]) -> Any:
     with torch.no_grad():
         return pytree.tree_unflatten(list(program(*leaves)), results)
 
@@ -323,7 +330,7 @@ def _layout(value: Any, leaves: list[Tensor]) -> Any:
     raise RecordingError("it has an argument that is no tensor")
 
 
-def _compiled(graph: fx.GraphModule, leaves: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+def _compiled(graph: fx.GraphModule, leaves: list[Tensor]) -> Operations:
     # Not torch.compile: what its guards would check at each call is the key of the recording.
     config, standalone_compile = inductor()
     given: list[Any] = [leaf.detach() for leaf in leaves]
