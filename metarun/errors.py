@@ -53,7 +53,7 @@ _ABOUT_MODELS = {"UnsuitableModel", "ClosureError", "WrongDerivative"}
 _LESS_MEMORY = (
     "A smaller engine.chunk (auto: as many tasks at a time as fit, under vmap), "
     "trainer.meta_batch, task.query or backbone needs less, as does engine.gradient=checkpoint in "
-    "training"
+    "training, and on a GPU engine.cuda_graphs=false"
 )
 
 

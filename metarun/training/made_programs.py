@@ -71,6 +71,7 @@ class Programs(NamedTuple):
         def of_chunk(chunk: int | None) -> Callable[..., Any]:
             for recorder in former:  # its recordings hold memory
                 self.recorders.remove(recorder)
+                recorder.forget()
             plan = self.plan
             if chunk is not None and choice == "compile":
                 plan = plan._replace(chunk=chunk)

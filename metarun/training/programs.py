@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from metarun.components.algo.base import Algorithm, Trace
 from metarun.errors import ConfigError, MetarunError, RunError
@@ -192,6 +192,11 @@ class Recorder:
         for made in self.made:
             made.recheck()
 
+    def forget(self) -> None:
+        """Drop every recording, and the memory that it holds."""
+        for made in self.made:
+            made.forget()
+
     def _replayed(self, fn: Callable[..., Any]) -> Recorded:
         return self._recorded(
             fn, "replay", after=CALLS_BEFORE_RECORDING, most_operations=MOST_OPERATIONS
@@ -233,6 +238,12 @@ class Recording:
         for way in self.ways:
             if isinstance(way, Recorded):
                 way.recheck()
+
+    def forget(self) -> None:
+        """See `Recorded.forget`."""
+        for way in self.ways:
+            if isinstance(way, Recorded):
+                way.forget()
 
     def _first(self, act: Callable[[Callable[..., Any]], Any], called: bool = True) -> Any:
         while True:
@@ -282,12 +293,15 @@ class Recording:
             last.told = True
 
 
-def _launched(what: str, operations: Operations, inputs: Sequence[Tensor]) -> Operations:
+def _launched(
+    what: str, operations: Operations, inputs: Sequence[Tensor], recording: fx.GraphModule
+) -> Operations:
     """The operations as one graph of the device, or as they are."""
     try:
-        return launched_together(operations, inputs)
+        return launched_together(operations, inputs, recording)
     except CaptureError as error:
-        log.info("%s are not launched as one CUDA graph: %s", what, error)
+        # As text: the error holds what was computed until then.
+        log.info("%s are not launched as one CUDA graph: %s", what, str(error))
         return operations
 
 

@@ -57,11 +57,11 @@ from metarun.unroll.optim import (
 )
 from metarun.unroll.path import Unrolled
 from metarun.unroll.recording.capture import RecordingError
+from metarun.unroll.recording.compiled import CompilationError
 from metarun.unroll.recording.graphs import CaptureError, launched_together
 from metarun.unroll.recording.recorded import (
     Backend,
     ChangedFunction,
-    CompilationError,
     Program,
     Record,
     Recorded,

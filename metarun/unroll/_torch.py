@@ -5,6 +5,7 @@ upgrade of torch can break something, and `tests/unroll/test_torch_door.py` says
 """
 
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,6 +56,12 @@ __all__ = [
 foreach_copy: Any = torch._foreach_copy_
 """Copies of a list of tensors to another, in few kernels."""
 
+
+def clear_cublas_workspaces() -> None:
+    """Give back what cuBLAS keeps for its products on each stream."""
+    torch._C._cuda_clearCublasWorkspaces()
+
+
 weight_norm_kernels: tuple[Any, Any] = (torch._weight_norm, torch._weight_norm_interface)
 """torch's fused weight normalisation, and the same with the norm beside it."""
 
@@ -67,7 +74,29 @@ def inductor() -> tuple[Any, Any]:
     """inductor's settings and `standalone_compile`. They take a second to import."""
     from torch._inductor import config, standalone_compile
 
+    _remember_indices()
     return config, standalone_compile
+
+
+@cache
+def _remember_indices() -> None:
+    """Have inductor simplify each index once.
+
+    Its kernels for a CPU look at the same indices again and again, and it remembers the last 128
+    of them: what it did over took a quarter of the time of compiling a meta-step.
+    """
+    from torch._inductor import sizevars
+    from torch._inductor.codegen import cpp
+
+    for name in ("simplify_index_in_vec_range", "stride_at_vec_range"):
+        forgetful = getattr(sizevars, name, None)
+        plain = getattr(forgetful, "__wrapped__", None)
+        if plain is None:  # another torch
+            continue
+        remembering = cache(plain)
+        for module in (sizevars, cpp):
+            if getattr(module, name, None) is forgetful:
+                setattr(module, name, remembering)
 
 
 def described_once() -> AbstractContextManager[Any]:

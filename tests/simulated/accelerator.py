@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import proxy_tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.backend_registration import (
@@ -227,6 +228,8 @@ _library: list[Any] = []
 def register() -> torch.device:
     """Make the device known to torch, for the rest of the process."""
     if not _library:
+        # A tracer that meets a tensor of a class it does not know records what is done within it.
+        proxy_tensor.HANDLED_TYPES = (*proxy_tensor.HANDLED_TYPES, OnDevice)
         _setup_privateuseone_for_python_backend(NAME, _Module())
         every, one = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
         every.fallback(_called, "PrivateUse1")

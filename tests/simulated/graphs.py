@@ -24,7 +24,8 @@ from metarun.training.evaluation import evaluate_split
 from metarun.training.loop import meta_step
 from metarun.training.setup import build
 from metarun.training.state import fresh
-from metarun.unroll.recording.graphs import CAPTURES, WARM_UPS
+from metarun.unroll.recording.cuda_capture import WARM_UPS
+from metarun.unroll.recording.graphs import CAPTURES
 from tests.setups import config_of
 from tests.simulated.accelerator import NAME, Operation, capturing, register
 from tests.simulated.cases import MLP, REPLAY, SINE, cases

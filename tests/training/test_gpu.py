@@ -1,5 +1,6 @@
 """The same on a GPU. Skipped, saying so, where there is none."""
 
+import gc
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +18,7 @@ from metarun.rundir import checkpoint
 from metarun.training.loop import meta_step
 from metarun.training.setup import build
 from metarun.training.state import fresh
-from metarun.unroll import meta_gradient, sgd, unroll
+from metarun.unroll import CaptureError, launched_together, meta_gradient, sgd, unroll
 from tests.conftest import Metarun
 from tests.setups import config_of
 from tests.simulated.cases import cases
@@ -54,6 +55,36 @@ def test_a_meta_step_that_is_one_cuda_graph_has_the_same_bits(case: str) -> None
     with small():
         theirs = figures((*settings, "engine.cuda_graphs=false"), device)
     assert all(map(torch.equal, ours, theirs))
+
+
+def test_a_capture_that_fails_leaves_nothing_behind() -> None:
+    x = torch.ones(3, device="cuda")
+    before = torch.cuda.current_stream()
+    with pytest.raises(CaptureError):
+        launched_together(lambda x: [x + x.sum().item()], [x])
+    assert torch.cuda.current_stream() == before
+    double = launched_together(lambda x: [2 * x], [x])
+    assert double(x + 1)[0].tolist() == [4.0] * 3
+
+
+def test_a_graph_works_on_when_others_are_gone() -> None:
+    """Also those whose products took a workspace of cuBLAS on the same stream."""
+    x = torch.rand(64, 4096, device="cuda")
+    product, other = (launched_together(lambda x: [x @ x.T], [x]) for _ in range(2))
+    expected = product(x)[0]
+    del other
+    gc.collect()
+    torch.cuda.empty_cache()
+    filled = torch.full((2**26,), torch.nan, device="cuda")  # over what was given back
+    assert torch.equal(product(x)[0], expected) and filled.isnan().all()
+
+
+def test_garbage_is_no_trouble_to_a_capture() -> None:
+    x = torch.ones(3, device="cuda")
+    holder = [launched_together(lambda x: [x + 1], [x])]
+    holder.append(holder)  # type: ignore[arg-type]
+    del holder
+    assert launched_together(lambda x: [x + 2], [x])(x)[0].tolist() == [3.0] * 3
 
 
 @pytest.mark.parametrize("fits", [True, False])

@@ -1,5 +1,6 @@
 """What is used of torch beyond its promises does what the engine takes for granted."""
 
+import sympy
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -48,6 +49,18 @@ def test_modes_can_be_taken_off() -> None:
         door.pop_torch_function_stack()
         door.push_on_torch_function_stack(function)
     assert door.len_torch_function_stack() == 0
+
+
+def test_inductor_simplifies_each_index_once() -> None:
+    door.inductor()
+    from torch._inductor import sizevars
+    from torch._inductor.codegen import cpp
+
+    assert cpp.stride_at_vec_range is sizevars.stride_at_vec_range
+    for kept in (sizevars.stride_at_vec_range, sizevars.simplify_index_in_vec_range):
+        assert kept.cache_info().maxsize is None
+    x = sympy.Symbol("x", integer=True)
+    assert sizevars.stride_at_vec_range(3 * x + 1, x, 16) == 3
 
 
 def test_kernels_classes_and_trees_are_those_that_are_meant() -> None:

@@ -1,8 +1,7 @@
 """UNICORN-MAML (Ye and Chao 2022): MAML with one head vector, copied to all classes."""
 
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from metarun.components.algo.adapting import Encode, Support
@@ -48,11 +47,9 @@ def unicorn_maml(problem: Problem, own: UnicornMamlConfig) -> Algorithm:
         ValueError: see `with_new_head`.
     """
 
-    first = next(problem.model.parameters())
-    like: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
-
     def head(meta: Meta, support: Support, features: Encode, width: int) -> tuple[Tensor, Tensor]:
         assert support.way is not None
-        return torch.zeros(support.way, width, **like), torch.zeros(support.way, **like)
+        like = next(problem.model.parameters())
+        return like.new_zeros(support.way, width), like.new_zeros(support.way)
 
     return with_new_head(problem, own, "unicorn_maml", head, 1 / own.temperature)

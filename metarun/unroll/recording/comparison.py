@@ -31,15 +31,19 @@ class Rewritten(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def undone(constants: Sequence[Tensor]) -> Iterator[None]:
-    """Give tensors that a block changes in place their values back after it."""
+def undone(constants: Sequence[Tensor], unseen: bool = False) -> Iterator[None]:
+    """Give tensors that a block changes in place their values back after it.
+
+    Args:
+        unseen: whether torch may not know that they were changed, as by the graph of a device.
+    """
     before = [(tensor, tensor._version, tensor.detach().clone()) for tensor in constants]
     try:
         yield
     finally:
         with torch.no_grad():
             for tensor, version, value in before:
-                if tensor._version != version:
+                if tensor._version != version or (unseen and not torch.equal(tensor, value)):
                     tensor.copy_(value)
 
 

@@ -6,18 +6,24 @@ copied to where the operations read them, and results from where they were writt
 gives stays as it is when there is another one.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import partial
+from threading import RLock
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from metarun.unroll._torch import foreach_copy
-from metarun.unroll.recording.comparison import agree
+from metarun.unroll.recording.comparison import agree, undone
+from metarun.unroll.recording.cuda_capture import captured_by_cuda
 
 Operations = Callable[..., Sequence[Tensor]]
 """Operations on tensors, which take no derivative and have no Python in between."""
+
+Launching = Callable[[Operations, Sequence[Tensor], fx.GraphModule], Operations]
+"""What makes other operations of some; `launched_together` is one."""
 
 Capture = Callable[[torch.device, Callable[[], Sequence[Tensor]]], tuple[Sequence[Tensor], Any]]
 """`capture(device, run) -> (results, launch)`.
@@ -25,7 +31,7 @@ Capture = Callable[[torch.device, Callable[[], Sequence[Tensor]]], tuple[Sequenc
 The results are where each `launch()` writes them. `run` is called several times.
 """
 
-WARM_UPS = 3  # calls before a capture, in which libraries set themselves up
+_one_at_a_time = RLock()  # graphs share the memory of their intermediate results
 
 
 class CaptureError(RuntimeError):
@@ -42,22 +48,26 @@ class CaptureError(RuntimeError):
     """
 
 
-def launched_together(operations: Operations, inputs: Sequence[Tensor]) -> Operations:
+def launched_together(
+    operations: Operations, inputs: Sequence[Tensor], recording: fx.GraphModule | None = None
+) -> Operations:
     """The same operations, launched as one graph of their device.
 
     They run at once on the inputs, some times, and the graph's results are compared with theirs.
     The graph keeps the memory of all intermediate results; graphs of a process share it.
 
     Args:
-        operations: what is launched. It draws no random numbers, and nothing in it waits for the
-            device.
+        operations: what is launched. It draws no random numbers, changes none of its inputs, and
+            nothing in it waits for the device.
         inputs: on one device. Later ones have the same shapes, strides, types and device.
+        recording: what the operations were made of, if it is known. The tensors that it closes over
+            keep their values.
 
     Returns:
-        A function of such inputs, for one thread at a time. Its results have memory of their own.
+        A function of such inputs. Its results have memory of their own.
 
     Raises:
-        CaptureError: an input is elsewhere, or the device cannot do it.
+        CaptureError: something is elsewhere, or the device cannot do it, for lack of memory say.
 
     Example:
         >>> import torch
@@ -70,57 +80,76 @@ def launched_together(operations: Operations, inputs: Sequence[Tensor]) -> Opera
     """
     devices = {tensor.device for tensor in inputs}
     if len(devices) != 1:
-        raise CaptureError(f"its inputs are on {' and '.join(sorted(map(str, devices)))}")
+        where = " and ".join(sorted(map(str, devices)))
+        raise CaptureError(f"its inputs are on {where}" if devices else "it has no inputs")
     (device,) = devices
     capture = CAPTURES.get(device.type)
     if capture is None:
         raise CaptureError(f"{device.type} has no graphs")
-    read = [_like(tensor) for tensor in inputs]
-    _copy(read, inputs)
-    with torch.no_grad():
-        try:
-            written, launch = capture(device, lambda: operations(*read))
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise CaptureError(f"{type(error).__name__}: {reason}") from error
+    if recording is not None and _has_host_tensors(recording, device):
+        raise CaptureError("tensors of the CPU take part")
+    closed_over = [] if recording is None else constants(recording)
+    try:
+        with torch.no_grad(), _one_at_a_time:
+            return _Launched(operations, inputs, closed_over, partial(capture, device))
+    except CaptureError:
+        raise
+    except RuntimeError as error:
+        # What a capture fails of comes before the complaint that it has failed.
+        first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+        reason = str(first).partition("\n")[0]
+        raise CaptureError(f"{type(first).__name__}: {reason}") from error
 
-        def launched(*given: Tensor) -> list[Tensor]:
-            _copy(read, given)
-            launch()
-            results = [_like(tensor) for tensor in written]
-            _copy(results, written)
-            return results
 
-        if not agree(list(operations(*inputs)), launched(*inputs), lambda: launched(*inputs)):
+class _Launched:
+    """See `launched_together`."""
+
+    def __init__(
+        self,
+        operations: Operations,
+        inputs: Sequence[Tensor],
+        closed_over: list[Tensor],
+        capture: Callable[[Callable[[], Sequence[Tensor]]], tuple[Sequence[Tensor], Any]],
+    ) -> None:
+        self.operations = operations  # the graph reads what they close over
+        self.read = [_like(tensor) for tensor in inputs]
+        _copy(self.read, inputs)
+        with undone(closed_over):
+            expected = [result.clone() for result in operations(*self.read)]
+        with undone(closed_over):
+            self.written, self.launch = capture(lambda: operations(*self.read))
+        with undone(closed_over, unseen=True):
+            found = self(*inputs)
+        if not agree(expected, found, lambda: self(*inputs)):
             raise CaptureError("as a graph they give something else")
-    return launched
+
+    def __call__(self, *given: Tensor) -> list[Tensor]:
+        with torch.no_grad(), _one_at_a_time:
+            _copy(self.read, given)
+            self.launch()
+            results = [_like(tensor) for tensor in self.written]
+            _copy(results, self.written)
+        return results
 
 
-def _captured_by_cuda(
-    device: torch.device, run: Callable[[], Sequence[Tensor]]
-) -> tuple[Sequence[Tensor], Any]:
-    # On a stream of its own, as a capture must be.
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    current = torch.cuda.current_stream(device)
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            run()
-    current.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may ask the device for something meanwhile: those of several ranks do.
-    with torch.cuda.graph(graph, _memory(), stream, capture_error_mode="thread_local"):
-        written = run()
-    return written, graph.replay
+def constants(recording: fx.GraphModule) -> list[Tensor]:
+    """The tensors that a recorded function closes over."""
+    found = [
+        getattr(recording, node.target)
+        for node in recording.graph.nodes
+        if node.op == "get_attr" and isinstance(node.target, str)
+    ]
+    return [value for value in found if isinstance(value, Tensor)]
 
 
-@cache
-def _memory() -> Any:
-    """The memory of intermediate results. Graphs run one after the other, and so share it."""
-    return torch.cuda.graph_pool_handle()
+def _has_host_tensors(recording: fx.GraphModule, device: torch.device) -> bool:
+    """Whether tensors of the CPU take part, whose values a graph would keep: but for numbers."""
+    values = [node.meta.get("val") for node in recording.graph.nodes]
+    seen = [value for value in values if isinstance(value, Tensor)] + constants(recording)
+    return any(value.device.type != device.type and value.dim() > 0 for value in seen)
 
 
-CAPTURES: dict[str, Capture] = {"cuda": _captured_by_cuda}
+CAPTURES: dict[str, Capture] = {"cuda": captured_by_cuda}
 """How the operations of a device are captured, by its type."""
 
 
@@ -142,5 +171,10 @@ def _once(tensor: Tensor) -> Tensor:
 
 
 def _copy(to: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Copy each tensor to another of its form: those of a type together, in few kernels."""
+    pairs: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for one, other in zip(to, given, strict=True):
+        pairs[one.dtype].append((_once(one), _once(other)))
     with torch.no_grad():
-        foreach_copy([_once(tensor) for tensor in to], [_once(tensor) for tensor in given])
+        for own in pairs.values():
+            foreach_copy([one for one, _ in own], [other for _, other in own])

@@ -6,7 +6,7 @@ included, so a replay skips all of that.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from metarun.unroll._torch import inductor, pytree
+from metarun.unroll._torch import pytree
 from metarun.unroll.effects.python_state import changed, python_state
 from metarun.unroll.gradients.recompute import RandomState
 from metarun.unroll.recording.capture import RecordingError, captured
 from metarun.unroll.recording.comparison import Rewritten, agree, undone
-from metarun.unroll.recording.graphs import Operations
+from metarun.unroll.recording.compiled import compiled
+from metarun.unroll.recording.graphs import Launching, Operations, constants
 from metarun.unroll.recording.rewrites import DECOMPOSITIONS
 
 Backend = Literal["replay", "inductor"]
@@ -48,10 +49,6 @@ def unrecorded(fn: Callable[..., Any]) -> Callable[..., Any]:
         True
     """
     return fn
-
-
-class CompilationError(RecordingError):
-    """A recording cannot be compiled, but perhaps replayed."""
 
 
 class ChangedFunction(RecordingError):
@@ -87,6 +84,7 @@ class _Made:
 
     Attributes:
         program: what runs: the graph, or what was compiled of it.
+        launched: what runs in its place, on a device that launches it as a whole.
         results: the structure of what the function gives.
         graph: the operations.
         constants: tensors that the function closes over.
@@ -97,6 +95,7 @@ class _Made:
     """
 
     program: Operations
+    launched: Operations | None
     results: pytree.TreeSpec
     graph: fx.GraphModule
     constants: list[Tensor]
@@ -136,7 +135,7 @@ class Recorded:
         most_operations: int | None,
         making: Callable[[], AbstractContextManager[None]],
         evaluating: Callable[[], AbstractContextManager[None]],
-        launching: Callable[[Operations, Sequence[Tensor]], Operations] | None,
+        launching: Launching | None,
     ) -> None:
         self.fn, self.backend, self.after, self.most = fn, backend, after, most_operations
         self.making, self.evaluating, self.launching = making, evaluating, launching
@@ -154,7 +153,7 @@ class Recorded:
             made = self._make(key, args)
         elif made.due():
             self._check(made, args, leaves)
-        return _run(made.program, made.results, leaves)
+        return _run(made.launched or made.program, made.results, leaves)
 
     def program(self, *args: Any) -> Program:
         """What runs for arguments of this layout; made now, if it is not there.
@@ -175,8 +174,12 @@ class Recorded:
             made = self._make(key, args)
         elif made.due():
             self._check(made, args, leaves)
-        program, results = made.program, made.results
+        program, results = made.launched or made.program, made.results
         return lambda *given: _run(program, results, pytree.tree_leaves(given))
+
+    def forget(self) -> None:
+        """Drop all recordings, and the memory that they hold; later calls record again."""
+        self._programs.clear()
 
     def recheck(self) -> None:
         """Compare every recording with the function at its next call."""
@@ -203,18 +206,17 @@ class Recorded:
                         0,
                         (_run(graph, results, leaves),),
                     )
-            program = graph if replayed else _compiled(graph, leaves)
-            constants = [
-                value
-                for node in graph.graph.nodes
-                if node.op == "get_attr"
-                and isinstance(value := getattr(graph, node.target), Tensor)
-            ]
-            if self.launching is not None:
-                with undone(constants):
-                    program = self.launching(program, leaves)
-        made = self._programs[key] = _Made(program, results, graph, constants)
+            program = graph if replayed else compiled(graph, leaves)
+            launched = self._launched(program, leaves, graph)
+        made = _Made(program, launched, results, graph, constants(graph))
+        self._programs[key] = made
         return made
+
+    def _launched(
+        self, program: Operations, leaves: list[Tensor], graph: fx.GraphModule
+    ) -> Operations | None:
+        launched = program if self.launching is None else self.launching(program, leaves, graph)
+        return None if launched is program else launched
 
     @property
     def _rewritten(self) -> dict[Any, Callable[..., Any]] | None:
@@ -233,14 +235,19 @@ class Recorded:
         random_state = RandomState(leaves)
         rewriting = Rewritten(self._rewritten) if self._rewritten else nullcontext()
 
-        def replayed() -> Any:
-            with undone(made.constants):
-                return _run(made.graph, made.results, leaves)
+        def result_of(program: Operations) -> Any:
+            with undone(made.constants, unseen=program is made.launched):
+                return _run(program, made.results, leaves)
 
+        launched = made.launched and result_of(made.launched)
+        made.launched = None  # the memory that it holds is needed here
         with self.evaluating():
             with random_state.restored(), undone(made.constants), rewriting:
                 outcome = self.fn(*args)
-            agrees = agree(outcome, replayed(), replayed)
+            agrees = agree(outcome, result_of(made.graph), lambda: result_of(made.graph))
+            if agrees and launched is not None:
+                again = result_of(made.program)
+                agrees = agree(launched, again, lambda: result_of(made.program))
         if not agrees:
             raise ChangedFunction(
                 "it gives something else than its recording does: it depends on a Python value or "
@@ -249,6 +256,8 @@ class Recorded:
                 made.replays - 1,
                 (outcome,),
             )
+        if launched is not None:
+            made.launched = self._launched(made.program, leaves, made.graph)
 
 
 def recorded(
@@ -258,7 +267,7 @@ def recorded(
     most_operations: int | None = None,
     making: Callable[[], AbstractContextManager[None]] = nullcontext,
     evaluating: Callable[[], AbstractContextManager[None]] = nullcontext,
-    launching: Callable[[Operations, Sequence[Tensor]], Operations] | None = None,
+    launching: Launching | None = None,
 ) -> Recorded:
     """`fn`, recorded at a call with tensors of given shapes, and replayed from then on.
 
@@ -284,8 +293,8 @@ def recorded(
         making: gives a context that is entered while a recording is made.
         evaluating: gives one that is entered while `fn` itself is evaluated, to make a recording or
             to compare with one. That takes more memory than a replay, which keeps no graph.
-        launching: gives what runs in the place of the recorded operations, from them and the
-            inputs that they are made for: `launched_together`, on a GPU.
+        launching: gives what runs in the place of the recorded operations: `launched_together`,
+            on a GPU. It is compared with them as often.
 
     Returns:
         The function, as a `Recorded`.
@@ -328,22 +337,3 @@ def _layout(value: Any, leaves: list[Tensor]) -> Any:
     if isinstance(value, tuple | list):
         return type(value), *(_layout(item, leaves) for item in value)
     raise RecordingError("it has an argument that is no tensor")
-
-
-def _compiled(graph: fx.GraphModule, leaves: list[Tensor]) -> Operations:
-    # Not torch.compile: what its guards would check at each call is the key of the recording.
-    config, standalone_compile = inductor()
-    given: list[Any] = [leaf.detach() for leaf in leaves]
-    # On a CPU the calls of the kernels are compiled as well: Python's would hold its lock (GIL)
-    # while a kernel runs, so the kernels of tasks in several threads would wait for each other.
-    cpu = all(leaf.device.type == "cpu" for leaf in leaves)
-    try:
-        with torch.no_grad(), config.patch(cpp_wrapper=cpu or config.cpp_wrapper):
-            program: Any = standalone_compile(graph, given, dynamic_shapes="from_example_inputs")
-    except Exception as error:
-        inner = getattr(error, "inner_exception", error)  # what torch wraps
-        if isinstance(inner, OSError):  # a full disk: another time it might be compiled
-            raise inner from None
-        reason = str(error).partition("\n")[0]
-        raise CompilationError(f"inductor fails: {type(error).__name__}: {reason}") from error
-    return program  # type: ignore[no-any-return]

@@ -1,0 +1,40 @@
+"""Recordings compiled by inductor."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from metarun.unroll._torch import inductor
+from metarun.unroll.recording.capture import RecordingError
+from metarun.unroll.recording.graphs import Operations
+
+
+class CompilationError(RecordingError):
+    """A recording cannot be compiled, but perhaps replayed."""
+
+
+def compiled(graph: fx.GraphModule, leaves: Sequence[Tensor]) -> Operations:
+    """A recording compiled for inputs like these.
+
+    Raises:
+        CompilationError: inductor fails.
+        OSError: what it writes cannot be written: another time it might be.
+    """
+    # Not torch.compile: what its guards would check at each call is the key of the recording.
+    config, standalone_compile = inductor()
+    given: list[Any] = [leaf.detach() for leaf in leaves]
+    # On a CPU the calls of the kernels are compiled as well: Python's would hold its lock (GIL)
+    # while a kernel runs, so the kernels of tasks in several threads would wait for each other.
+    cpu = all(leaf.device.type == "cpu" for leaf in leaves)
+    try:
+        with torch.no_grad(), config.patch(cpp_wrapper=cpu or config.cpp_wrapper):
+            program: Any = standalone_compile(graph, given, dynamic_shapes="from_example_inputs")
+    except Exception as error:
+        inner = getattr(error, "inner_exception", error)  # what torch wraps
+        if isinstance(inner, OSError):
+            raise inner from None
+        reason = str(error).partition("\n")[0]
+        raise CompilationError(f"inductor fails: {type(error).__name__}: {reason}") from error
+    return program  # type: ignore[no-any-return]
