@@ -31,7 +31,7 @@ from tests.simulated.accelerator import NAME, Operation, capturing, register
 from tests.simulated.cases import MLP, REPLAY, SINE, cases
 from tests.simulated.catalogue import small
 
-META_STEPS = 4
+META_STEPS = 3
 
 MORE = {
     "conv4": ("data=glyphs", "task.way=3", "trainer.meta_batch=2", "backbone.width=2",
@@ -120,7 +120,7 @@ def heard() -> Iterator[list[str]]:
 
 
 def figures(settings: Sequence[str], device: torch.device) -> list[Tensor]:
-    """The meta-parameters after some meta-steps, and the scores of three evaluations."""
+    """The meta-parameters after some meta-steps, and the scores of two evaluations."""
     setup = build(config_of(*settings), device)
     state = fresh(setup)
     for _ in range(META_STEPS if setup.steps else 0):
@@ -129,7 +129,7 @@ def figures(settings: Sequence[str], device: torch.device) -> list[Tensor]:
         torch.tensor(
             evaluate_split(setup, setup.trace, state.meta, "test", 2, lambda done: None).scores
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
     return [*(value.detach().cpu() for value in state.meta.values()), *scores]
 
