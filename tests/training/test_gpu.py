@@ -28,6 +28,8 @@ from tests.simulated.graphs import figures, heard, recorded_cases
 pytestmark = pytest.mark.gpu
 
 CATALOGUE = [case for case in cases() if case.endswith((" recorded", " loop", "on the CPU"))]
+SOLVERS = [f"algo={name} recorded" for name in ("dkt", "imaml", "metaoptnet", "r2d2", "sharp_maml")]
+GRAPHS = [*SOLVERS, *(case for case in recorded_cases() if case.startswith("more: "))]
 COPIES = ("algo=reptile loop",)  # numbers of examples: see test_simulated_accelerator.py
 
 
@@ -45,7 +47,7 @@ def test_no_meta_step_waits_for_it(case: str) -> None:
                 torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("case", recorded_cases())
+@pytest.mark.parametrize("case", GRAPHS)
 def test_a_meta_step_that_is_one_cuda_graph_has_the_same_bits(case: str) -> None:
     """Newton's looks at eigenvalues, and is replayed."""
     settings, device = recorded_cases()[case], torch.device("cuda")
