@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from metarun.unroll import CaptureError, ChangedFunction, launched_together, recorded
 from metarun.unroll.recording import graphs
+from metarun.unroll.recording.comparison import undone
 from tests.training.test_simulated_accelerator import outcomes
 
 
@@ -97,6 +98,13 @@ def test_constants_that_operations_change_are_as_in_a_replay(captures: list[str]
     assert found[0] == found[1] and len(captures) == 1 + COMPARED
 
 
+def test_what_a_graph_changes_unseen_is_put_back() -> None:
+    count = torch.zeros(3)
+    with undone([count], unseen=True):
+        count.data.add_(1)  # as a device does: no version is counted
+    assert count.tolist() == [0.0] * 3
+
+
 def test_a_value_that_a_graph_keeps_is_found_when_it_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -119,7 +127,10 @@ def test_a_value_that_a_graph_keeps_is_found_when_it_changes(
     assert float(found.value.outcome[0]) == 15.0
 
 
-def test_what_operations_close_over_lives_as_long_as_the_graph(captures: list[str]) -> None:
+def test_what_operations_close_over_lives_as_long_as_the_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(graphs.CAPTURES, "cpu", lambda device, run: (run(), lambda: None))
     weight = torch.ones(2)
     alive = weakref.ref(weight)
     launched = launched_together(lambda x, weight=weight: [x * weight], [torch.ones(2)])
