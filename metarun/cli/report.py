@@ -107,7 +107,10 @@ def parse(arguments: Sequence[str]) -> Arguments:
         raise ConfigError(
             f"{roots[0]} is checked, and nothing is written: leave out {next(iter(files))}="
         )
-    return Arguments(roots, files.get("out", roots[0]), files.get("bundle"))
+    bundle = files.get("bundle")
+    if bundle is not None and bundle.suffix != ".zip":
+        raise ConfigError(f"bundle={bundle}: its name must end with .zip")
+    return Arguments(roots, files.get("out", roots[0]), bundle)
 
 
 def _is_bundle(roots: Sequence[Path]) -> bool:
@@ -121,15 +124,17 @@ def check_bundle(path: Path) -> None:
         ConfigError: it is no bundle, is damaged, or was changed.
         RunError: a figure does not follow from its scores.
     """
-    from metarun.reporting.bundle import check, opened
+    from metarun.reporting.bundle import TABLES, check, opened
     from metarun.reporting.content import report_on
+    from metarun.reporting.latex import latex
     from metarun.reporting.text import terminal
 
     with opened(path) as folder:
         report, tables = report_on([folder / "runs"])
         print(terminal(report))
-        runs, scores = check(folder, tables)
-    print(f"\nchecked {path}: the figures of {runs} runs follow from {scores} scores by task")
+        runs, scores = check(folder, tables | {"report.tex": latex(report)})
+    print(f"\nchecked {path}: the figures of {runs} runs follow from {scores} scores by task,")
+    print(f"and {', '.join(TABLES)} from them; report.html and report.md were not compared")
 
 
 def write_report(

@@ -2,6 +2,7 @@
 
 import fnmatch
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -82,6 +83,8 @@ def main(arguments: Sequence[str]) -> None:
     if wanted.flag == "--list":
         _list(wanted)
         return
+    _check_own(wanted)  # a page that cannot be written is told before hours of training
+    _known(wanted)
     code = 0 if wanted.flag == "--table" else _train(wanted)
     if code == 130:
         raise KeyboardInterrupt
@@ -168,10 +171,15 @@ def _train(wanted: Arguments) -> int:
         SUBDIR,
         *wanted.more,
     ]
+    # In a group of its own, so that the terminal's Ctrl-C does not reach it twice.
+    process = subprocess.Popen(command, process_group=0)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(n, lambda number, _: process.send_signal(number)) for n in numbers]
     try:
-        return subprocess.run(command, check=False).returncode
-    except KeyboardInterrupt:
-        return 130
+        return process.wait()  # it saves a checkpoint first
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _list(wanted: Arguments) -> None:
@@ -196,21 +204,37 @@ def _known(wanted: Arguments) -> "dict[tuple[str, str], Measured]":
 
     if wanted.page is None:
         return {}
+    figures = wanted.page.with_suffix(".json")
+    if wanted.page.exists() and not figures.exists():
+        raise ConfigError(
+            f"page={wanted.page}: its figures are not beside it, in {figures.name}: they would be "
+            "lost. Copy both files, or choose another name"
+        )
     try:
-        return read_measured(wanted.page.with_suffix(".json"))
+        return read_measured(figures)
     except UntrustedError as error:
         raise ConfigError(f"page={wanted.page}: {error}") from error
 
 
-def _write(wanted: Arguments) -> None:
-    """Print the rows that were asked for; write the tables of all."""
-    from metarun.reproduction.page import MARK, as_json, line, page
-    from metarun.reproduction.results import result_of
+def _own_files(wanted: Arguments) -> list[Path]:
+    return [wanted.out / "results.md", *([wanted.page] if wanted.page else [])]
 
-    files = {wanted.out / "results.md", *((wanted.page,) if wanted.page else ())}
-    for path in files:
+
+def _check_own(wanted: Arguments) -> None:
+    """Refuse to write over pages of others."""
+    from metarun.reproduction.page import MARK
+
+    for path in _own_files(wanted):
         if path.exists() and not (path.is_file() and MARK in path.read_text(errors="replace")):
             raise ConfigError(f"{path} was not written by metarun reproduce: choose another name")
+
+
+def _write(wanted: Arguments) -> None:
+    """Print the rows that were asked for; write the tables of all."""
+    from metarun.reproduction.page import as_json, line, page
+    from metarun.reproduction.results import result_of
+
+    files = _own_files(wanted)
     results, known = [], _known(wanted)
     for row in rows().values():
         own = [result_of(wanted.out, row, budget, known) for budget in row.budgets]
@@ -227,5 +251,5 @@ def _write(wanted: Arguments) -> None:
             write_text(path, text)
             write_json(path.with_suffix(".json"), as_json(results))
     except OSError as error:
-        raise RunError(f"cannot write to {wanted.out}: {error.strerror}; choose out=…") from error
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
     print(f"\nwritten to {', '.join(str(path) for path in sorted(files))}")

@@ -7,6 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from metarun.config.trained import SensitivityConfig
+from metarun.errors import ConfigError
 from metarun.sweeps.job import job
 
 
@@ -26,13 +27,15 @@ def run(config: SensitivityConfig, directory: str | Path) -> float:
     from tqdm import tqdm
 
     from metarun.inference.sensitivity import Evaluated, described, measure, to_do
-    from metarun.inference.sensitivity_table import as_markdown, as_text, told
+    from metarun.inference.sensitivity_table import MARK, as_markdown, as_text, told
     from metarun.system.files import write_json, write_text
     from metarun.system.interrupts import Interruption
     from metarun.system.lifetime import collect_from_here
 
     collect_from_here()
     out = Path(config.out)
+    if out.exists() and not (out.is_file() and MARK in out.read_text(errors="replace")):
+        raise ConfigError(f"out={out} was not written by metarun sensitivity: choose another name")
     run = Evaluated(config)
     print(f"{run.path}, after meta-step {run.content['step']}: {told(run)}")
     total = to_do(run)

@@ -33,12 +33,22 @@ def as_text(run: Evaluated, rows: Sequence[Row]) -> list[str]:
     return [*table.as_lines(HEADER, _cells(run, rows), len(rows)), *_notes(run, rows)]
 
 
+MARK = "<!-- written by metarun sensitivity -->"
+
+
 def as_markdown(run: Evaluated, rows: Sequence[Row]) -> list[str]:
     """The same in Markdown."""
     notes = [table.markdown_text(note) for note in _notes(run, rows)]
-    first = table.markdown_text(f"{told(run)}; after meta-step {run.content['step']}.")
+    where = f"{run.path}: {told(run)}; after meta-step {run.content['step']}."
     lines = table.as_markdown(HEADER, _cells(run, rows))
-    return [first, "", *lines, *(line for note in notes for line in ("", note))]
+    return [
+        MARK,
+        "",
+        table.markdown_text(where),
+        "",
+        *lines,
+        *(line for note in notes for line in ("", note)),
+    ]
 
 
 def _cells(run: Evaluated, rows: Sequence[Row]) -> list[list[Cell]]:

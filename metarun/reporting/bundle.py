@@ -26,7 +26,8 @@ from metarun.system.files import write_atomically
 from metarun.system.untrusted import MOST_BYTES, read_regular
 
 RUN_FILES = ("config.yaml", "provenance.json", "status.json", "result.json", "metrics.jsonl")
-TABLES = ("report.csv", "report_pairs.csv")  # which do not depend on where the runs are
+TABLES = ("report.csv", "report_pairs.csv", "report.tex")
+"""Those that do not depend on where the runs are."""
 PRIVATE = ("host", "pid", "argv")  # of provenance.json: names of machines and folders
 MOST_FILES = 10**5
 TOLERANCE = 1e-9  # of a figure that is computed again, in relation to it

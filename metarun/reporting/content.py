@@ -142,16 +142,17 @@ def _apart(pairs: Sequence[Comparison]) -> list[str]:
         one, other, apart = furthest_apart(pair)
         if one.test is None or one.test.unit != "task" or not apart:
             continue
+        pictures = one.test.score == "accuracy" and one.settings["data.name"] != "features"
         told = ", ".join(
             f"task {task} ({one_signed(one.test.score, value)})" for task, value in apart.items()
         )
         commands = " and ".join(
             f"metarun explain {as_argument('ckpt', run.directory)} episode={next(iter(apart))}"
             for run in (one, other)
+            if pictures and (run.directory / "checkpoints").is_dir()  # a bundle has none
         )
-        lines.append(
-            f"{pair.first.label} less {pair.second.label}, seed {one.seed}: {told}: {commands}"
-        )
+        how = f": {commands}" if commands else ""
+        lines.append(f"{pair.first.label} less {pair.second.label}, seed {one.seed}: {told}{how}")
     return lines
 
 

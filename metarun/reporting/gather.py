@@ -25,6 +25,8 @@ from metarun.system.untrusted import json_object, yaml_mapping
 
 RUN_FILES = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
 SAMPLED = "episodes:"  # begins an identity that was computed from episodes
+ADDED = ("task.train.", "augment.", "task.min_", "task.imbalanced", "task.max_support")
+"""Settings that are left out where they say nothing; see `without_nothing`."""
 OWN_FOLDERS = ("checkpoints", "tb", "wandb")  # of a run; no run lies in them
 
 
@@ -229,16 +231,7 @@ def _refused(folder: Path) -> list[tuple[Path, str]]:
 def _settings(path: Path) -> dict[str, Any]:
     """The flat config of a run."""
     config = yaml_mapping(path)
-    settings = flat(config) if _plain_keys(config) else {}
-    # Older runs know of no other shape in training, of no augmentation and of no uneven tasks;
-    # where there is none, nothing is said.
-    added = ("task.train.", "augment.")
-    even = {f"task.{key}": value for key, value in EVEN.items()}
-    settings = {
-        k: v
-        for k, v in settings.items()
-        if (v is not None or not k.startswith(added)) and not (k in even and v == even[k])
-    }
+    settings = without_nothing(flat(config)) if _plain_keys(config) else {}
     needed = ["trainer.steps", "trainer.meta_batch", *(f"{group}.name" for group in GROUPS)]
     if missing := [key for key in needed if key not in settings]:
         raise ValueError(f"config.yaml is no config of metarun: {missing[0]} is not there")
@@ -246,6 +239,21 @@ def _settings(path: Path) -> dict[str, Any]:
         if type(value := settings.get(key)) is not int or not least <= value < LIMIT:
             raise ValueError(f"config.yaml: {key} is no integer from {least}")
     return {clean(key): _tame(value) for key, value in settings.items()}
+
+
+def without_nothing(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those of what is not there.
+
+    Older runs know of no other shape in training, of no augmentation and of no uneven tasks. Where
+    there is none, nothing is said.
+    """
+    even = {f"task.{key}": value for key, value in EVEN.items()}
+    return {
+        key: value
+        for key, value in settings.items()
+        if (value is not None or not key.startswith(ADDED))
+        and not (key in even and value == even[key])
+    }
 
 
 def _tame(value: Any) -> Any:

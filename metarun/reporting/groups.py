@@ -10,7 +10,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from metarun.config.run import EVEN, NEUTRAL_KEYS
-from metarun.reporting.gather import Figures, Run
+from metarun.reporting.gather import ADDED, Figures, Run
 from metarun.reporting.labels import as_text, setting_texts, short_names, unique
 from metarun.reporting.reading import LIMIT
 from metarun.rundir.interval import half_width95
@@ -219,10 +219,16 @@ def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
     """The keys whose values tell configs apart.
 
     A setting that only some have, such as the momentum of one optimizer among others, counts
-    if it differs between those, or if nothing else tells two configs apart.
+    if it differs between those, or if nothing else tells two configs apart. What others do not
+    have because they say nothing of it, such as an augmentation, counts.
     """
     keys = list(dict.fromkeys(key for config in configs for key in config))
-    chosen = {k for k in keys if len({_key(c[k]) for c in configs if k in c}) > 1}
+    chosen = {
+        k
+        for k in keys
+        if len({_key(c[k]) for c in configs if k in c}) > 1
+        or (k.startswith(ADDED) and not all(k in c for c in configs))
+    }
     while True:
         alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for config in configs:

@@ -15,6 +15,9 @@ _SPECIAL = {
     "…": r"\dots{}",
     "’": "'",
     "×": r"$\times$",
+    "<": "$<$",
+    ">": "$>$",
+    "[": "{[}",  # after a line's end, LaTeX takes it for the size of a gap
 } | {c: f"\\{c}" for c in "&%$#_{}"}
 
 

@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from metarun.config.run import NEUTRAL_KEYS
+from metarun.config.run import NEUTRAL_KEYS, OLDER
 from metarun.reporting.groups import LOGGED, Group
-from metarun.reporting.reading import finite
+from metarun.reporting.reading import LIMIT, clean, finite
+from metarun.reproduction.rows import Row, rows
 from metarun.system.untrusted import UntrustedError, json_list
 
 _T = TypeVar("_T")
@@ -16,6 +17,7 @@ FREE = (
     *(f"engine.{name}" for name in ("batching", "chunk", "compile", "cuda_graphs")),
 )
 """Settings that are a matter of the machine, or of how often a row is run."""
+INNER = "inner_opt."
 IGNORED = {*FREE, *NEUTRAL_KEYS, "plugins"}
 
 
@@ -80,12 +82,20 @@ def of_group(group: Group, wanted: dict[str, Any]) -> Measured:
 
 
 def others(settings: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, ...]:
-    """Settings that are not the wanted ones, as "key=value", in order; free ones do not count."""
-    return tuple(
-        f"{key}={value}"
-        for key, value in sorted(settings.items())
-        if key not in IGNORED and (key not in wanted or wanted[key] != value)
-    )
+    """Settings that are not the wanted ones, as "key=value", in order; free ones do not count.
+
+    One that is not there is as before there was such a setting. Where a run has no inner loop,
+    those of an inner optimizer say nothing.
+    """
+    inner = any(key.startswith(INNER) for key in settings)
+    found = []
+    for key in sorted(settings.keys() | wanted.keys()):
+        if key in IGNORED or (key.startswith(INNER) and not inner):
+            continue
+        value = settings.get(key, OLDER.get(key))
+        if value != wanted.get(key, OLDER.get(key)):
+            found.append(f"{key}={'null' if value is None else value}")
+    return tuple(found)
 
 
 def read_measured(path: Path) -> dict[tuple[str, str], Measured]:
@@ -94,12 +104,18 @@ def read_measured(path: Path) -> dict[tuple[str, str], Measured]:
     Raises:
         UntrustedError: it is no such file; says where.
     """
-    found = {}
+    found: dict[tuple[str, str], Measured] = {}
     for number, entry in enumerate(json_list(path), 1):
         try:
-            name = entry["row"], entry["budget"]
+            if not isinstance(entry, dict):
+                raise TypeError("it is no object")
+            row, budget = rows().get(entry["row"]), entry["budget"]
+            if row is None or budget not in row.budgets:
+                raise ValueError(f"there is no row {clean(str(entry['row']))!r} with such a budget")
+            if (row.name, budget) in found:
+                raise ValueError(f"{row.name} is there twice")
             if "value" in entry:
-                found[name] = _of_json(entry)
+                found[row.name, budget] = _of_json(entry, row)
         except KeyError as error:
             raise UntrustedError(f"{path.name}, entry {number}: {error} is missing") from error
         except (TypeError, ValueError, OverflowError) as error:
@@ -112,26 +128,51 @@ def as_entry(measured: Measured) -> dict[str, Any]:
     return asdict(measured) | {"meta_steps": measured.meta_steps}
 
 
-def _of_json(entry: dict[str, Any]) -> Measured:
+def _of_json(entry: dict[str, Any], row: Row) -> Measured:
     settings = entry["settings"]
-    if not isinstance(settings, dict) or not isinstance(settings.get("trainer.steps"), int):
+    if not isinstance(settings, dict) or type(settings.get("trainer.steps")) is not int:
         raise TypeError("settings are no mapping with trainer.steps")
+    score = _text(entry["score"])
+    if score != row.score:
+        raise ValueError(f"score is {score!r}, and that of {row.name} is {row.score!r}")
+    seeds = _each(entry["seeds"], int)
+    if not seeds:
+        raise ValueError("seeds are empty")
+    names = entry["task_sets"]
     return Measured(
-        score=str(entry["score"]),
-        value=finite(entry["value"]),
-        ci95=None if entry["ci95"] is None else finite(entry["ci95"]),
-        ci95_over=str(entry["ci95_over"]),
-        seeds=_each(entry["seeds"], int),
-        test_tasks=int(finite(entry["test_tasks"])),
-        task_sets=tuple(None if name is None else str(name) for name in entry["task_sets"]),
-        train_seconds=finite(entry["train_seconds"]),
-        device=str(entry["device"]),
-        code=_each(entry["code"], str),
-        settings=settings,
+        score=score,
+        value=_between("value", entry["value"], 1.0 if score == "accuracy" else LIMIT),
+        ci95=None if entry["ci95"] is None else _between("ci95", entry["ci95"], LIMIT),
+        ci95_over=_text(entry["ci95_over"]),
+        seeds=seeds,
+        test_tasks=int(_between("test_tasks", entry["test_tasks"], LIMIT)),
+        task_sets=tuple(None if name is None else _text(name) for name in _each(names, object)),
+        train_seconds=_between("train_seconds", entry["train_seconds"], LIMIT),
+        device=_text(entry["device"]),
+        code=tuple(map(_text, _each(entry["code"], str))),
+        settings={clean(key): _tame(value) for key, value in settings.items()},
     )
 
 
+def _between(name: str, value: Any, most: float) -> float:
+    number = finite(value)
+    if not 0 <= number <= most:
+        raise ValueError(f"{name} is {number:g}")
+    return number
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{clean(repr(value))[:50]} is no text")
+    return clean(value)
+
+
+def _tame(value: Any) -> Any:
+    return clean(value) if isinstance(value, str) else value
+
+
 def _each(values: Any, kind: type[_T]) -> tuple[_T, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-        raise TypeError(f"{values!r} is no list of {kind.__name__}")
+    known = isinstance(values, list) and all(isinstance(value, kind) for value in values)
+    if not known or any(isinstance(value, bool) for value in values):
+        raise TypeError(f"{clean(repr(values))[:50]} is no list of {kind.__name__}")
     return tuple(values)

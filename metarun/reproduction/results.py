@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from metarun.config.compose import composed
 from metarun.config.run import flat
-from metarun.reporting.gather import Run, read_run
+from metarun.reporting.gather import Run, read_run, without_nothing
 from metarun.reporting.groups import Group
 from metarun.reporting.reading import finite
 from metarun.reproduction.measured import FREE, Measured, of_group, others
@@ -48,7 +48,8 @@ def result_of(
 
     Args:
         out: the folder of all rows.
-        known: figures from elsewhere, by row and budget: they count where no run here is complete.
+        known: figures from elsewhere, by row and budget. Runs that are here take the place of one
+            if all of them are complete, with the settings of the row and no fewer seeds.
     """
     together = ensemble_of(row, budget) is not None
     runs, states = _read(folder_of(out, row, budget), together)
@@ -65,17 +66,28 @@ def result_of(
             if wanted.get(key) != whole.get(key) and key not in FREE
         )
     changed: tuple[str, ...] = ()
-    if runs:
-        measured = of_group(_grouped(row, runs), wanted)
-        changed = tuple(sorted({text for run in runs for text in others(run.settings, wanted)}))
+    here = tuple(sorted({text for run in runs for text in others(run.settings, wanted)}))
+    if runs and (measured is None or not _lesser(runs, states, here, measured)):
+        measured, changed = of_group(_grouped(row, runs), wanted), here
     elif measured is not None:
         changed = others(measured.settings, wanted)
+        if runs:
+            states.append(f"runs that are here do not count: {_why(states, here)}")
     found = None
     if measured is not None and row.published is not None and not changed:
-        if measured.score != row.published.score:
-            raise ValueError(f"{row.name}: its runs have {measured.score} for a score")
         found = verdict(row.published, measured.value, measured.ci95)
     return Result(row, budget, measured, "; ".join(states), changed, reduced, found)
+
+
+def _lesser(runs: list[Run], states: list[str], changed: tuple[str, ...], known: Measured) -> bool:
+    """Whether runs give less of a figure than one that is known."""
+    return bool(states or changed) or len(runs) < len(known.seeds)
+
+
+def _why(states: list[str], changed: tuple[str, ...]) -> str:
+    if changed:
+        return f"run with {', '.join(changed)}"
+    return "some are not complete" if states else "fewer seeds"
 
 
 def ensemble_of(row: Row, budget: str) -> int | None:
@@ -92,10 +104,12 @@ def _read(folder: Path, together: bool) -> tuple[list[Run], list[str]]:
     """
     runs, states = [], []
     for path in sorted(folder.glob("s*"), key=lambda path: (len(path.name), path.name)):
-        if not path.is_dir():
+        if not path.is_dir() or not path.name[1:].isdigit():  # a copy, say
             continue
         try:
             run = _of_ensemble(read_run(path)) if together else read_run(path)
+            if run.seed != int(path.name[1:]):
+                raise ValueError(f"it is a run with seed={run.seed}")
         except (OSError, TypeError, ValueError) as error:
             states.append(f"{path.name} unreadable: {error}")
             continue
@@ -119,7 +133,7 @@ def _of_ensemble(run: Run) -> Run:
 
 
 def _settings(name: str) -> dict[str, Any]:
-    return flat(asdict(composed("train", [f"experiment={name}"])))
+    return without_nothing(flat(asdict(composed("train", [f"experiment={name}"]))))
 
 
 def _grouped(row: Row, runs: list[Run]) -> Group:

@@ -79,6 +79,7 @@ class Row:
         data: name of the data set.
         data_title: the same in words.
         setting: the task shape, such as "5w1s" or "k10".
+        score: what its figures are.
         published: the figure; None where none could be verified.
         differences: what the row does otherwise than the source, in words.
         budgets: of `FULL` and `CPU`, those that it has.
@@ -91,6 +92,7 @@ class Row:
     data: str
     data_title: str
     setting: str
+    score: Literal["accuracy", "mse"]
     published: Published | None
     differences: tuple[str, ...]
     budgets: tuple[str, ...]
@@ -204,6 +206,7 @@ def _of_method(tables: dict[str, Table], data: str, method: str) -> Iterator[Row
             data=data,
             data_title=table["title"],
             setting=shape,
+            score=table["score"],
             published=_figure(table["score"], table[method], shape),
             differences=(*own.get("differences", ()), *given.get("differences", ())),
             budgets=budgets,

@@ -1,6 +1,9 @@
 """`metarun reproduce`: rows are listed, run as a sweep, and compared."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,45 @@ def test_rows_run_are_recalled_and_stand_in_the_tables(metarun: Metarun, tmp_pat
     (tmp_path / "docs" / "results.json").write_text("[{}]")
     error = metarun("reproduce", "--table", "page=docs/results.md", code=2).stderr
     assert "page=docs/results.md: results.json, entry 1: 'row' is missing" in error
+
+
+def test_a_page_that_would_lose_figures_is_refused_before_training(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    for name in ("alone", "other"):
+        (tmp_path / f"{name}.md").write_text(f"{MARK}\n")
+    (tmp_path / "other.json").write_text("{")
+    (tmp_path / "notes.md").write_text("by hand")
+    (tmp_path / "notes.json").write_text("[]")
+    for page, said in (
+        ("alone.md", "its figures are not beside it, in alone.json"),
+        ("other.md", "other.json is damaged"),
+        ("notes.md", "was not written by metarun reproduce"),
+    ):
+        done = metarun("reproduce", "maml_sinusoid_k5", "budget=cpu", f"page={page}", code=2)
+        assert said in done.stderr and not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_first(
+    environment: dict[str, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    """As of `metarun train -m`, which does the work."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metarun", "reproduce", "maml_sinusoid_k5", "budget=cpu", "out=o",
+         "trainer.eval_episodes=2", "trainer.test_episodes=2", "engine.compile=none"],
+        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("step "):
+                break
+        process.send_signal(number)
+        told = process.stderr.read()
+    assert process.returncode == 130
+    status = json.loads((tmp_path / "o/cpu/maml_sinusoid_k5/s0/status.json").read_text())
+    assert status["status"] == "interrupted" and "after meta-step" in told
 
 
 def test_a_row_that_fails_is_told(metarun: Metarun, tmp_path: Path) -> None:

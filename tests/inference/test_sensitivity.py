@@ -57,6 +57,9 @@ def test_each_row_is_an_evaluation_of_its_own(metarun: Metarun, tmp_path: Path) 
     assert rows[(("tasks", 3),)]["score"] == pytest.approx(fmean(own[:3]))
     assert any(abs(row["difference"] or 0) > 0 for row in rows.values()), "nothing has an effect"
     assert "written to sensitivity.md and sensitivity.json" in told
+    (tmp_path / "notes.md").write_text("by hand")
+    error = metarun("sensitivity", "ckpt=run", "out=notes.md", code=2).stderr
+    assert "notes.md was not written by metarun sensitivity" in error
     for words in ("as the run was tested", "2 orders of the classes", "the first 3 tasks alone"):
         assert words in told and words in (tmp_path / "sensitivity.md").read_text()
 

@@ -79,7 +79,17 @@ def test_a_bundle_is_checked_wherever_it_is(
     main([str(elsewhere)])
     said = capsys.readouterr().out
     assert "maml" in said and "differences, task by task" in said
-    assert said.endswith("the figures of 4 runs follow from 160 scores by task\n")
+    assert "the figures of 4 runs follow from 160 scores by task,\n" in said
+    assert said.endswith("report.tex from them; report.html and report.md were not compared\n")
+
+
+def test_a_changed_table_for_a_paper_is_found(bundle: Path, tmp_path: Path) -> None:
+    def change(files: dict[str, bytes]) -> None:
+        files["report.tex"] = files["report.tex"].replace(b"9", b"8", 1)
+        with_digests(files)
+
+    with pytest.raises(RunError, match=r"report\.tex is not what the runs give"):
+        check_bundle(changed(bundle, change, tmp_path / "cheat.zip"))
 
 
 def test_a_bundle_names_no_machine_and_no_folder(bundle: Path) -> None:
@@ -149,6 +159,7 @@ def test_no_zip_file_and_other_mistakes_are_named(tmp_path: Path) -> None:
 
 def test_latex_shows_text_as_it_is(bundle: Path, tmp_path: Path) -> None:
     assert escaped("a_b & 5 % ± 1 {x} \\ $") == (r"a\_b \& 5 \% $\pm$ 1 \{x\} \textbackslash{} \$")
+    assert escaped("[lr], p < 0.001") == "{[}lr], p $<$ 0.001"  # "[" ends no line's gap
     text = (tmp_path / "out" / "report.tex").read_text()
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len({line.replace(r"\&", "").count("&") for line in rows[:3]}) == 1  # as many columns

@@ -478,6 +478,8 @@ def test_settings_that_differ_are_shown_and_no_others() -> None:
     older = {key: value for key, value in sgd.items() if key != "inner_opt.momentum"}
     assert differing([sgd, older]) == ["inner_opt.momentum"], "nothing else tells them apart"
     assert differing([sgd]) == []
+    turned = sgd | {"inner_opt.lr": 9.0, "augment.rotation": 30.0, "task.train.way": 10}
+    assert differing([sgd, turned]) == ["inner_opt.lr", "augment.rotation", "task.train.way"]
     assert short_names(["inner_opt.name", "inner_opt.lr", "outer_opt.lr", "task.shot",
                         "augment.crop"]) == {
         "inner_opt.name": "inner_opt", "inner_opt.lr": "inner_opt.lr",

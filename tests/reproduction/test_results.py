@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from metarun.config.compose import composed, register_schemas
+from metarun.reproduction import measured
 from metarun.reproduction.measured import read_measured
 from metarun.reproduction.page import as_json, line, page
 from metarun.reproduction.results import Result, result_of
@@ -22,11 +23,17 @@ __all__ = ["make"]
 
 Make = Callable[..., Path]
 ROW = Row(
-    "demo", "MAML", "glyphs", "Glyphs", "5w1s",
+    "demo", "MAML", "glyphs", "Glyphs", "5w1s", "accuracy",
     Published("accuracy", 0.9, 0.005, "95 %, 600 tasks", "A et al. 2017, table 1"),
     ("glyphs are drawn, not written",), (FULL,), {}, {},
 )  # fmt: skip
 """As if `experiment=demo` had a published figure."""
+
+
+@pytest.fixture(autouse=True)
+def listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row is one of the list."""
+    monkeypatch.setattr(measured, "rows", lambda: rows() | {"demo": ROW})
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +144,62 @@ def test_a_figure_from_elsewhere_stands_as_one_from_here(
     there = result_of(tmp_path / "nothing", ROW, FULL, known)
     assert there == here
     assert page([there]) == page([here]) and as_json([there]) == as_json([here])
-    make("demo/s9", seed=9, value=0.5)  # a run that is here counts, and not what is known of others
-    assert result_of(tmp_path, ROW, FULL, known).measured != here.measured
+    for seed in range(seeds):
+        make(f"more/demo/s{seed}", seed=seed, value=0.5)
+    newer = result_of(tmp_path / "more", ROW, FULL, known)  # runs that are here count
+    assert newer.measured is not None and newer.measured.value == 0.5
+
+
+@pytest.mark.parametrize(
+    "why", ["fewer seeds", "some are not complete", "run with trainer.steps=30"]
+)
+def test_less_than_a_figure_from_elsewhere_does_not_take_its_place(
+    make: Make, tmp_path: Path, why: str
+) -> None:
+    for seed in range(2):
+        make(f"demo/s{seed}", seed=seed)
+    there = result_of(tmp_path, ROW, FULL)
+    entry_of(there, tmp_path / "results.json")
+    known = read_measured(tmp_path / "results.json")
+    settings = {"trainer.steps": 30} if "steps" in why else {}
+    make("here/demo/s0", value=0.5, settings=settings)
+    if "complete" in why:
+        make("here/demo/s1", seed=1, status="failed", error="the disk is full")
+    result = result_of(tmp_path / "here", ROW, FULL, known)
+    assert result.measured == there.measured and result.verdict == there.verdict
+    assert result.state.endswith(f"runs that are here do not count: {why}")
+
+
+def test_a_copy_of_a_run_is_no_other_seed(make: Make, tmp_path: Path) -> None:
+    make("demo/s0")
+    make("demo/s0_backup")
+    make("demo/s1")  # seed 0 as well
+    result = result_of(tmp_path, ROW, FULL)
+    assert result.measured is not None and result.measured.seeds == (0,)
+    assert result.state == "s1 unreadable: it is a run with seed=0"
+
+
+def test_settings_that_were_switched_off_are_others(make: Make, tmp_path: Path) -> None:
+    """What a config does not have is not left out of the comparison."""
+    row = rows()["protonet_omniglot_5w5s"]
+    own = asdict(composed("train", [f"experiment={row.name}", "task.train.way=null"]))
+    folder = make(f"{row.name}/s0", value=0.997)
+    (folder / "config.yaml").write_text(yaml.safe_dump(own))
+    result = result_of(tmp_path, row, FULL)
+    assert result.changed == ("task.train.way=null",) and result.verdict is None
+    entry = entry_of(result, tmp_path / "results.json")
+    del entry["settings"]["task.shot"]
+    (tmp_path / "results.json").write_text(json.dumps([entry]))
+    known = read_measured(tmp_path / "results.json")
+    assert "task.shot=null" in result_of(tmp_path / "nothing", row, FULL, known).changed
+
+
+def test_an_entry_that_is_there_twice_is_refused(make: Make, tmp_path: Path) -> None:
+    make("demo/s0")
+    entry = entry_of(result_of(tmp_path, ROW, FULL), tmp_path / "results.json")
+    (tmp_path / "results.json").write_text(json.dumps([entry, entry]))
+    with pytest.raises(UntrustedError, match="entry 2: demo is there twice"):
+        read_measured(tmp_path / "results.json")
 
 
 def test_a_run_that_failed_here_does_not_hide_a_figure_from_elsewhere(
@@ -172,6 +233,17 @@ def test_a_figure_from_elsewhere_of_another_protocol_has_no_verdict(
         ({"seeds": ["0"]}, "entry 1: ['0'] is no list of int"),
         ({"settings": {}}, "entry 1: settings are no mapping with trainer.steps"),
         ({"device": ...}, "entry 1: 'device' is missing"),
+        ({"value": 50.0}, "entry 1: value is 50"),
+        ({"ci95": -0.1}, "entry 1: ci95 is -0.1"),
+        ({"train_seconds": -5}, "entry 1: train_seconds is -5"),
+        ({"seeds": []}, "entry 1: seeds are empty"),
+        ({"seeds": [True]}, "entry 1: [True] is no list of int"),
+        ({"task_sets": "tasks"}, "is no list"),
+        ({"device": 3}, "entry 1: 3 is no text"),
+        ({"score": "mse"}, "entry 1: score is 'mse', and that of demo is 'accuracy'"),
+        ({"settings": {"trainer.steps": True}}, "no mapping with trainer.steps"),
+        ({"row": "demo_2"}, "entry 1: there is no row 'demo_2' with such a budget"),
+        ({"budget": "cpu"}, "entry 1: there is no row 'demo' with such a budget"),
         ({"row": ...}, "entry 1: 'row' is missing"),
         (None, "results.json is damaged"),
     ],
