@@ -281,6 +281,25 @@ OLDER = {"task.imbalanced": False, "task.within": "all", "engine.cuda_graphs": T
 """What runs had before there were settings of it whose default is not null."""
 
 
+ADDED = ("task.train.", "augment.", "task.min_", "task.imbalanced", "task.max_support")
+"""Settings that are left out where they say nothing; see `without_nothing`."""
+
+
+def without_nothing(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those of what is not there.
+
+    Older runs know of no other shape in training, of no augmentation and of no uneven tasks. Where
+    there is none, nothing is said.
+    """
+    even = {f"task.{key}": value for key, value in EVEN.items()}
+    return {
+        key: value
+        for key, value in settings.items()
+        if (value is not None or not key.startswith(ADDED))
+        and not (key in even and value == even[key])
+    }
+
+
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Dotted keys of the settings in which two runs differ, but for `NEUTRAL_KEYS`."""
     there, here = OLDER | flat(one), OLDER | flat(other)

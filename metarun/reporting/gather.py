@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.config.catalogue import GROUPS
-from metarun.config.run import EVEN, flat
+from metarun.config.run import EVEN, flat, without_nothing
 from metarun.config.shape import shots, ways
 from metarun.errors import ConfigError
 from metarun.reporting.evaluations import Calibrated, Confused, read_closer
@@ -25,8 +25,6 @@ from metarun.system.untrusted import json_object, yaml_mapping
 
 RUN_FILES = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
 SAMPLED = "episodes:"  # begins an identity that was computed from episodes
-ADDED = ("task.train.", "augment.", "task.min_", "task.imbalanced", "task.max_support")
-"""Settings that are left out where they say nothing; see `without_nothing`."""
 OWN_FOLDERS = ("checkpoints", "tb", "wandb")  # of a run; no run lies in them
 
 
@@ -239,21 +237,6 @@ def _settings(path: Path) -> dict[str, Any]:
         if type(value := settings.get(key)) is not int or not least <= value < LIMIT:
             raise ValueError(f"config.yaml: {key} is no integer from {least}")
     return {clean(key): _tame(value) for key, value in settings.items()}
-
-
-def without_nothing(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those of what is not there.
-
-    Older runs know of no other shape in training, of no augmentation and of no uneven tasks. Where
-    there is none, nothing is said.
-    """
-    even = {f"task.{key}": value for key, value in EVEN.items()}
-    return {
-        key: value
-        for key, value in settings.items()
-        if (value is not None or not key.startswith(ADDED))
-        and not (key in even and value == even[key])
-    }
 
 
 def _tame(value: Any) -> Any:

@@ -9,8 +9,8 @@ from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import Any
 
-from metarun.config.run import EVEN, NEUTRAL_KEYS
-from metarun.reporting.gather import ADDED, Figures, Run
+from metarun.config.run import ADDED, EVEN, NEUTRAL_KEYS
+from metarun.reporting.gather import Figures, Run
 from metarun.reporting.labels import as_text, setting_texts, short_names, unique
 from metarun.reporting.reading import LIMIT
 from metarun.rundir.interval import half_width95

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.config.compose import composed
-from metarun.config.run import flat
-from metarun.reporting.gather import Run, read_run, without_nothing
+from metarun.config.run import flat, without_nothing
+from metarun.reporting.gather import Run, read_run
 from metarun.reporting.groups import Group
 from metarun.reporting.reading import finite
 from metarun.reproduction.measured import FREE, Measured, of_group, others
