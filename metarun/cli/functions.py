@@ -86,6 +86,12 @@ def evaluate(run: str | os.PathLike[str], *settings: str) -> dict[str, Any]:
 
 def _config(command: str, settings: tuple[str, ...]) -> tuple[Any, Path]:
     """The config of settings, and the folder of the run."""
+    for setting in settings:
+        if not isinstance(setting, str):
+            raise ConfigError(
+                f'{setting!r} is no setting: give each as a text, such as "seed=1"; a list of '
+                "them needs a star before it"
+            )
     if options := [setting for setting in settings if setting.startswith("-")]:
         raise ConfigError(f"{options[0]} is for the command line: give settings, key=value")
     given = [setting for setting in settings if setting.startswith(RUN_DIR)]

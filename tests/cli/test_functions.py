@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,3 +50,11 @@ def test_importing_metarun_imports_nothing_else() -> None:
     assert done.stdout.strip() == "[]"
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         metarun.trian  # noqa: B018
+
+
+def test_a_list_of_settings_needs_a_star() -> None:
+    wrong: Any = ["seed=0"]
+    with pytest.raises(ConfigError, match="a list of them needs a star before it"):
+        metarun.train(wrong)
+    with pytest.raises(ConfigError, match="a list of them needs a star before it"):
+        metarun.evaluate("run", wrong)
