@@ -17,6 +17,7 @@ import torch
 
 from metarun.components.outer_opt.base import IMPLEMENTATION
 from metarun.rundir import checkpoint
+from metarun.rundir.checkpoint_files import SUFFIX
 from metarun.system.files import write_atomically
 
 
@@ -25,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", type=Path, nargs="+")
     for path in parser.parse_args().file:
-        written = path.with_suffix(checkpoint.SUFFIX)
+        written = path.with_suffix(SUFFIX)
         if written.exists():
             parser.error(f"{written} is there already: move it away first")
         try:

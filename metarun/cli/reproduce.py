@@ -24,7 +24,7 @@ HELP = f"""\
 metarun reproduce: run experiments with a published figure, and say how near ours is
 
 usage: {USAGE}
-       metarun reproduce --list [ROW…] [out=DIR] [page=FILE]
+       metarun reproduce --list [ROW…] [budget=cpu] [out=DIR] [page=FILE]
        metarun reproduce --table [out=DIR] [page=FILE]
 
   ROW         a row's name, or a pattern such as 'maml_omniglot_*'
@@ -59,6 +59,7 @@ class Arguments:
     rows: list[Row]
     flag: str | None
     budget: str
+    budgets: tuple[str, ...]  # that are listed
     seeds: str
     out: Path
     page: Path | None
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run `metarun reproduce` with the arguments behind the command's name.
 
     Raises:
-        ConfigError: the arguments are wrong.
+        ConfigError: the arguments are wrong, or the sweep says so of the settings.
         RunError: some runs failed, or the tables cannot be written.
     """
     if "-h" in arguments or "--help" in arguments:
@@ -90,7 +91,11 @@ def main(arguments: Sequence[str]) -> None:
         raise KeyboardInterrupt
     _write(wanted)
     if code:
-        raise RunError(f"not all rows were run: the sweep ended with exit code {code}, see above")
+        kind = ConfigError if code == 2 else RunError
+        raise kind(
+            f"not all rows were run: the sweep ended with exit code {code}, see above; with "
+            "another out=DIR every run begins in a new folder"
+        )
 
 
 def parse(arguments: Sequence[str]) -> Arguments:
@@ -137,13 +142,21 @@ def parse(arguments: Sequence[str]) -> Arguments:
             )
         if lacking := [row.name for row in found if budget not in row.budgets]:
             raise ConfigError(f"budget={budget}: {', '.join(lacking)} has no such budget")
-    elif more:
-        raise ConfigError(f"{more[0]}: {flag} trains nothing; leave it out")
+    else:
+        idle = [f"seed={own['seed']}"] if "seed" in own else []
+        if flag == "--table":  # it prints and writes what there is
+            idle += [f"budget={budget}"] if "budget" in own else []
+            idle += patterns
+        if more or idle:
+            raise ConfigError(f"{[*more, *idle][0]}: {flag} trains nothing; leave it out")
+        if "budget" in own:
+            found = [row for row in found if budget in row.budgets]
     out = Path(expanded("out", own.get("out", "outputs/reproduce")))
     page = Path(expanded("page", own["page"])) if "page" in own else None
     if page is not None and page.suffix != ".md":
         raise ConfigError(f"page={page}: its name must end with .md")
-    return Arguments(found, flag, budget, own.get("seed", "0"), out, page, more)
+    budgets = (budget,) if "budget" in own else BUDGETS
+    return Arguments(found, flag, budget, budgets, own.get("seed", "0"), out, page, more)
 
 
 def _chosen(patterns: Sequence[str]) -> list[Row]:
@@ -191,9 +204,10 @@ def _list(wanted: Arguments) -> None:
         done = [
             result
             for budget in row.budgets
-            if (result := result_of(wanted.out, row, budget, known)).state != "not run"
+            if budget in wanted.budgets
+            and (result := result_of(wanted.out, row, budget, known)).state != "not run"
         ]
-        budgets = ", ".join(row.budgets)
+        budgets = ", ".join(budget for budget in row.budgets if budget in wanted.budgets)
         said = f"{row.name} ({budgets}): published {published_text(row)}; not run"
         print("\n".join(map(line, done)) or said)
 

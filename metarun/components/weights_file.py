@@ -13,6 +13,7 @@ from torch import Tensor
 from metarun.components.algo.base import HYPERPARAMETERS
 from metarun.errors import ConfigError, first_line
 from metarun.rundir import checkpoint
+from metarun.rundir.checkpoint_files import SUFFIX
 from metarun.system import archive
 from metarun.system.memory import machine_memory
 from metarun.system.untrusted import read_regular
@@ -56,7 +57,7 @@ def read_weights(path: str) -> Content:
         reason = error.strerror or str(error)
         raise ConfigError(f"backbone.weights={path} cannot be read: {reason}") from error
     try:
-        ours = file.suffix == checkpoint.SUFFIX and _is_ours(data)
+        ours = file.suffix == SUFFIX and _is_ours(data)
         if ours:
             content = checkpoint.load(file)
             fields = (content[name] for name in checkpoint.BY_OWN_NAME)
@@ -66,7 +67,7 @@ def read_weights(path: str) -> Content:
                 for name, value in field.items()
                 if not name.startswith(HYPERPARAMETERS)
             }
-        elif file.suffix == checkpoint.SUFFIX:
+        elif file.suffix == SUFFIX:
             tensors = load_tensors(data)
         else:
             tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

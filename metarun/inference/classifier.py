@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metarun.components.build import dtype_of
 from metarun.config.changes import changed
+from metarun.config.checks import at_least
 from metarun.config.trained import EvalConfig, EvalData, PredictConfig
 from metarun.inference.calibrated import too_few
 from metarun.inference.examples import to_examples
@@ -95,7 +96,7 @@ class FewShotClassifier:
                 another number of classes apart, or it cannot be calibrated for such examples.
             DataError: a file cannot be read, or the data of the run to calibrate by are missing.
         """
-        _check_numbers(self.coverage, self.calibration_tasks)
+        _check_numbers(self.coverage, self.calibration_tasks, self.batch)
         names = np.asarray(labels)
         if names.ndim != 1:
             raise ValueError(f"labels have the shape {names.shape}: give one for each picture")
@@ -252,12 +253,14 @@ def _loaded(
     return load(path, device, way, lambda own: changed(own, asked), with_data)
 
 
-def _check_numbers(coverage: float, tasks: int) -> None:
-    """Refuse what `metarun predict` refuses.
+def _check_numbers(coverage: float, tasks: int, batch: int | None) -> None:
+    """Refuse what `metarun predict` refuses, and a batch of no pictures.
 
     Raises:
         ConfigError: says what may be given.
     """
+    if batch is not None:
+        at_least("batch", batch, 1)
     PredictConfig("run", "support", "query", coverage=coverage, calibration_tasks=tasks)
 
 

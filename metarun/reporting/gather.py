@@ -20,6 +20,7 @@ from metarun.errors import ConfigError
 from metarun.reporting.evaluations import Calibrated, Confused, read_closer
 from metarun.reporting.reading import LIMIT, bounded, clean, finite, finite_or_nan
 from metarun.rundir import SWEEP_FILE
+from metarun.rundir.checkpoint_files import newest_step
 from metarun.rundir.metrics import read_metrics
 from metarun.system.untrusted import json_object, yaml_mapping
 
@@ -82,6 +83,7 @@ class Run:
         error: why it failed, one line.
         test: its figures, if it is completed.
         log: its metrics.jsonl.
+        saved: the meta-step of its newest checkpoint, by the files' names; 0 if it has none.
         code: what it was made with: the git revision, else the version of metarun.
     """
 
@@ -91,6 +93,7 @@ class Run:
     error: str | None
     test: Figures | None
     log: list[dict[str, Any]]
+    saved: int
     code: str
 
     @property
@@ -111,9 +114,10 @@ class Run:
 
     @property
     def progress(self) -> str:
-        """Meta-steps that it has logged, of those it is to take."""
-        done = max((entry["step"] for entry in self.log), default=0)
-        return f"{done}/{self.settings['trainer.steps']}"
+        """Meta-steps that it has logged or saved, of those it is to take."""
+        total = self.settings["trainer.steps"]
+        logged = max((entry["step"] for entry in self.log), default=0)
+        return f"{max(logged, min(self.saved, total))}/{total}"
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,7 @@ def read_run(folder: str | Path) -> Run:
         error=clean(str(error))[:500] if error else None,
         test=test,
         log=read_metrics(folder / "metrics.jsonl"),
+        saved=newest_step(folder / "checkpoints"),
         code=_code(provenance),
     )
 

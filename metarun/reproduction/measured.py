@@ -1,5 +1,6 @@
 """A measured figure of a row: taken from its runs, or from a file that has it from elsewhere."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,7 @@ class Measured:
         device: what they ran on.
         code: the code that the runs were made with, each once.
         settings: of the runs, by dotted key, but for those that are free.
+        contents: which data they saw (`Figures.content`), each once; none where it is not known.
     """
 
     score: str
@@ -50,6 +52,7 @@ class Measured:
     device: str
     code: tuple[str, ...]
     settings: dict[str, Any]
+    contents: tuple[str, ...] = ()
 
     @property
     def meta_steps(self) -> int:
@@ -78,6 +81,7 @@ def of_group(group: Group, wanted: dict[str, Any]) -> Measured:
         device=group.device,
         code=tuple(sorted({run.code for run in group.runs})),
         settings={key: settings[key] for key in sorted(settings) if key not in IGNORED},
+        contents=tuple(sorted({f.content for f in group.figures if f.content is not None})),
     )
 
 
@@ -96,6 +100,12 @@ def others(settings: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, ...]:
         if value != wanted.get(key, OLDER.get(key)):
             found.append(f"{key}={'null' if value is None else value}")
     return tuple(found)
+
+
+def other_data(contents: Iterable[str], row: Row) -> tuple[str, ...]:
+    """Data that are not the row's, in words."""
+    found = sorted(set(contents) - set(row.contents)) if row.contents else []
+    return tuple(f"other data ({content})" for content in found)
 
 
 def read_measured(path: Path) -> dict[tuple[str, str], Measured]:
@@ -151,6 +161,7 @@ def _of_json(entry: dict[str, Any], row: Row) -> Measured:
         device=_text(entry["device"]),
         code=tuple(map(_text, _each(entry["code"], str))),
         settings={clean(key): _tame(value) for key, value in settings.items()},
+        contents=tuple(map(_text, _each(entry.get("contents", []), str))),
     )
 
 

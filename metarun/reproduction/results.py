@@ -10,7 +10,7 @@ from metarun.config.run import flat, without_nothing
 from metarun.reporting.gather import Run, read_run
 from metarun.reporting.groups import Group
 from metarun.reporting.reading import finite
-from metarun.reproduction.measured import FREE, Measured, of_group, others
+from metarun.reproduction.measured import FREE, Measured, of_group, other_data, others
 from metarun.reproduction.rows import FULL, Row, experiment
 from metarun.reproduction.verdict import Verdict, verdict
 from metarun.system.untrusted import json_object
@@ -22,9 +22,10 @@ class Result(NamedTuple):
     Attributes:
         measured: the figure of its completed runs; None if there are none.
         state: in words, of what is not completed: "" if all is.
-        changed: settings of the runs that are not the row's, as "key=value"; no verdict then.
+        changed: what of the runs is not the row's: settings, as "key=value", and data; no verdict
+            then.
         reduced: settings that the budget changes, as "key=value in place of …".
-        verdict: None without a published figure, without runs, or if settings are others.
+        verdict: None without a published figure, without runs, or if something is changed.
     """
 
     row: Row
@@ -67,10 +68,11 @@ def result_of(
         )
     changed: tuple[str, ...] = ()
     here = tuple(sorted({text for run in runs for text in others(run.settings, wanted)}))
+    here += other_data({run.test.content for run in runs if run.test and run.test.content}, row)
     if runs and (measured is None or not _lesser(runs, states, here, measured)):
         measured, changed = of_group(_grouped(row, runs), wanted), here
     elif measured is not None:
-        changed = others(measured.settings, wanted)
+        changed = others(measured.settings, wanted) + other_data(measured.contents, row)
         if runs:
             states.append(f"runs that are here do not count: {_why(states, here)}")
     found = None

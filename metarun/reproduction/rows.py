@@ -4,6 +4,7 @@ The files `rows/<data>.toml` are their only source; `conf/experiment` is written
 (`scripts/write_conf.py`). A file has
 
 - `title` and `score` ("accuracy" or "mse") of the data set,
+- `contents`: what the data are told by, as `metarun report` shows it; any if it is not given,
 - `shapes`: the settings of `task` for each task shape, by its name, such as 5w1s,
 - `settings` and `cpu`: settings of `metarun train` in all rows, and those laid over them for the
   budget of two CPU cores,
@@ -39,7 +40,7 @@ BUDGETS = FULL, CPU = "full", "cpu"
 """The protocol of the source, and the same with fewer meta-steps."""
 
 SCORES = ("accuracy", "mse")
-FILE_KEYS = ("title", "score", "shapes", "settings", "cpu")
+FILE_KEYS = ("title", "score", "contents", "shapes", "settings", "cpu")
 OF_FIGURES = ("source", "read", "over")
 METHOD_KEYS = ("title", "groups", "settings", "cpu", "differences", "like", *OF_FIGURES)
 SHAPE_KEYS = (*SCORES, "interval", "settings", "cpu", "differences", *OF_FIGURES)
@@ -85,6 +86,7 @@ class Row:
         budgets: of `FULL` and `CPU`, those that it has.
         groups: group -> component.
         settings: budget -> nested settings of `metarun train`.
+        contents: what runs may have seen (`Figures.content`); anything if there are none.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Row:
     budgets: tuple[str, ...]
     groups: dict[str, str]
     settings: dict[str, Table]
+    contents: tuple[str, ...] = ()
 
 
 @cache
@@ -212,6 +215,7 @@ def _of_method(tables: dict[str, Table], data: str, method: str) -> Iterator[Row
             budgets=budgets,
             groups={**own["groups"], "data": data},
             settings={b: laid_over(full, cpu if b == CPU else None) for b in budgets},
+            contents=tuple(table.get("contents", ())),
         )
 
 

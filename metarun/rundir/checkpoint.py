@@ -44,7 +44,6 @@ replaced, a good one is there.
 
 import errno
 import logging
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,15 @@ from typing import Any
 from metarun.config.renamed import with_todays_options
 from metarun.errors import CheckpointError, ConfigError
 from metarun.rundir.checkpoint_fields import check_fields
+from metarun.rundir.checkpoint_files import (
+    SUFFIX,
+    best_file,
+    best_step_file,
+    best_step_files,
+    last_file,
+    step_file,
+    step_files,
+)
 from metarun.system import archive
 from metarun.system.files import write_atomically
 from metarun.system.untrusted import DamagedError, UntrustedError
@@ -60,7 +68,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = "metarun-checkpoint"
 VERSION = 3  # 1 and 2 were pickles: see scripts/convert_checkpoint.py
-SUFFIX = ".safetensors"
 BY_OWN_NAME = ("meta", "buffers", "frozen")
 """Fields whose tensors have the names of the backbone's modules."""
 CONVERT = "convert them with scripts/convert_checkpoint.py, which reads their pickles"
@@ -81,14 +88,14 @@ def save(folder: Path, content: dict[str, Any], keep_last: int, keep_every: int 
             checkpoints are untouched.
     """
     data = to_bytes(content)
-    path = _step_file(folder, content["step"])
+    path = step_file(folder, content["step"])
     for target in (path, last_file(folder)):
         _write(target, data)
     # Files of later steps belong to an attempt whose last file was lost: they do not count.
-    steps = [step for step in _step_files(folder) if step <= content["step"]]
+    steps = [step for step in step_files(folder) if step <= content["step"]]
     for step in steps[keep_last:]:
         if keep_every is None or step % keep_every:
-            _step_files(folder)[step].unlink(missing_ok=True)
+            step_files(folder)[step].unlink(missing_ok=True)
     return path
 
 
@@ -104,14 +111,13 @@ def save_best(folder: Path, content: dict[str, Any], top: list[int], keep: int) 
         OSError: as `save`.
     """
     data = to_bytes(content)
-    names = [f"best-step-{step:08d}{SUFFIX}" for step in top] if keep > 1 else []
-    step = content["step"]
-    if names:
-        _write(folder / names[top.index(step)], data)
+    step, kept = content["step"], top if keep > 1 else []
+    if kept:
+        _write(best_step_file(folder, step), data)
     if step == top[0]:
         _write(best_file(folder), data)
-    for path in folder.glob(f"best-step-*{SUFFIX}"):
-        if path.name not in names:
+    for other, path in best_step_files(folder).items():
+        if other not in kept:
             path.unlink(missing_ok=True)
 
 
@@ -148,7 +154,7 @@ def load_newest(
 def _intact(folder: Path) -> Iterator[dict[str, Any]]:
     """The checkpoints that can be read, the newest first; an error if there are others only."""
     last, best = last_file(folder), best_file(folder)
-    numbered = [*_numbered(folder, "step"), *_numbered(folder, "best-step")]
+    numbered = [*step_files(folder).items(), *best_step_files(folder).items()]
     numbered.sort(key=lambda item: item[0], reverse=True)
     none = True
     if (content := _readable(last)) is not None:
@@ -217,7 +223,7 @@ def of_step(
         is_of_run: as in `load_best`.
     """
     best = best_file(folder)
-    for path in (best, folder / f"best-step-{step:08d}{SUFFIX}", _step_file(folder, step)):
+    for path in (best, best_step_file(folder, step), step_file(folder, step)):
         if path != best and not path.exists():
             continue
         try:
@@ -321,29 +327,3 @@ def to_bytes(content: dict[str, Any]) -> bytes:
     marked = {"format": FORMAT, "version": VERSION, **content}
     marked["outer_optimizer"] = _with_words(content["outer_optimizer"])
     return archive.to_bytes(marked, BY_OWN_NAME)
-
-
-def last_file(folder: Path) -> Path:
-    """The newest checkpoint of a run."""
-    return folder / f"last{SUFFIX}"
-
-
-def best_file(folder: Path) -> Path:
-    """The best checkpoint of a run by validation."""
-    return folder / f"best{SUFFIX}"
-
-
-def _step_file(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08d}{SUFFIX}"
-
-
-def _step_files(folder: Path) -> dict[int, Path]:
-    """The step files, newest first: by number, so that step 1000 comes before step 900."""
-    return dict(sorted(_numbered(folder, "step"), reverse=True))
-
-
-def _numbered(folder: Path, name: str) -> list[tuple[int, Path]]:
-    """The files <name>-<step> with their steps."""
-    paths = folder.glob(f"{name}-*{SUFFIX}")
-    found = [(re.fullmatch(rf"{name}-(\d+){re.escape(SUFFIX)}", path.name), path) for path in paths]
-    return [(int(match.group(1)), path) for match, path in found if match]

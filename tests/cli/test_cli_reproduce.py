@@ -109,6 +109,18 @@ def test_a_row_that_fails_is_told(metarun: Metarun, tmp_path: Path) -> None:
     assert "maml_mini_imagenet_5w1s: published 48.70 ± 1.84 %" in done.stdout
 
 
+def test_the_list_of_a_budget_has_its_rows_alone(metarun: Metarun) -> None:
+    lines = metarun("reproduce", "--list", "budget=cpu").stdout.splitlines()
+    assert len(lines) == sum("cpu" in row.budgets for row in rows().values()) < len(rows())
+    assert all(" (cpu): published" in line for line in lines)
+
+
+def test_a_wrong_setting_is_an_error_of_use(metarun: Metarun) -> None:
+    """With the exit code of `metarun train`, which says what is wrong."""
+    error = metarun("reproduce", "maml_sinusoid_k5", "trainer.steps=0", code=2).stderr
+    assert "trainer.steps=0: must be from 1" in error and "another out=DIR" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -117,7 +129,10 @@ def test_a_row_that_fails_is_told(metarun: Metarun, tmp_path: Path) -> None:
         (["maml_omniglot_*", "budget=gpu"], "budget=gpu: choose full or cpu"),
         (["metaoptnet_mini_imagenet_5w1s", "budget=cpu"], "has no such budget"),
         (["maml_omniglot_5w1s", "experiment=demo"], "rows are named without a key"),
-        (["--list", "trainer.steps=3"], "--list trains nothing; leave it out"),
+        (["--list", "trainer.steps=3"], "trainer.steps=3: --list trains nothing; leave it out"),
+        (["--list", "seed=1"], "seed=1: --list trains nothing; leave it out"),
+        (["--table", "budget=cpu"], "budget=cpu: --table trains nothing; leave it out"),
+        (["--table", "maml_*"], "maml_*: --table trains nothing; leave it out"),
         (["--list", "--table"], "give one of them"),
         (["--all"], "there is no option '--all'"),
         (["maml_omniglot_5w1s", "out="], "out= is empty"),

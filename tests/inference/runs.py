@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metarun.episodes.source import Episodes
 from metarun.rundir import checkpoint
+from metarun.rundir.checkpoint_files import best_file
 from metarun.training.setup import Setup
 from metarun.training.state import fresh, snapshot
 from tests.setups import setup_of, stirred
@@ -25,7 +26,7 @@ def write_run(folder: Path, *settings: str) -> Setup:
         for name, value in stirred(setup).items():
             if name not in setup.algorithm.kept:
                 state.meta[name].copy_(value)
-    path = checkpoint.best_file(folder / "checkpoints")
+    path = best_file(folder / "checkpoints")
     path.parent.mkdir(parents=True)
     path.write_bytes(checkpoint.to_bytes(snapshot(setup, state)))
     return setup

@@ -120,6 +120,7 @@ def test_what_cannot_be_fitted_is_refused(run: tuple[Path, Episodes], tmp_path: 
     with pytest.raises(ValueError, match="sets of labels take a calibration"):
         classifier.fit(task.support_x, task.support_y).predict_set(task.query_x)
     for settings, told in (({"coverage": 1.0}, "coverage=1.0: must be above 0 and below 1"),
+                           ({"batch": 0}, "batch=0: must be 1 or more"),
                            ({"calibration_tasks": 1}, "calibration_tasks=1: must be from 2"),
                            ({"data_root": "x"}, "data.root: data=glyphs has no such")):  # fmt: skip
         wrong = metarun.FewShotClassifier(folder, calibrate=True, **settings)

@@ -176,6 +176,18 @@ def test_what_cannot_be_compared_is_not_put_into_one_table(
     }  # fmt: skip
 
 
+def test_a_run_is_as_far_as_its_newest_checkpoint(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Where it was interrupted, it has saved more than it has logged."""
+    folder = make("s/interrupted", status="interrupted", settings={"trainer.steps": 5000})
+    (folder / "checkpoints").mkdir()
+    for name in ("last", "best-step-00004000", "step-00002173", "step-00002000", "step-x"):
+        (folder / "checkpoints" / f"{name}.safetensors").touch()
+    (run,) = gather([tmp_path / "s"]).runs
+    assert run.progress == "2173/5000"
+
+
 def test_runs_without_a_result_are_listed_with_the_reason(
     make: Callable[..., Path], metarun: Metarun, tmp_path: Path
 ) -> None:

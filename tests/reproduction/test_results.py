@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from metarun.config.compose import composed, register_schemas
+from metarun.episodes.identity import identity_of
 from metarun.reproduction import measured
 from metarun.reproduction.measured import read_measured
 from metarun.reproduction.page import as_json, line, page
@@ -17,6 +19,7 @@ from metarun.reproduction.results import Result, result_of
 from metarun.reproduction.rows import CPU, FULL, Published, Row, experiment, rows
 from metarun.system.files import write_json
 from metarun.system.untrusted import UntrustedError
+from metarun.training.setup import build
 from tests.reporting.test_report import make
 
 __all__ = ["make"]
@@ -168,6 +171,35 @@ def test_less_than_a_figure_from_elsewhere_does_not_take_its_place(
     result = result_of(tmp_path / "here", ROW, FULL, known)
     assert result.measured == there.measured and result.verdict == there.verdict
     assert result.state.endswith(f"runs that are here do not count: {why}")
+
+
+def test_a_row_run_on_other_data_has_no_verdict(make: Make, tmp_path: Path) -> None:
+    """As with files of another data set in the folder that data.root names."""
+    row = replace(ROW, contents=("sha256:07692e0080da",))
+    folder = make("demo/s0")
+    path = folder / "result.json"
+    found = json.loads(path.read_text())
+    for digest, changed in (("07692e0080da" + "0" * 52, ()), ("f" * 64, ("f" * 12,))):
+        found["test"]["data_identity"] = f"sha256:{digest}"
+        path.write_text(json.dumps(found))
+        result = result_of(tmp_path, row, FULL)
+        assert result.changed == tuple(f"other data (sha256:{name})" for name in changed)
+        assert (result.verdict is None) == bool(changed)
+    entry = entry_of(result, tmp_path / "results.json")
+    there = result_of(tmp_path / "nothing", row, FULL, read_measured(tmp_path / "results.json"))
+    assert there.changed == result.changed and "no verdict: run with other data" in line(there)
+    del entry["contents"]  # as of before they were written down
+    (tmp_path / "results.json").write_text(json.dumps([entry]))
+    known = read_measured(tmp_path / "results.json")
+    assert result_of(tmp_path / "nothing", row, FULL, known).verdict is not None
+
+
+@pytest.mark.parametrize("name", ["maml_omniglot_5w1s", "protonet_omniglot_5w1s"])
+def test_the_data_of_omniglots_rows_are_all_its_characters(real_data: Path, name: str) -> None:
+    register_schemas()
+    settings = [f"experiment={name}", f"data.root={real_data}"]
+    content = identity_of(build(composed("train", settings), torch.device("cpu")).source)
+    assert content[:19] in rows()[name].contents
 
 
 def test_a_copy_of_a_run_is_no_other_seed(make: Make, tmp_path: Path) -> None:
