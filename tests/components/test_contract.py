@@ -129,6 +129,7 @@ def test_a_bias_before_normalisation_is_not_named(caplog: pytest.LogCaptureFixtu
         "backbone.width=4",
         "trainer.meta_batch=2",
         "engine.precision=float64",
+        "engine.compile=none",
     ]
     setup = build(config_of(*settings), torch.device("cpu"))
     meta_step(setup, fresh(setup))

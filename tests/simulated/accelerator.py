@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental import proxy_tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_map_only
 from torch.utils.backend_registration import (
     _DummyBackendModule,
     _setup_privateuseone_for_python_backend,
@@ -160,9 +160,10 @@ def _called(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What an operation gives that has tensors of the device, or makes some."""
-    leaves, structure = tree_flatten((args, kwargs))
-    there = [x for x in leaves if isinstance(x, OnDevice)]
-    here = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, OnDevice)]
+    tensors: list[Tensor] = []
+    own_args, own_kwargs = _plain(args, tensors), _plain(kwargs, tensors)
+    there = [x for x in tensors if isinstance(x, OnDevice)]
+    here = [x for x in tensors if not isinstance(x, OnDevice)]
     to = kwargs.get("device")
     leaves_it = bool(there) and to is not None and torch.device(to).type != NAME
     if func in COPIES:
@@ -179,8 +180,6 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _happened("wait", func)
     if func is aten._efficientzerotensor.default:  # the key that would fill it is above ours
         func = aten.zeros.default
-    plain = [_plain(x) for x in leaves]
-    own_args, own_kwargs = tree_unflatten(plain, structure)
     found = func(*own_args, **own_kwargs)
     if _captured is not None:
         _captured.append(Operation(func, own_args, own_kwargs, found))
@@ -188,13 +187,23 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return found
     if func is aten.copy_.default and not isinstance(args[0], OnDevice):
         return args[0]
-    wrapped = tree_map_only(Tensor, OnDevice, found)
+    one = isinstance(found, Tensor)
+    wrapped = OnDevice(found) if one else tree_map_only(Tensor, OnDevice, found)
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
 
-def _plain(x: Any) -> Any:
-    if isinstance(x, OnDevice):
-        return x.held
+def _plain(x: Any, tensors: list[Tensor]) -> Any:
+    """An argument with values in place of tensors of the device; tensors are put into the list.
+
+    torch's pytrees would take most of the time that the catalogue takes.
+    """
+    if isinstance(x, Tensor):
+        tensors.append(x)
+        return x.held if isinstance(x, OnDevice) else x
+    if isinstance(x, tuple | list):
+        return type(x)([_plain(item, tensors) for item in x])
+    if isinstance(x, dict):
+        return {name: _plain(item, tensors) for name, item in x.items()}
     if isinstance(x, torch.device) and x.type == NAME:
         return torch.device("cpu")
     return x
