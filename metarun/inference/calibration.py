@@ -26,6 +26,8 @@ BINS = 15  # of confidence, as Guo et al.
 SLACK = 1e-9  # of a sum of weights, for its rounding
 LEAST_LOG = -100.0  # of a probability in the fit: a single zero would decide it
 LOG_TEMPERATURES = (-6.0, 6.0)
+"""Within which the fit looks, of the temperature in units of how far scores are below the
+largest of their query. Beyond, probabilities are those of a guess, or all but 0 and 1."""
 
 
 class Bin(NamedTuple):
@@ -48,17 +50,22 @@ def fit_temperature(scores: Tensor, labels: Tensor) -> float:
     """The T for which softmax(scores / T) has the least cross entropy (Guo et al., equation 9).
 
     Args:
-        scores: (…, way).
+        scores: (…, way), of any scale.
         labels: int64 (…).
     """
     flat, truth = scores.double().flatten(0, -2), labels.flatten()
+    below = flat.amax(1, keepdim=True) - flat
+    spread = float(below[below.isfinite()].mean())
+    if not 0 < spread < math.inf:
+        return 1.0  # scores that are all the same say nothing at any temperature
+    flat = flat / spread
 
     def cross_entropy(log_temperature: float) -> float:
         logs = (flat / math.exp(log_temperature)).log_softmax(1).clamp_min(LEAST_LOG)
         return float(-logs.gather(1, truth[:, None]).mean())
 
     found = minimize_scalar(cross_entropy, bounds=LOG_TEMPERATURES, method="bounded")
-    return math.exp(float(found.x))
+    return spread * math.exp(float(found.x))
 
 
 def reliability(probabilities: Tensor, labels: Tensor) -> list[Bin]:

@@ -54,8 +54,8 @@ def _spread(source: ImageEpisodes, split: str) -> Tensor:
     store = source.stores[split]
     ranges = zip(store.starts.tolist(), store.sizes.tolist(), strict=True)
     everything = torch.cat([torch.arange(start, start + size) for start, size in ranges])
-    step = max(1, len(everything) // PICTURES)
-    chosen = everything[::step][:PICTURES]
+    count = min(PICTURES, len(everything))
+    chosen = everything[torch.arange(count) * len(everything) // count]
     return _coarse(source.values(store.take(chosen.to(store.sizes.device))))
 
 
@@ -64,5 +64,7 @@ def _coarse(inputs: Tensor) -> Tensor:
 
 
 def _nearest(rows: Tensor, others: Tensor) -> Tensor:
-    nearest: Tensor = torch.cdist(rows, others).amin(1) / rows.shape[1] ** 0.5
+    # By differences: a product of matrices would leave a picture some way from itself.
+    apart: Tensor = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest: Tensor = apart.amin(1) / rows.shape[1] ** 0.5
     return nearest

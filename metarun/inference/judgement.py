@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -21,7 +22,7 @@ from metarun.system.files import cache_dir, write_atomically
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # raise when the same run would be judged otherwise: it names the file
+VERSION = 3  # raise when the same run would be judged otherwise: it names the file
 
 
 class Judgement(NamedTuple):
@@ -46,12 +47,23 @@ class Judgement(NamedTuple):
         far = unfamiliarity(inputs, self.compared).tolist()
         return [
             [
-                "|".join(name for name, inside in zip(names, row, strict=True) if inside),
+                joined([name for name, inside in zip(names, row, strict=True) if inside]),
                 "none" if strange else "",
                 f"{percent:.1f}",
             ]
             for row, strange, percent in zip(sets, none, far, strict=True)
         ]
+
+
+def joined(names: Sequence[str]) -> str:
+    """Labels as one text, with | between them; a | or a backslash within one has a backslash."""
+    return "|".join(re.sub(r"([\\|])", r"\\\1", name) for name in names)
+
+
+def labels_in(text: str) -> list[str]:
+    """The labels of a text that `joined` has made of some."""
+    found = re.findall(r"(?:\\.|[^\\|])+", text)
+    return [re.sub(r"\\(.)", r"\1", name) for name in found]
 
 
 COLUMNS = ("set", "none_of_these", "unfamiliarity")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from metarun.components.algo.adapting import Predictor
 from metarun.errors import ConfigError, DataError
 from metarun.inference.calibrated import too_few
-from metarun.inference.judgement import Judgement
+from metarun.inference.judgement import Judgement, labels_in
 from metarun.inference.outcomes import checked
 from metarun.inference.support import Labelled, read_pictures
 from metarun.inference.trained import Trained
@@ -90,7 +90,7 @@ def trust(found: Predictions, judgement: Judgement | None) -> list[str]:
         ]
     sets, none, far = zip(*found.judged, strict=True)
     middle = torch.tensor(list(map(float, far))).quantile(0.5)
-    sizes = [row.count("|") + 1 if row else 0 for row in sets]
+    sizes = [len(labels_in(row)) for row in sets]
     own, coverage, alarms = judgement.calibration, judgement.coverage, judgement.false_alarms
     return [
         f"calibrated on {len(own.misfits)} validation tasks of so many classes and examples, with "

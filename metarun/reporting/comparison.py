@@ -67,7 +67,8 @@ class Comparison:
     Attributes:
         difference: None where they cannot be compared, for the `reason`.
         p: the p-value of `difference` after Holm's correction over the comparisons of the board.
-        level: at which Holm's procedure has tested it: 0.05 over the comparisons that were left.
+        level: that its p must be below: 0.05 over the comparisons that Holm's procedure had left
+            when it came to this one, or where it stopped before.
     """
 
     first: Group
@@ -96,11 +97,13 @@ def compare(board: Board) -> list[Comparison]:
     found = [difference(first, second, higher) for first, second in pairs]
     tested = sorted((d.p, i) for i, d in enumerate(found) if isinstance(d, Difference))
     corrected = {i: (math.nan, LEVEL) for i in range(len(found))}
-    largest = 0.0
+    largest, level = 0.0, LEVEL
     for rank, (p, i) in enumerate(tested):
         left = len(tested) - rank
+        if largest < LEVEL:  # the procedure goes on
+            level = LEVEL / left
         largest = max(largest, min(1.0, left * p))
-        corrected[i] = (largest, LEVEL / left)
+        corrected[i] = (largest, level)
     return [
         Comparison(
             first, second,

@@ -35,6 +35,22 @@ def refuse_way(config: TrainConfig, kind: str) -> None:
         )
 
 
+FROM_THE_SECOND_STEP = {
+    "sgd": ("momentum",),
+    "rmsprop": ("momentum",),
+    "rprop": ("eta_minus", "eta_plus"),
+    "adagrad": ("lr_decay",),
+    "adam": ("beta1", "beta2", "amsgrad"),
+    "adamw": ("beta1", "beta2", "amsgrad"),
+    "adamax": ("beta1", "beta2"),
+    "nadam": ("beta2",),
+    "radam": ("beta1", "beta2"),
+    "adafactor": ("beta2_decay",),
+    "asgd": ("alpha",),
+}
+"""Settings of inner optimizers that the first step does not depend on, but for rounding."""
+
+
 def without_effect(config: TrainConfig, kind: str, outputs: int) -> list[str]:
     """Settings that were given and change nothing, each with the reason, as `key=value (reason)`.
 
@@ -43,7 +59,8 @@ def without_effect(config: TrainConfig, kind: str, outputs: int) -> list[str]:
         outputs: of the network.
     """
     told = []
-    for key, reason in _reasons(config, kind, outputs).items():
+    reasons = _reasons(config, kind, outputs) | _reasons_of_steps(config)
+    for key, reason in reasons.items():
         group, _, name = key.partition(".")
         part = getattr(config, group)
         value = getattr(part, name, None)
@@ -69,6 +86,20 @@ def _is_preset(config: TrainConfig, group: str, name: str) -> bool:
     parts = (config.algo, config.data, config.backbone)
     presets = [getattr(part, "usual", {}).get(group, {}) for part in parts]
     return any(name in preset and preset[name] == value for preset in presets)
+
+
+def _reasons_of_steps(config: TrainConfig) -> dict[str, str]:
+    """The same, for settings of inner steps that are not taken."""
+    algo, inner = config.algo, config.inner_opt
+    found = {}
+    if isinstance(algo, DescentConfig) and max(algo.inner_steps, algo.eval_inner_steps) <= 1:
+        later = (
+            () if getattr(inner, "nesterov", False) else FROM_THE_SECOND_STEP.get(inner.name, ())
+        )
+        found = {f"inner_opt.{name}": "the first inner step is the only one" for name in later}
+    if inner.name == "asgd":
+        found["inner_opt.t0"] = "the average of the steps is not used"
+    return found
 
 
 def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:

@@ -101,6 +101,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
             )
             if content is not None:
                 _check_resumed(content["config"], plain, folder)
+                _check_kept(content, plain["trainer"]["keep_best"])
                 check_resumed(setup, content, directory)
 
         with ranks.together():
@@ -207,3 +208,14 @@ def _check_resumed(stored: dict[str, Any], config: dict[str, Any], folder: Path)
                 f"there, {here.get(key)} here): choose another hydra.run.dir"
             )
     check_length(there, here, folder)
+
+
+def _check_kept(content: dict[str, Any], keep_best: int) -> None:
+    """Refuse to keep more of the best checkpoints than before, once some may have been dropped."""
+    before = content["config"]["trainer"].get("keep_best", 1)
+    if keep_best > before and len(content["top"]) >= before:
+        raise ConfigError(
+            f"trainer.keep_best={keep_best}: the run has kept {before} of its best checkpoints so "
+            "far, and the next best are gone: later ones in their place would not be the best of "
+            f"the run. Keep trainer.keep_best={before}, or choose another hydra.run.dir"
+        )

@@ -20,13 +20,14 @@ from torch import Tensor
 from metarun.components.data.lake import LakeRuns
 from metarun.config.trained import EvalConfig
 from metarun.episodes.source import ImageEpisodes
-from metarun.episodes.store import from_equal_classes
+from metarun.episodes.store import ClassStore, from_equal_classes
 from metarun.errors import ConfigError, RunError
 from metarun.inference import calibration
 from metarun.inference.calibrated import calibrate, measured, refuse_calibration, too_few
 from metarun.inference.classifier import FewShotClassifier
 from metarun.inference.diagram import reliability_diagram
 from metarun.inference.familiarity import familiar, unfamiliarity
+from metarun.inference.judgement import joined, labels_in
 from metarun.inference.outcomes import Outcomes, each_task, outcomes
 from metarun.inference.trained import load
 from tests.conftest import Metarun
@@ -58,6 +59,10 @@ def test_the_temperature_is_where_the_cross_entropy_is_least() -> None:
         return float(log_loss(found.labels.flatten(), probabilities))
 
     assert theirs(own) < min(theirs(own * 1.01), theirs(own / 1.01))
+    for scale in (1e-5, 1e5):  # as of squared distances, which have no natural one
+        scaled = calibration.fit_temperature(found.scores * scale, found.labels)
+        assert scaled == pytest.approx(own * scale, rel=1e-6)
+    assert calibration.fit_temperature(torch.ones(2, 3, 4), torch.zeros(2, 3).long()) == 1.0
     zero = torch.tensor([[[0.0, -math.inf], [0.0, 0.5]]])  # a probability of 0
     assert math.isfinite(calibration.fit_temperature(zero, torch.tensor([[1, 0]])))
 
@@ -251,6 +256,31 @@ def test_unfamiliarity_is_the_share_of_validation_pictures_that_are_nearer(tmp_p
     training = setup.source.values(setup.source.stores["train"].images[:1])
     assert float(unfamiliarity(training, compared)) == 0  # it is one of them
     assert float(unfamiliarity(1 - validation, compared).min()) == 100  # black paper
+
+
+@pytest.mark.parametrize("each", [95, 150])  # 1.9 and 3 times as many pictures as are compared
+def test_unfamiliarity_knows_all_classes_of_training(each: int) -> None:
+    """A picture of the last class is as familiar as one of the first."""
+    grey = torch.arange(20, dtype=torch.uint8) * 10
+
+    def store(classes: int, count: int) -> ClassStore:
+        images = grey[:classes, None, None, None, None].expand(-1, count, 1, 28, 28)
+        return from_equal_classes(images, list(map(str, range(classes))))
+
+    stores = {"train": store(20, each), "val": store(5, 20), "test": store(5, 20)}
+    device = torch.device("cpu")
+    source = ImageEpisodes(stores, way=2, shot=1, query=1, seed=0, device=device)
+    compared = familiar(source)
+    assert len(compared.training) == 1000
+    own = source.values(grey[:, None, None, None].expand(-1, 1, 28, 28))
+    assert unfamiliarity(own, compared).tolist() == [0.0] * 20
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["a"], ["a|b", "c"], ["a\\", "|", "b\\|c|"], ["kitten", "puppy", "a b"]]
+)
+def test_a_set_of_labels_is_read_back_as_it_was(names: list[str]) -> None:
+    assert labels_in(joined(names)) == names
 
 
 def test_an_evaluation_says_what_its_probabilities_are_worth(

@@ -134,6 +134,23 @@ def test_holm_is_that_of_the_paper() -> None:
     assert sorted(one.level for one in found) == pytest.approx([0.05 / 3, 0.05 / 2, 0.05])
 
 
+def test_a_number_that_is_there_already_does_not_decide() -> None:
+    """A comparison behind one at which Holm's procedure stopped is held to the level of that."""
+    rng, blocked = np.random.default_rng(5), 0
+    for _ in range(400):
+        scores = rng.normal(0.79, 0.008, (3, 5, 2)) - 0.004 * np.arange(3)[:, None, None]
+        groups = [group(name, own) for name, own in zip("abc", scores, strict=True)]
+        found = compare(Board("", "accuracy", groups, []))
+        for one in found:
+            assert one.difference is not None
+            assert one.decided == (one.difference.p < one.level)
+            if not one.decided and one.difference.value:
+                needed = units_to_decide(one.difference, one.level)
+                assert needed is None or needed > one.difference.count
+            blocked += not one.decided and one.difference.p < 0.05
+    assert blocked > 20
+
+
 def test_of_many_groups_the_first_is_compared_with_the_others() -> None:
     rng = np.random.default_rng(3)
     groups = [group(str(g), rng.normal(0.5, 0.1, (2, 5))) for g in range(7)]

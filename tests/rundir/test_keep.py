@@ -119,3 +119,16 @@ def test_a_run_keeps_what_it_is_told_and_may_be_told_otherwise_when_resumed(
     assert "trainer.keep_every=3: must be a multiple of trainer.checkpoint_every=2" in (
         refused.stderr
     )
+
+
+def test_more_of_the_best_are_not_kept_than_from_the_start(
+    tmp_path: Path, metarun: Metarun
+) -> None:
+    """What has been dropped may be better than what comes: an ensemble would not be of the best."""
+    metarun(*TINY, "trainer.steps=6", "trainer.keep_best=2")
+    refused = metarun(*TINY, "trainer.steps=10", "trainer.keep_best=3", code=2).stderr
+    assert "trainer.keep_best=3: the run has kept 2 of its best checkpoints so far" in refused
+    metarun(*TINY, "trainer.steps=10", "trainer.keep_best=1")
+    assert len(checkpoint.load(tmp_path / "run/checkpoints/last.safetensors")["top"]) == 1
+    refused = metarun(*TINY, "trainer.steps=12", "trainer.keep_best=2", code=2).stderr
+    assert "the run has kept 1 of its best" in refused

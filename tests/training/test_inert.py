@@ -1,14 +1,18 @@
 """Settings that change nothing are refused or named."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
+from torch import Tensor
 
-from metarun.config.catalogue import Component, components
+from metarun.components.inner_opt.base import OF_THE_ALGORITHM, InnerOptConfig
+from metarun.config.catalogue import Component, components, schemas
 from metarun.errors import ConfigError
-from metarun.training.inert import refuse_way, without_effect
+from metarun.training.evaluation import evaluate_split
+from metarun.training.inert import FROM_THE_SECOND_STEP, refuse_way, without_effect
 from metarun.training.loop import meta_step
+from metarun.training.setup import build
 from metarun.training.state import fresh
 from tests.cli.test_cli import SHORT
 from tests.conftest import Metarun
@@ -20,6 +24,7 @@ def named(*overrides: str, kind: str = "classification", outputs: int = 5) -> li
     return [text.partition("=")[0] for text in told]
 
 
+ONE = "algo.inner_steps=1 algo.eval_inner_steps=1"
 INERT = {  # setting -> a command with it that does without it, and one that does not
     "engine.last=3": ("", "engine.gradient=truncated"),
     "engine.block=3": ("engine.gradient=mixed", "engine.gradient=checkpoint"),
@@ -38,6 +43,10 @@ INERT = {  # setting -> a command with it that does without it, and one that doe
     "inner_opt.decoupled_weight_decay=true": (
         "inner_opt=adam", "inner_opt=adam inner_opt.weight_decay=1",
     ),
+    "inner_opt.momentum=0.5": (ONE, "algo.eval_inner_steps=2"),
+    "inner_opt.eta_plus=5": (f"{ONE} inner_opt=rprop", "inner_opt=rprop"),
+    "inner_opt.beta1=0.5": (f"{ONE} inner_opt=adam", "inner_opt=adam"),
+    "inner_opt.t0=3": ("inner_opt=asgd algo.inner_steps=9", ""),
     "outer_opt.min_lr=0.0001": ("", "outer_opt.schedule=cosine"),
     "backbone.width=3": ("backbone.widths=[3,4,5,6]", ""),
     "backbone.drop_size=3": ("backbone=resnet12", "backbone=resnet12 backbone.drop=0.1"),
@@ -54,7 +63,8 @@ INERT = {  # setting -> a command with it that does without it, and one that doe
 def test_a_setting_without_effect_is_named_and_one_with_it_is_not(setting: str) -> None:
     without, with_it = (command.split() for command in INERT[setting])
     assert named(*without, setting) == [setting.partition("=")[0]]
-    assert named(*with_it, setting) == []
+    if with_it:
+        assert named(*with_it, setting) == []
     assert named(*without) == []
 
 
@@ -140,3 +150,47 @@ def test_minibatches_are_of_training_tasks_too() -> None:
     assert any("algo.inner_batch=10" in words for words in told)
     config = config_of(*settings, "task.train.shot=10")
     assert not any("inner_batch" in words for words in without_effect(config, "classification", 5))
+
+
+FREE = ("eps2", "step_size_min", "step_size_max", "d")  # limits that these steps do not reach
+OF_THEIR_OWN = {
+    "radam": ("beta2", "eps"),  # of steps that are rectified: from the sixth on
+    "adafactor": ("clip_norm", "clip_value"),  # its first step is as long for all gradients
+}
+OTHER = {"d": 1.5, "eta_plus": 1.5, "eps": 0.1, "nesterov": None}  # values that are allowed
+
+
+@pytest.mark.parametrize("inner_opt", [*FROM_THE_SECOND_STEP, "adadelta"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_every_setting_of_an_inner_optimizer_changes_a_run_or_is_named(
+    inner_opt: str, steps: int
+) -> None:
+    base = ["data=sinusoid", "backbone=mlp", "backbone.hidden=[5]", "trainer.meta_batch=2",
+            f"inner_opt={inner_opt}", f"algo.inner_steps={steps}",
+            f"algo.eval_inner_steps={steps}", "engine.precision=float64"]  # fmt: skip
+    base += ["inner_opt.lr=5.0"] * (inner_opt == "rprop")  # it turns back
+    schema = schemas("inner_opt")[inner_opt]
+    of_all = {*OF_THE_ALGORITHM, *(own.name for own in fields(InnerOptConfig))}
+    plain = losses(base)
+    for own in fields(schema):
+        value = OTHER.get(own.name, other_than(own.default))
+        allowed = own.name not in (*of_all, *FREE, *OF_THEIR_OWN.get(inner_opt, ()))
+        if not allowed or value is None:
+            continue
+        given = [*base, f"inner_opt.{own.name}={value}"]
+        same = torch.allclose(losses(given), plain, rtol=1e-11, atol=0)
+        told = without_effect(config_of(*given), "regression", 1)
+        assert same == bool(told), f"{own.name}={value}: {told}"
+
+
+def other_than(default: object) -> object:
+    if isinstance(default, bool):
+        return str(not default).lower()
+    return 0.7 * default or 0.3 if isinstance(default, float) else 0.01
+
+
+def losses(settings: list[str]) -> Tensor:
+    """Those of test tasks after each inner step, as the weights begin."""
+    setup = build(config_of(*settings, "engine.compile=none"), torch.device("cpu"))
+    meta = fresh(setup).meta
+    return evaluate_split(setup, setup.trace, meta, "test", 4, lambda done: None).losses
