@@ -124,6 +124,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         log.info("run directory %s, device %s%s, %s", directory, device, each, tasks)
         if setup.algorithm.steps is not None:
             _tell_of_other_inner_steps(*setup.algorithm.steps)
+        _tell_of_hessians(setup)
         if not setup.algorithm.learns:
             log.info(
                 "algo=%s meta-learns nothing: there are no meta-steps, and %strainer.steps, "
@@ -184,6 +185,30 @@ def _tell_of_other_inner_steps(own: int, later: int) -> None:
             "(algo.eval_inner_steps)",
             own,
             later,
+        )
+
+
+SLOW_HESSIAN = 256
+"""Elements from which on a Hessian in each inner step takes longer than all else."""
+
+
+def _tell_of_hessians(setup: "Setup") -> None:
+    """Newton's method is for a head: on a whole network it takes minutes without a word."""
+    inner, adapted = setup.config.inner_opt, setup.algorithm.adapted or ()
+    if any(part.get("joint") is False for part in (vars(inner), *inner.groups)):
+        log.warning(
+            "joint=false takes the rows of a parameter as independent of each other; those of a "
+            "network are not, so the steps are not those of Newton's method"
+        )
+    shapes = dict(setup.model.named_parameters())
+    size = sum(shapes[name].numel() for name in adapted if name in shapes)
+    if getattr(inner, "joint", False) and size >= SLOW_HESSIAN:
+        log.warning(
+            "inner_opt=%s takes a Hessian of %d x %d in each inner step of each task, which is "
+            "slow; algo.adapt=[head.*] adapts the head alone",
+            inner.name,
+            size,
+            size,
         )
 
 

@@ -506,6 +506,17 @@ def test_fewer_inner_steps_in_evaluation_than_in_training_are_told(metarun: Meta
     assert "inner steps in training" not in told
 
 
+def test_hessians_that_are_large_or_of_rows_are_told(metarun: Metarun) -> None:
+    common = ("train", "data=sinusoid", "backbone=mlp", "backbone.hidden=[16,16]",
+              "inner_opt=newton", "algo.inner_steps=1", "algo.eval_inner_steps=1",
+              "trainer.steps=1", "trainer.meta_batch=1", "trainer.eval_episodes=2",
+              "trainer.test_episodes=2")  # fmt: skip
+    assert "takes a Hessian of 321 x 321 in each inner step" in metarun(*common).stderr
+    assert "Hessian" not in metarun(*common, "algo.adapt=[head.*]").stderr
+    by_rows = metarun(*common, "inner_opt.joint=false").stderr
+    assert "Hessian" not in by_rows and "the steps are not those of Newton's method" in by_rows
+
+
 def test_the_folder_where_a_command_was_typed_is_never_removed(
     metarun: Metarun, tmp_path: Path
 ) -> None:
