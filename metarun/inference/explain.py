@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metarun.components.algo.padding import known as belongs
 from metarun.episodes.source import Episodes
 from metarun.errors import ConfigError, DataError
 from metarun.inference.predict import inputs_of_run
@@ -41,7 +42,7 @@ class Explained(NamedTuple):
 
 
 def task_of_run(trained: Trained, split: str, episode: int) -> Episodes:
-    """A task of a run.
+    """A task of a run, without what pads an uneven one.
 
     Args:
         trained: the run, with its data.
@@ -55,7 +56,14 @@ def task_of_run(trained: Trained, split: str, episode: int) -> Episodes:
     shape = source.input_shape
     if source.kind != "classification" or len(shape) != 3 or shape[0] not in (1, 3):
         raise ConfigError(f"explain draws tasks of pictures, which data={name} does not have")
-    return Episodes(*(part[0] for part in source.sample(split, episode, 1)))
+    task = Episodes(*(part[0] for part in source.sample(split, episode, 1)))
+    support, queries = belongs(task.support_y), belongs(task.query_y)
+    return Episodes(
+        task.support_x[support],
+        task.support_y[support],
+        task.query_x[queries],
+        task.query_y[queries],
+    )
 
 
 def task_of_folder(
@@ -111,8 +119,10 @@ def explain(trained: Trained, task: Episodes, names: tuple[str, ...] = ()) -> Ex
         )
     known = task.query_y != UNKNOWN
     truth = task.query_y[known]
+    # No label of a query matters to what is predicted, but that of padding, which is left out.
+    asked = task._replace(query_y=task.query_y.clamp(min=0))
     with torch.no_grad():
-        outputs = setup.algorithm.outputs(trained.meta, task)
+        outputs = setup.algorithm.outputs(trained.meta, asked)
         found = [setup.objective.loss(one[known], truth) for one in outputs]
         scores = [setup.objective.score(one[known], truth) for one in outputs]
     return Explained(

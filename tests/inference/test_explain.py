@@ -60,6 +60,31 @@ def test_a_task_of_own_pictures_is_drawn(metarun: Metarun, tmp_path: Path) -> No
     assert judged_and_open(tmp_path / "mixed.png") == (True, True)
 
 
+@pytest.mark.parametrize("algo", ["protonet", "maml"])
+def test_padding_is_no_query_and_unknown_queries_count(tmp_path: Path, algo: str) -> None:
+    """Of a run whose tasks are uneven: both have the label -1, and nothing else in common."""
+    shape = ("task.way=4", "task.min_way=2", "task.shot=3", "task.min_shot=1")
+    setup = write_run(tmp_path / "run", *GLYPHS, f"algo={algo}", *shape)
+    trained = load(tmp_path / "run", with_data=True)
+    tasks = [task_of(setup, number, "test") for number in range(8)]
+    number = next(n for n, task in enumerate(tasks) if (task.query_y < 0).any())
+    found = explain.explain(trained, explain.task_of_run(trained, "test", number))
+    assert found.known.all() and len(found.known) == int((tasks[number].query_y >= 0).sum())
+    assert len(found.task.support_x) == int((tasks[number].support_y >= 0).sum())
+    trace = setup.algorithm.trace(trained.meta, tasks[number])
+    torch.testing.assert_close(found.losses, trace.query_loss.double())
+    assert torch.equal(found.scores, trace.query_score.double())
+    x = torch.rand(3, *found.task.query_x.shape[1:])  # strangers share the batch's moments
+    task = found.task._replace(
+        query_x=torch.cat([found.task.query_x, x]),
+        query_y=torch.cat([found.task.query_y, torch.full((3,), explain.UNKNOWN)]),
+    )
+    scores = trained.adapt(task.support_x, task.support_y, 4)(task.query_x)
+    there = explain.explain(trained, task).probabilities[-1]
+    torch.testing.assert_close(there, scores.softmax(1), check_dtype=False)
+    assert (there[-3:] > 0).sum(1).eq(found.task.support_y.unique().numel()).all()
+
+
 @pytest.mark.parametrize(("steps", "drawn"), [(0, [0]), (3, [0, 1, 2, 3]), (50, 8)])
 def test_a_long_inner_loop_is_drawn_in_part(steps: int, drawn: object) -> None:
     found = explain_sheet.steps_to_draw(steps)
