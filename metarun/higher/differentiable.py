@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metarun.higher.settings import Override, values_by_group
 from metarun.higher.utils import copy_tensor, map_leaves
+from metarun.unroll._torch import has_step_hooks
 from metarun.unroll.advice import explained
 from metarun.unroll.gradients.proof import try_once
 
@@ -76,6 +77,11 @@ class DifferentiableOptimizer(abc.ABC):
         grad_callback: GradCallback | None = None,
         track_higher_grads: bool = True,
     ) -> None:
+        if has_step_hooks(other):
+            raise ValueError(
+                "the optimizer has hooks (register_step_pre_hook, register_step_post_hook), which "
+                "no differentiable step calls: give grad_callback"
+            )
         index = {id(p): i for i, p in enumerate(reference_params)}
 
         def copied(x: Any) -> Any:

@@ -70,6 +70,16 @@ solve_operation: Any = torch.ops.aten._linalg_solve_ex.default
 """What `torch.linalg.solve_ex` is in an exported program."""
 
 
+def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether something is called before or after each step of an optimizer."""
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
+def has_gradient_hooks(tensor: torch.Tensor) -> bool:
+    """Whether something is called with the gradient of a tensor."""
+    return bool(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None))
+
+
 def inductor() -> tuple[Any, Any]:
     """inductor's settings and `standalone_compile`. They take a second to import."""
     from torch._inductor import config, standalone_compile

@@ -486,3 +486,25 @@ def test_the_constructor_takes_a_callback_and_a_state_for_each_device() -> None:
     again = halved.step(loss_of(net, 1), params=params, grad_callback=lambda grads: grads)
     velocity = 0.9 * (0.9 * buffer + grads[0] / 2) + grads[0]
     assert_same(again[0], params[0] - 0.1 * velocity)
+
+
+def test_hooks_of_an_optimizer_are_refused() -> None:
+    net = model()
+    for register in ("register_step_pre_hook", "register_step_post_hook"):
+        optimizer = SGD(net.parameters(), lr=0.1)
+        getattr(optimizer, register)(lambda *given: None)
+        with pytest.raises(ValueError, match="the optimizer has hooks"):
+            get_diff_optim(optimizer, net.parameters())
+
+
+def test_a_hook_of_a_parameter_sees_its_meta_gradient_alone() -> None:
+    net, seen = model(), list[Tensor]()
+    x = torch.ones(2, next(net.parameters()).shape[1])
+    weight = next(net.parameters())
+    weight.register_hook(seen.append)
+    context = higher.innerloop_ctx(net, SGD(net.parameters(), lr=0.1), copy_initial_weights=False)
+    with context as (fnet, optimizer):
+        optimizer.step(fnet(x).square().sum())
+        assert not seen
+        fnet(x).square().sum().backward()
+    assert len(seen) == 1 and torch.equal(seen[0], weight.grad)

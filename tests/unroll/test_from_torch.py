@@ -153,6 +153,24 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
         from_torch(SGD(Model().parameters(), lr=0.1), Model())
 
 
+def test_hooks_that_would_not_be_called_are_refused() -> None:
+    model = Model()
+    for register in ("register_step_pre_hook", "register_step_post_hook"):
+        optimizer = SGD(model.parameters(), lr=0.1)
+        handle = getattr(optimizer, register)(lambda *given: None)
+        with pytest.raises(ValueError, match="the optimizer has hooks"):
+            from_torch(optimizer, model)
+        handle.remove()
+        from_torch(optimizer, model)
+    name, weight = next(iter(model.named_parameters()))
+    for register in ("register_hook", "register_post_accumulate_grad_hook"):
+        handle = getattr(weight, register)(lambda given: None)
+        with pytest.raises(ValueError, match=f"{name} has a hook on its gradient"):
+            from_torch(SGD(model.parameters(), lr=0.1), model)
+        handle.remove()
+        from_torch(SGD(model.parameters(), lr=0.1), model)
+
+
 def test_an_optimizer_without_counterpart_is_refused() -> None:
     model = Model()
     with pytest.raises(ValueError, match="LBFGS cannot be unrolled: it evaluates the loss"):

@@ -188,3 +188,39 @@ def test_compiled_steps_are_one_graph(kind: type[Optimizer]) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda p: run(optimizer, p, 2)[0], fullgraph=True, backend="eager")
     assert_same(compiled(start(kind)), run(optimizer, start(kind), 2)[0])
+
+
+@pytest.mark.parametrize(("kind", "options"), EVERY_CASE, ids=IDS)
+def test_extreme_gradients_do_what_they_do_in_torch(
+    kind: type[Optimizer], options: dict[str, Any]
+) -> None:
+    if kind is torch.optim.Muon or kind is torch.optim.Adafactor:
+        pytest.skip("each element of a matrix depends on all others")
+    grad = torch.tensor([float("nan"), float("inf"), -1e22, 1e-30, 0.0], dtype=torch.float32)
+    theirs = torch.nn.Parameter(torch.ones_like(grad))
+    theirs.grad = grad.clone()
+    optimizer = kind([theirs], **options)
+    optimizer.step()
+    ours = translate(kind, options)
+    start = {"w": torch.ones_like(grad)}
+    moved, _ = ours.update({"w": grad}, ours.init(start), start, ours.hyper)
+    torch.testing.assert_close(moved["w"], theirs.detach(), equal_nan=True)
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+def test_momentum_that_begins_later_does_so_as_in_torch(dampening: float) -> None:
+    theirs = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = torch.optim.SGD([theirs], lr=0.1, dampening=dampening)
+    ours = sgd(0.1, dampening=dampening)
+    params: dict[str, Any] = {"w": theirs.detach().clone()}
+    state = ours.init(params)
+    for step in range(6):
+        momentum = 0.9 if step in (1, 2, 4, 5) else 0.0
+        optimizer.param_groups[0]["momentum"] = momentum
+        theirs.grad = 2 * theirs.detach() - 1 + step
+        grads = {"w": 2 * params["w"] - 1 + step}
+        optimizer.step()
+        params, state = ours.update(grads, state, params, {**ours.hyper, "momentum": momentum})
+        torch.testing.assert_close(params["w"], theirs.detach(), rtol=0, atol=1e-12)
+        kept = torch_state(torch.optim.SGD, state["w"])
+        assert ("momentum_buffer" in kept) == (step > 0)

@@ -262,3 +262,20 @@ def test_factors_are_refused_unless_they_are_given_by_parameter() -> None:
         )
     with pytest.raises(ValueError, match="has kronecker_left, kronecker_right already"):
         precondition(optimizer, KRONECKER_PSD, params)
+
+
+def test_a_gradient_that_is_nan_clips_none_unclipped() -> None:
+    """The norm is NaN, so every step is, as in torch."""
+    grads = {"a": torch.tensor([float("nan")]), "b": torch.tensor([1000.0])}
+    params = {name: torch.zeros(1) for name in grads}
+    optimizer = clip_norm(sgd(0.1), 1.0)
+    moved, _ = optimizer.update(grads, optimizer.init(params), params, optimizer.hyper)
+    assert moved["a"].isnan() and moved["b"].isnan()
+
+
+@pytest.mark.parametrize("small", [torch.float32, torch.complex64])
+def test_clipping_keeps_the_type_of_each_parameter(small: torch.dtype) -> None:
+    params = {"a": torch.tensor(3.0, dtype=small), "b": torch.ones(2, dtype=F64)}
+    optimizer = clip_norm(sgd(0.1), 1.0)
+    moved, _ = optimizer.update(params, optimizer.init(params), params, optimizer.hyper)
+    assert {name: p.dtype for name, p in moved.items()} == {"a": small, "b": F64}

@@ -158,7 +158,7 @@ def safe_sqrt(x: Tensor) -> Tensor:
     the outer one puts the right value back; both are needed.
 
     Args:
-        x: any shape. Negative elements count as zero.
+        x: any shape. Negative elements count as zero; NaN stays NaN.
 
     Returns:
         √max(x, 0), elementwise.
@@ -170,8 +170,8 @@ def safe_sqrt(x: Tensor) -> Tensor:
         >>> torch.autograd.grad(safe_sqrt(x).sum(), x)
         (tensor([0.0000, 0.2500]),)
     """
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+    none = x <= 0
+    return torch.where(none, 0.0, torch.where(none, 1.0, x).sqrt())
 
 
 def safe_norm(x: Tensor) -> Tensor:

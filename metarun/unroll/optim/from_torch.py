@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metarun.unroll._torch import has_gradient_hooks, has_step_hooks
 from metarun.unroll.optim.base import Hyper, InnerOptimizer, Params, State
 from metarun.unroll.optim.optimizers import OPTIMIZERS
 from metarun.unroll.optim.partition import partition
@@ -138,8 +139,8 @@ def from_torch(
         The differentiable optimizer and the state to start it in.
 
     Raises:
-        ValueError: as `translate`; `params` has no names; or a parameter of the optimizer is not
-            among `params`.
+        ValueError: as `translate`; `params` has no names; a parameter of the optimizer is not
+            among `params`; the optimizer has hooks, or a gradient has.
 
     Example:
         >>> import torch
@@ -153,6 +154,11 @@ def from_torch(
         >>> end.params["w"].detach()  # 0.6 + 0.1 · 0.9 · 6
         tensor([1.1400])
     """
+    if has_step_hooks(optimizer):
+        raise ValueError(
+            "the optimizer has hooks (register_step_pre_hook, register_step_post_hook), which an "
+            "unroll does not call: change gradients by clip_norm, clip_value or precondition"
+        )
     named = list(params.named_parameters() if isinstance(params, nn.Module) else params)
     if any(not isinstance(pair, tuple) for pair in named):
         raise ValueError("from_torch needs names: give the module, or model.named_parameters()")
@@ -171,6 +177,12 @@ def from_torch(
                 raise ValueError(
                     f"group {index} of the optimizer has a parameter of shape {tuple(p.shape)} "
                     "that is not among those given: is it another model's?"
+                )
+            if has_gradient_hooks(p):
+                raise ValueError(
+                    f"{name_of[id(p)]} has a hook on its gradient (register_hook, "
+                    "register_post_accumulate_grad_hook), which an unroll does not call: change "
+                    "gradients by clip_norm, clip_value or precondition"
                 )
             if p.requires_grad:
                 owned[name_of[id(p)]] = p
@@ -232,6 +244,8 @@ def torch_state(kind: type[torch.optim.Optimizer], state: Any) -> dict[str, Any]
     kept: dict[str, Tensor] = {}
     for field, keys in _KEYS[kind].items():
         value = getattr(state, field)
+        if kind is torch.optim.SGD and not state.step:
+            continue  # its buffer begins with the first step that has momentum
         if isinstance(value, tuple):  # Adafactor's single statistic goes by its last name
             kept |= zip(keys[-1:] if len(value) == 1 else keys, value, strict=False)
         else:

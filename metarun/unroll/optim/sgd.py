@@ -21,7 +21,7 @@ class SGDState(NamedTuple):
 
     Attributes:
         momentum: the momentum buffer, of the parameter's shape; zeros without momentum.
-        step: () float64, the number of steps taken.
+        step: () float64, the steps that the buffer has taken in: none without momentum.
     """
 
     momentum: Tensor
@@ -83,12 +83,14 @@ def sgd(
 
     def rule(g: Tensor, state: SGDState, p: Tensor, h: ParamHyper) -> tuple[Tensor, SGDState]:
         g = decayed_gradient(signed(g, maximize), p, h["weight_decay"])
-        buffer, mu, damp = state.momentum, h["momentum"], h["dampening"]
-        if not is_off(mu):
-            # The first gradient enters undamped: torch's buffer starts as a copy of it.
-            fresh = g if is_off(damp) else torch.where(state.step == 0, g, (1 - damp) * g)
-            buffer = mu * buffer + fresh
-            g = g + mu * buffer if nesterov else buffer
+        mu, damp = h["momentum"], h["dampening"]
+        if is_off(mu):
+            return p - h["lr"] * g, state
+        # The first gradient enters undamped: torch's buffer starts as a copy of it, at the first
+        # step that has momentum.
+        fresh = g if is_off(damp) else torch.where(state.step == 0, g, (1 - damp) * g)
+        buffer = mu * state.momentum + fresh
+        g = g + mu * buffer if nesterov else buffer
         return p - h["lr"] * g, SGDState(buffer, state.step + 1)
 
     hyper = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}

@@ -59,7 +59,8 @@ def clip_norm(optimizer: InnerOptimizer, max_norm: float | Tensor) -> InnerOptim
         squares = [parts(g).square().sum() for g in grads.values()]
         norm = safe_sqrt(torch.stack(squares).sum()) if squares else torch.zeros(())
         return {
-            name: g * (hyper_for(hyper, "max_norm", name) / (norm + 1e-6)).clamp(max=1)
+            name: g
+            * (hyper_for(hyper, "max_norm", name) / (norm + 1e-6)).clamp(max=1).to(parts(g).dtype)
             for name, g in grads.items()
         }
 
