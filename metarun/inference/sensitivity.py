@@ -33,10 +33,9 @@ from metarun.episodes.reordered import Reordered
 from metarun.errors import ConfigError, DataError
 from metarun.inference.evaluate import default_tasks
 from metarun.rundir import checkpoint
-from metarun.rundir.interval import half_width95
 from metarun.training.data_check import check_evaluated
 from metarun.training.device import choose_device
-from metarun.training.evaluation import evaluate
+from metarun.training.evaluation import confidence95, evaluate, sources_of
 from metarun.training.setup import Setup, build, from_plain
 from metarun.training.state import restore_meta
 
@@ -225,7 +224,8 @@ def measure(
         on_progress(done + tasks)
 
     first, _, _ = run.scores({}, advance)
-    own = Row({}, float(first.mean()), _half_width(first), len(first))
+    turns = sources_of(run.base.source)
+    own = Row({}, float(first.mean()), confidence95(first, turns), len(first))
     yield own
     done += run.tasks
     for changes in protocols(run.base, run.config):
@@ -235,7 +235,7 @@ def measure(
     for count in run.config.fewer:
         if count < run.tasks:
             part = first[:count]
-            yield Row({TASKS: count}, float(part.mean()), _half_width(part), count)
+            yield Row({TASKS: count}, float(part.mean()), confidence95(part, turns), count)
 
 
 def to_do(run: Evaluated) -> int:
@@ -255,13 +255,11 @@ def _compared(
         scores, paired, spread = run.scores(changes, advance)
     except (ConfigError, DataError) as error:
         return Row(changes, reason=str(error))
-    row = Row(changes, float(scores.mean()), _half_width(scores), len(scores), spread=spread)
-    apart = _half_width(scores - first) if paired else math.hypot(row.ci95, own.ci95)
+    turns = sources_of(run.base.source)
+    half = confidence95(scores, turns)
+    row = Row(changes, float(scores.mean()), half, len(scores), spread=spread)
+    apart = confidence95(scores - first, turns) if paired else math.hypot(row.ci95, own.ci95)
     return replace(row, difference=row.score - own.score, difference_ci95=apart, paired=paired)
-
-
-def _half_width(values: Tensor) -> float:
-    return half_width95(float(values.std()) if len(values) > 1 else 0.0, len(values))
 
 
 def described(run: Evaluated, rows: list[Row]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from statistics import fmean, stdev
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,7 +21,7 @@ import yaml
 from metarun import __version__
 from metarun.errors import ConfigError, RunError
 from metarun.reporting.gather import Run, gather
-from metarun.rundir.interval import half_width95
+from metarun.rundir.interval import deviation_within, half_width95
 from metarun.system.files import write_atomically
 from metarun.system.untrusted import MOST_BYTES, read_regular
 
@@ -128,7 +128,8 @@ def _wrong(run: Run) -> Iterator[str]:
         if not math.isclose(mean, test.value, rel_tol=TOLERANCE, abs_tol=1e-12):
             yield f"{name}: {test.score} {test.value}, the mean of its tasks is {mean}"
         if len(test.by_task) > 1:
-            half = half_width95(stdev(test.by_task), len(test.by_task))
+            deviation = deviation_within(test.by_task, test.sources)
+            half = half_width95(deviation, len(test.by_task), test.sources)
             if test.ci95 is None or not math.isclose(half, test.ci95, rel_tol=1e-6, abs_tol=1e-12):
                 yield f"{name}: interval ± {test.ci95}, of its tasks it is ± {half}"
 

@@ -18,13 +18,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import fmean, stdev, variance
+from statistics import fmean
 
 from scipy.special import bdtr, stdtr, stdtrit
 
 from metarun.reporting.gather import Figures, Run
 from metarun.reporting.groups import HIGHER_IS_BETTER, Board, Group
-from metarun.rundir.interval import half_width95
+from metarun.rundir.interval import deviation_within, freedom, half_width95
 
 LEVEL = 0.05
 ALL_PAIRS = 6  # groups of which each is compared with each; of more, the first with the others
@@ -137,43 +137,58 @@ def difference(first: Group, second: Group, higher_is_better: bool) -> Differenc
     values = pairs[0] if len(seeds) == 1 else [fmean(found) for found in pairs]
     if len(values) < 2:
         return "one task of one seed has no spread"
-    within, each = 0.0, first.figures[0].unit
-    if len(seeds) > 1 and tasks > 1 and each == "task":
-        within = fmean(variance(found) / len(found) for found in pairs)
-    return of_units(values, each if len(seeds) == 1 else "seed", higher_is_better, within, tasks)
+    within, each, sources = 0.0, first.figures[0].unit, first.figures[0].sources
+    if len(seeds) == 1:
+        return of_units(values, each, higher_is_better, within, tasks, sources)
+    if tasks > 1 and each == "task":
+        within = fmean(deviation_within(found, sources) ** 2 / len(found) for found in pairs)
+    return of_units(values, "seed", higher_is_better, within, tasks)
 
 
 def furthest_apart(found: Comparison) -> tuple[Run, Run, dict[int, float]]:
-    """The tasks on which two groups differ most, each way.
+    """The tasks on which two runs of two groups differ most, each way.
 
     Args:
         found: of tasks that both have done.
 
     Returns:
-        The runs of the first seed that both have, and the difference of each of those tasks, by
-        the number of the task.
+        The runs of the seed with the largest difference on a task, and that of the tasks on which
+        they differ most, by the number of the task.
     """
     one, other = ({run.seed: run for run in group.runs} for group in (found.first, found.second))
-    seed = min(one.keys() & other.keys())
-    tests = [runs[seed].test for runs in (one, other)]
-    apart = dict(enumerate(_by_task(*(test for test in tests if test is not None))))
-    ends = {pick(apart, key=apart.__getitem__) for pick in (max, min)}
-    return one[seed], other[seed], {task: apart[task] for task in sorted(ends) if apart[task]}
+    apart: dict[int, dict[int, float]] = {}
+    for seed in sorted(one.keys() & other.keys()):
+        tests = [runs[seed].test for runs in (one, other)]
+        apart[seed] = dict(enumerate(_by_task(*(test for test in tests if test is not None))))
+    seed = max(apart, key=lambda seed: max(map(abs, apart[seed].values())))
+    own = apart[seed]
+    ends = {pick(own, key=own.__getitem__) for pick in (max, min)}
+    return one[seed], other[seed], {task: own[task] for task in sorted(ends) if own[task]}
 
 
 def of_units(
-    values: Sequence[float], unit: str, higher_is_better: bool, within: float, tasks: int
+    values: Sequence[float],
+    unit: str,
+    higher_is_better: bool,
+    within: float,
+    tasks: int,
+    sources: int = 1,
 ) -> Difference:
-    """The difference from its value in each seed or task; see `Difference`."""
-    value, deviation, count = fmean(values), stdev(values), len(values)
+    """The difference from its value in each seed or task; see `Difference`.
+
+    Args:
+        sources: that the values come from in turn.
+    """
+    value, deviation, count = fmean(values), deviation_within(values, sources), len(values)
     if deviation:
-        p = 2 * float(stdtr(count - 1, -abs(value) / (deviation / math.sqrt(count))))
+        free = freedom(count, sources)
+        p = 2 * float(stdtr(free, -abs(value) / (deviation / math.sqrt(count))))
     else:
         p = 0.0 if value else 1.0
     above, below = sum(v > 0 for v in values), sum(v < 0 for v in values)
     better, worse = (above, below) if higher_is_better else (below, above)
     sign_p = min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
-    ci95 = half_width95(deviation, count)
+    ci95 = half_width95(deviation, count, sources)
     return Difference(
         value, ci95, unit, count, p, better, worse, sign_p, deviation, within, tasks
     )  # fmt: skip

@@ -47,6 +47,7 @@ class Figures:
         inner_loop: whether it takes inner steps, with the inner optimizer.
         classes: that one model tells apart; None where tasks were solved.
         task_set: the name of the test tasks; None if it is not known.
+        sources: of the test tasks, which take turns.
     """
 
     score: str
@@ -64,6 +65,7 @@ class Figures:
     inner_loop: bool = True
     classes: int | None = None
     task_set: str | None = None
+    sources: int = 1
 
     @property
     def unit(self) -> str:
@@ -290,6 +292,7 @@ def _test(path: Path, settings: dict[str, Any]) -> Figures:
             inner_loop=test.get("inner_steps", 0) is not None,
             classes=None if classes is None else int(bounded(classes)),
             task_set=None if (named := test.get("task_set")) is None else clean(str(named))[:40],
+            sources=len(test.get("per_source", ())) or 1,
         )
     except KeyError as error:
         raise ValueError(f"result.json lacks {error}") from error

@@ -11,7 +11,7 @@ from torch import Tensor
 from metarun.components.algo.base import Objective, Trace
 from metarun.episodes.examples import LabelledExamples
 from metarun.episodes.source import EpisodeSource
-from metarun.rundir.interval import half_width95
+from metarun.rundir.interval import deviation_within, half_width95
 from metarun.system.ranks import ALONE, Ranks
 from metarun.training.setup import Setup
 from metarun.unroll import Meta
@@ -28,12 +28,14 @@ class Evaluation:
         each: what has a score of its own: "task", or "example" where one model is evaluated.
         scores: float64 (tasks, inner steps + 1), from before the first inner step.
         losses: likewise, the query loss.
+        sources: of the tasks, which take turns.
     """
 
     objective: Objective
     scores: Tensor
     losses: Tensor
     each: str = "task"
+    sources: int = 1
 
     @property
     def score(self) -> float:
@@ -43,7 +45,7 @@ class Evaluation:
     @property
     def ci95(self) -> float:
         """Half-width of the 95 % confidence interval of `score`."""
-        return confidence95(self.scores[:, -1])
+        return confidence95(self.scores[:, -1], self.sources)
 
     def summary(self) -> dict[str, Any]:
         """Plain values for a JSON file; keys carry the name of the score."""
@@ -54,7 +56,7 @@ class Evaluation:
             "episodes" if self.each == "task" else "examples": self.scores.shape[0],
             "inner_steps": self.scores.shape[1] - 1,
             f"{name}_per_inner_step": self.scores.mean(dim=0).tolist(),
-            "ci95_per_inner_step": [confidence95(column) for column in self.scores.T],
+            "ci95_per_inner_step": [confidence95(column, self.sources) for column in self.scores.T],
             "loss_per_inner_step": self.losses.mean(dim=0).tolist(),
             f"{name}_per_{self.each}": self.scores[:, -1].tolist(),
         }
@@ -70,10 +72,21 @@ class Evaluation:
         return found
 
 
-def confidence95(values: Tensor) -> float:
-    """Half-width of the 95 % confidence interval of the mean of independent values."""
+def confidence95(values: Tensor, sources: int = 1) -> float:
+    """Half-width of the 95 % confidence interval of the mean of independent values.
+
+    Args:
+        sources: that they come from in turn (`deviation_within`).
+    """
     count = values.numel()
+    if sources > 1 and count > 1:
+        return half_width95(deviation_within(values.double().tolist(), sources), count, sources)
     return half_width95(float(values.double().std()) if count > 1 else 0.0, count)
+
+
+def sources_of(source: EpisodeSource) -> int:
+    """How many sources the evaluated tasks come from in turn."""
+    return len(getattr(source, "names", ())) or 1
 
 
 def evaluate(
@@ -118,7 +131,7 @@ def evaluate(
     by_start = {start: trace for found in ranks.gather(own) for start, trace in found.items()}
     losses, scores = zip(*(by_start[start] for start in sorted(by_start)), strict=True)
     each = "example" if isinstance(source, LabelledExamples) else "task"
-    return Evaluation(objective, torch.cat(scores), torch.cat(losses), each)
+    return Evaluation(objective, torch.cat(scores), torch.cat(losses), each, sources_of(source))
 
 
 def evaluate_split(

@@ -16,6 +16,7 @@ from metarun.reporting.comparison import (
     Difference,
     compare,
     difference,
+    furthest_apart,
     of_units,
     tasks_to_decide,
     units_to_decide,
@@ -72,6 +73,39 @@ def test_95_of_100_intervals_have_the_true_difference(seeds: int, tasks: int) ->
         covered += abs(found.value - shift) <= found.ci95
     assert 0.93 < covered / many < 0.97
     assert abs(covered / many - 0.95) < 4 * math.sqrt(0.95 * 0.05 / many)
+
+
+@pytest.mark.parametrize("tasks", [40, 41])
+def test_what_sets_sources_apart_is_no_chance(tasks: int) -> None:
+    """Of tasks that two sources have in turn: one is easier, and one gains more by the method."""
+    rng, many = np.random.default_rng(7), 2000
+    gains = np.where(np.arange(tasks) % 2, 0.15, 0.05)
+    covered, widths, p_below = 0, [], 0
+    for _ in range(many):
+        noise = rng.normal(0, 0.03, (2, tasks))
+        first, second = (run(0, scores) for scores in (0.5 + gains + noise[0], 0.5 + noise[1]))
+        both = [
+            Group({}, [replace(one, test=replace(one.test, sources=2))], name, {"algo.name": name})
+            for name, one in (("a", first), ("b", second))
+            if one.test is not None
+        ]
+        found = difference(both[0], both[1], True)
+        assert isinstance(found, Difference)
+        true = float(gains.mean())
+        covered += abs(found.value - true) <= found.ci95
+        widths.append(found.ci95)
+        p_below += found.p < 0.05
+    assert abs(covered / many - 0.95) < 4 * math.sqrt(0.95 * 0.05 / many)
+    assert np.mean(widths) == pytest.approx(2.02 * 0.03 * math.sqrt(2 / tasks), rel=0.02)
+    assert p_below == many
+
+
+def test_the_seed_that_differs_most_is_looked_at() -> None:
+    first, second = [[0.5, 0.4], [0.9, 0.5]], [[0.5, 0.5], [0.1, 0.5]]
+    one, other, apart = furthest_apart(
+        compare(Board("", "accuracy", [group("a", first), group("b", second)], []))[0]
+    )
+    assert (one.seed, other.seed) == (1, 1) and apart == {0: pytest.approx(0.8)}
 
 
 def test_equal_methods_are_told_apart_in_one_of_twenty_reports_at_most() -> None:

@@ -78,6 +78,7 @@ def test_kernels_classes_and_trees_are_those_that_are_meant() -> None:
     load_forward_rules()
     config, compiler = door.inductor()
     assert isinstance(config.cpp_wrapper, bool) and callable(compiler)
+    assert isinstance(config.cpp_wrapper_build_separate, bool)
 
 
 def test_results_of_a_recording_are_described_by_one_mode() -> None:

@@ -28,8 +28,11 @@ def compiled(graph: fx.GraphModule, leaves: Sequence[Tensor]) -> Operations:
     # On a CPU the calls of the kernels are compiled as well: Python's would hold its lock (GIL)
     # while a kernel runs, so the kernels of tasks in several threads would wait for each other.
     cpu = all(leaf.device.type == "cpu" for leaf in leaves)
+    # Those calls are one long function, which takes the C++ compiler most of its time where it is
+    # optimised as the kernels are, and runs no faster. Built apart, it is hardly optimised.
+    by_wrapper = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True} if cpu else {}
     try:
-        with torch.no_grad(), config.patch(cpp_wrapper=cpu or config.cpp_wrapper):
+        with torch.no_grad(), config.patch(by_wrapper):
             program: Any = standalone_compile(graph, given, dynamic_shapes="from_example_inputs")
     except Exception as error:
         inner = getattr(error, "inner_exception", error)  # what torch wraps
