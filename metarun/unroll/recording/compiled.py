@@ -11,6 +11,11 @@ from metarun.unroll.recording.capture import RecordingError
 from metarun.unroll.recording.graphs import Operations
 
 
+LONG = 2000
+"""Operations from which on it pays to build the calls of kernels apart: torch's headers are then
+prepared twice, once on a machine."""
+
+
 class CompilationError(RecordingError):
     """A recording cannot be compiled, but perhaps replayed."""
 
@@ -28,9 +33,10 @@ def compiled(graph: fx.GraphModule, leaves: Sequence[Tensor]) -> Operations:
     # On a CPU the calls of the kernels are compiled as well: Python's would hold its lock (GIL)
     # while a kernel runs, so the kernels of tasks in several threads would wait for each other.
     cpu = all(leaf.device.type == "cpu" for leaf in leaves)
-    # Those calls are one long function, which takes the C++ compiler most of its time where it is
-    # optimised as the kernels are, and runs no faster. Built apart, it is hardly optimised.
-    by_wrapper = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True} if cpu else {}
+    # Those calls are one function. Where it is long, the C++ compiler takes most of its time to
+    # optimise it as it does the kernels, and it runs no faster. Built apart, it is hardly optimised.
+    apart = len(graph.graph.nodes) > LONG
+    by_wrapper = {"cpp_wrapper": True, "cpp_wrapper_build_separate": apart} if cpu else {}
     try:
         with torch.no_grad(), config.patch(by_wrapper):
             program: Any = standalone_compile(graph, given, dynamic_shapes="from_example_inputs")
