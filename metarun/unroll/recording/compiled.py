@@ -10,7 +10,6 @@ from metarun.unroll._torch import inductor
 from metarun.unroll.recording.capture import RecordingError
 from metarun.unroll.recording.graphs import Operations
 
-
 LONG = 2000
 """Operations from which on it pays to build the calls of kernels apart: torch's headers are then
 prepared twice, once on a machine."""
@@ -34,7 +33,7 @@ def compiled(graph: fx.GraphModule, leaves: Sequence[Tensor]) -> Operations:
     # while a kernel runs, so the kernels of tasks in several threads would wait for each other.
     cpu = all(leaf.device.type == "cpu" for leaf in leaves)
     # Those calls are one function. Where it is long, the C++ compiler takes most of its time to
-    # optimise it as it does the kernels, and it runs no faster. Built apart, it is hardly optimised.
+    # optimise it as it does kernels, and it runs no faster. Built apart, it is hardly optimised.
     apart = len(graph.graph.nodes) > LONG
     by_wrapper = {"cpp_wrapper": True, "cpp_wrapper_build_separate": apart} if cpu else {}
     try:
