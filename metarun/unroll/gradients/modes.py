@@ -108,6 +108,10 @@ class Implicit:
     equals "neumann" with one step less (Lorraine et al. 2020; Grazzi et al. 2020). Both
     converge where solver_lr is below 2 / (largest eigenvalue of H + proximal · I).
 
+    All three need H + proximal · I to be positive definite, as it is where the proximal problem
+    has a minimum. Elsewhere "cg" stops at the first direction of negative curvature: if that is
+    ∂outer/∂θ itself, the derivative is zero. The other two diverge. A larger proximal helps.
+
     Args:
         proximal: strength of the proximal term, above 0.
         solver: how the linear system is solved.
