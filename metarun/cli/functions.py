@@ -44,10 +44,11 @@ def train(*settings: str) -> dict[str, Any]:
         >>> 0 <= result["test"]["accuracy"] <= 1
         True
     """
+    from metarun.system.random_state import random_state_kept
     from metarun.training.run import run
 
     config, folder = _config("train", settings)
-    with _told():
+    with _told(), random_state_kept():
         run(config, folder)
     return json_object(folder / "result.json") | {"run": str(folder)}
 
@@ -76,9 +77,10 @@ def evaluate(run: str | os.PathLike[str], *settings: str) -> dict[str, Any]:
         (True, True)
     """
     from metarun.cli.eval import run as run_eval
+    from metarun.system.random_state import random_state_kept
 
     config, folder = _config("eval", (f"ckpt={os.fspath(run)}", *settings))
-    with _told():
+    with _told(), random_state_kept():
         run_eval(config, folder)
     figures: dict[str, Any] = json_object(folder / "result.json")[config.split]
     return figures | {"run": str(folder)}
@@ -94,7 +96,11 @@ def _config(command: str, settings: tuple[str, ...]) -> tuple[Any, Path]:
             )
     if options := [setting for setting in settings if setting.startswith("-")]:
         raise ConfigError(f"{options[0]} is for the command line: give settings, key=value")
+    if nameless := [setting for setting in settings if not setting.partition("=")[0].strip()]:
+        raise ConfigError(f"{nameless[0]!r} names no setting: give key=value")
     given = [setting for setting in settings if setting.startswith(RUN_DIR)]
+    if given and given[-1] == RUN_DIR:
+        raise ConfigError(f"{RUN_DIR} is empty: name a folder, . for the current one")
     moment = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     folder = Path("outputs") / command / moment
     if given:

@@ -24,6 +24,7 @@ from metarun.episodes.uneven import uneven_of
 from metarun.errors import ConfigError
 from metarun.pictures.inputs import Inputs, inputs_of
 from metarun.rundir import checkpoint
+from metarun.system.random_state import random_state_kept
 from metarun.training.device import choose_device
 from metarun.training.layout import channels_last
 from metarun.training.setup import Setup, build, from_plain
@@ -167,9 +168,10 @@ def load(
     config = without_gpu(own, config, where)
     with_data = with_data or inputs is None
     source = None if inputs is None or with_data else stand_in(config, inputs, content, where)
-    setup = build(
-        config, where, planned_for=content["planned_for"], trained_with=own.seed, source=source
-    )
+    with random_state_kept():
+        setup = build(
+            config, where, planned_for=content["planned_for"], trained_with=own.seed, source=source
+        )
     if way is not None and setup.source.kind == "classification" and way != own.task.way:
         _refuse_fixed_way(setup.algorithm, own, way)
     if source is None:

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import metarun
 from metarun.errors import ConfigError
@@ -36,9 +38,34 @@ def test_a_run_from_python_is_that_of_the_command_line(
         ("trainer.stepz=3", "did you mean trainer.steps"),
         ("--cfg", "is for the command line"),
         ("trainer.steps=0", "trainer.steps=0: must be from 1"),
+        ("=3", "'=3' names no setting"),
+        ("", "'' names no setting"),
+        ("hydra.run.dir=", "hydra.run.dir= is empty: name a folder"),
     ):
         with pytest.raises(ConfigError, match=words):
             metarun.train(*TINY, wrong)
+
+
+def test_random_numbers_of_the_caller_are_his_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs seed torch: three seeds of the caller would draw the same numbers after each call."""
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda: metarun.train("algo=protonet", *TINY, "hydra.run.dir=mine"),
+        lambda: metarun.evaluate("mine", "episodes=6"),
+        lambda: metarun.load("mine"),
+        lambda: metarun.FewShotClassifier("mine").fit(
+            [np.full((28, 28), shade, dtype=np.uint8) for shade in (0, 99, 255)], ["a", "b", "c"]
+        ),
+    ):
+        drawn = []
+        for called in (False, True):
+            torch.manual_seed(5)
+            if called:
+                call()
+            drawn.append(torch.rand(1).item())
+        assert drawn[0] == drawn[1]
 
 
 def test_importing_metarun_imports_nothing_else() -> None:
