@@ -24,7 +24,8 @@ class Result(NamedTuple):
         state: in words, of what is not completed: "" if all is.
         changed: what of the runs is not the row's: settings, as "key=value", and data; no verdict
             then.
-        reduced: settings that the budget changes, as "key=value in place of …".
+        reduced: settings that the budget changes, as "key=value in place of …", but for those that
+            are changed again.
         verdict: None without a published figure, without runs, or if something is changed.
     """
 
@@ -75,6 +76,9 @@ def result_of(
         changed = others(measured.settings, wanted) + other_data(measured.contents, row)
         if runs:
             states.append(f"runs that are here do not count: {_why(states, here)}")
+    # What a run was given otherwise is said once, by its own value.
+    given = {text.partition("=")[0] for text in changed}
+    reduced = tuple(text for text in reduced if text.partition("=")[0] not in given)
     found = None
     if measured is not None and row.published is not None and not changed:
         found = verdict(row.published, measured.value, measured.ci95)

@@ -111,6 +111,12 @@ def test_a_smaller_budget_says_so_in_every_line(make: Make, tmp_path: Path) -> N
     for shown in (text, page([result])):  # beside the whole row, and alone as in a page of ours
         for said in row.differences:
             assert f"- {said} (maml_omniglot_5w1s)" in shown
+    # What a run was given otherwise than the budget says is said once, by its own value.
+    own["trainer"]["steps"] = 4
+    (folder / "config.yaml").write_text(yaml.safe_dump(own))
+    other = result_of(tmp_path, row, CPU)
+    assert "trainer.steps=4" in other.changed and other.reduced
+    assert "trainer.steps=4" in line(other) and f"trainer.steps={steps}" not in line(other)
 
 
 def test_a_figure_of_an_ensemble_is_compared_with_one(make: Make, tmp_path: Path) -> None:
