@@ -36,7 +36,8 @@ class FewShotClassifier:
 
     It has scikit-learn's protocol: `get_params`, `set_params` and pickling, so it can be cloned,
     put into pipelines and cross-validated. A pickle holds the examples and the path of the run,
-    which must still be there.
+    which must still be there. Threads may use one or several classifiers of a run at the same time:
+    they take turns.
 
     Args:
         run: a run directory of `metarun train` (its best checkpoint), or a checkpoint file.

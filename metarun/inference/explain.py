@@ -121,7 +121,7 @@ def explain(trained: Trained, task: Episodes, names: tuple[str, ...] = ()) -> Ex
     truth = task.query_y[known]
     # No label of a query matters to what is predicted, but that of padding, which is left out.
     asked = task._replace(query_y=task.query_y.clamp(min=0))
-    with torch.no_grad():
+    with trained.turns, torch.no_grad():
         outputs = setup.algorithm.outputs(trained.meta, asked)
         found = [setup.objective.loss(one[known], truth) for one in outputs]
         scores = [setup.objective.score(one[known], truth) for one in outputs]

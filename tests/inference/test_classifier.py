@@ -1,8 +1,12 @@
 """`metarun.FewShotClassifier`: scikit-learn's protocol on a trained run."""
 
+import copy
 import pickle
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +30,7 @@ from metarun.errors import ConfigError, DataError
 from metarun.inference.examples import to_examples
 from metarun.pictures.decode import Preprocessing
 from metarun.pictures.inputs import Inputs
+from metarun.system.one_at_a_time import OneAtATime
 from tests.inference.runs import GLYPHS, draw, save, weights_of, write_run
 from tests.setups import task_of
 
@@ -153,3 +158,58 @@ def test_it_has_the_protocol_of_scikit_learn(run: tuple[Path, Episodes]) -> None
     assert scores.tolist() == own
     pipeline = make_pipeline(FunctionTransformer(), classifier).fit(images, labels)
     assert pipeline.score(images, labels) == classifier.fit(images, labels).score(images, labels)
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads that are changed as often as can be: what they share is in use when they are."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.parametrize(
+    "settings", [("algo=maml", "algo.eval_inner_steps=2", "inner_opt.lr=1"), ("algo=protonet",)]
+)
+def test_threads_take_turns(tmp_path: Path, hasty: None, settings: tuple[str, ...]) -> None:
+    """The adapted weights stand in a network that all classifiers of a run have."""
+    setup = write_run(tmp_path, *GLYPHS, *settings, "backbone.norm=support")
+    tasks = [task_of(setup, number, "test") for number in range(4)]
+    trained = metarun.load(tmp_path)
+    copied = copy.deepcopy(trained)
+
+    def fitted(place: int) -> Any:
+        task = tasks[place]
+        own = metarun.FewShotClassifier(tmp_path).fit(task.support_x, task.support_y)
+        return [copy.deepcopy(own).predict_proba(tasks[place].query_x) for _ in range(15)]
+
+    def adapted(place: int) -> Any:
+        task, run = tasks[place], (trained, copied)[place % 2]
+        predict = run.adapt(task.support_x, task.support_y, 3)
+        return [predict(task.query_x).numpy() for _ in range(15)]
+
+    for found_by in (fitted, adapted):
+        alone = [found_by(place) for place in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(found_by, range(4)))
+        np.testing.assert_array_equal(together, alone, err_msg=found_by.__name__)
+    assert not np.allclose(alone[0], alone[1]), "the tasks are the same"
+
+
+def test_runs_are_loaded_one_after_the_other(tmp_path: Path, hasty: None) -> None:
+    """Each network is built by random numbers, of which a process has one sequence."""
+    write_run(tmp_path, *GLYPHS, "algo=maml")
+    expected = metarun.load(tmp_path).model.state_dict()
+    with ThreadPoolExecutor(4) as pool:
+        found = [run.model.state_dict() for run in pool.map(metarun.load, [tmp_path] * 8)]
+    for name, value in expected.items():
+        assert all(torch.equal(own[name], value) for own in found), name
+
+
+def test_a_lock_is_copied_and_pickled_with_what_has_it() -> None:
+    lock = OneAtATime()
+    assert copy.deepcopy([lock])[0] is copy.copy(lock) is lock
+    again = pickle.loads(pickle.dumps(lock))
+    with lock, lock, again:
+        assert again is not lock
