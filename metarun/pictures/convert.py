@@ -30,7 +30,7 @@ from metarun.system.untrusted import IrregularError, read_regular
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise when the same picture gives other pixels
+VERSION = 2  # raise when the same picture gives other pixels
 SHOWN = 5  # pictures that are named each time they are left out
 _REMEDY = "Mend or delete it, or leave out what cannot be read with data.skip_unreadable=true"
 FEW = 256  # pictures that one process converts before another would have started
