@@ -87,6 +87,31 @@ def test_pictures_are_the_same_in_every_form(run: tuple[Path, Episodes], tmp_pat
         np.testing.assert_allclose(found, expected, atol=1e-9, err_msg=name)
 
 
+def test_a_single_picture_is_refused_in_every_form() -> None:
+    """It would be as many grey pictures as it has rows, or channels."""
+    inputs = Inputs(Preprocessing(28, color="grey"))
+    array = np.zeros((40, 30, 3), np.uint8)
+    for one in (
+        array,
+        array[:, :, :1],
+        np.zeros((40, 30, 4), np.uint8),
+        torch.from_numpy(array),
+        torch.from_numpy(array).permute(2, 0, 1),
+    ):
+        with pytest.raises(ValueError, match=r"that of a single picture: give a list, \[picture\]"):
+            to_examples(one, inputs)
+        with pytest.raises(ValueError, match=r"single picture: give a list, \[picture\]"):
+            to_examples(Image.new("L", (3, 3)), inputs)
+    for several in (
+        array.transpose(2, 0, 1),
+        array[None, :, :, :1].repeat(3, 0),
+        [array] * 3,
+        torch.zeros(3, 1, 40, 30, dtype=torch.uint8),
+    ):
+        assert to_examples(several, inputs).shape == (3, 1, 28, 28)
+    assert to_examples(torch.zeros(1, 40, 30, dtype=torch.uint8), inputs).shape == (1, 1, 28, 28)
+
+
 def test_what_is_no_picture_is_refused(run: tuple[Path, Episodes], tmp_path: Path) -> None:
     inputs = Inputs(Preprocessing(28, color="grey"))
     for images, words in (
