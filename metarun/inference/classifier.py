@@ -92,7 +92,8 @@ class FewShotClassifier:
             labels: one for each, of any type that can be sorted.
 
         Raises:
-            ValueError: the images are none, the labels are not as many, or all the same.
+            ValueError: the images are none, the labels are not as many, or all the same, or one is
+                None or NaN.
             ConfigError: there is no such run, it has not learned from pictures, its network tells
                 another number of classes apart, or it cannot be calibrated for such examples.
             DataError: a file cannot be read, or the data of the run to calibrate by are missing.
@@ -101,6 +102,9 @@ class FewShotClassifier:
         names = np.asarray(labels)
         if names.ndim != 1:
             raise ValueError(f"labels have the shape {names.shape}: give one for each picture")
+        as_given = np.asarray(labels, dtype=object)  # among texts NaN would become one
+        if missing := [place for place, one in enumerate(as_given) if _is_missing(one)]:
+            raise ValueError(f"labels[{missing[0]}] is None or NaN: leave out what has no label")
         self.classes_, targets = np.unique(names, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
@@ -263,6 +267,10 @@ def _check_numbers(coverage: float, tasks: int, batch: int | None) -> None:
     if batch is not None:
         at_least("batch", batch, 1)
     PredictConfig("run", "support", "query", coverage=coverage, calibration_tasks=tasks)
+
+
+def _is_missing(label: Any) -> bool:
+    return label is None or (isinstance(label, float | np.floating) and bool(label != label))
 
 
 def _parameters() -> list[str]:

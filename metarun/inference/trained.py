@@ -22,6 +22,7 @@ from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore
 from metarun.episodes.uneven import uneven_of
 from metarun.errors import ConfigError
+from metarun.inference.adapting_check import refuse_inputs, refuse_labels
 from metarun.pictures.inputs import Inputs, inputs_of
 from metarun.rundir import checkpoint
 from metarun.system.one_at_a_time import OneAtATime
@@ -77,7 +78,8 @@ class Trained:
         Args:
             x: (examples, *input_shape), of the run's type and device; of pictures, from 0 to 1.
             y: int64 (examples,), the classes from 0 to way - 1. They may have any number of
-                examples each, in any order.
+                examples each, in any order, but one at least; in a run of uneven tasks a class
+                may have none, and has no probability then.
             way: how many classes there are: for networks with a head of their own, theirs.
 
         Returns:
@@ -86,8 +88,11 @@ class Trained:
 
         Raises:
             ConfigError: the algorithm or its network cannot do this task.
+            ValueError: the examples or their labels are not as said above.
         """
         refuse_way(self, way)
+        refuse_inputs(self.setup, "examples", x)
+        refuse_labels(self.setup, y, len(x), way)
         if self.algorithm.adapt is None:
             raise ConfigError(
                 f"algo={self.config.algo.name} does not say how it adapts to examples, so it can "
@@ -102,6 +107,7 @@ class Trained:
             predict = self.algorithm.adapt(meta, own_x, own_y, way)
 
         def scores(queries: Tensor) -> Tensor:
+            refuse_inputs(self.setup, "queries", queries)
             with self.turns, torch.no_grad():
                 (own,) = laid_out(queries)
                 return predict(own)

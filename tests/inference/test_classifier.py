@@ -145,6 +145,10 @@ def test_what_cannot_be_fitted_is_refused(run: tuple[Path, Episodes], tmp_path: 
         classifier.fit(task.support_x, [1] * 6)
     with pytest.raises(ValueError, match="6 images and 2 labels"):
         classifier.fit(task.support_x, [1, 2])
+    missing = torch.tensor([1.0, torch.nan])
+    for labels in ([1, None], ["a", None], ["a", np.nan], [1.0, np.float32("nan")], missing):
+        with pytest.raises(ValueError, match=r"labels\[1\] is None or NaN: leave out"):
+            classifier.fit(task.support_x[:2], labels)
     with pytest.raises(ConfigError, match="no such run directory"):
         metarun.FewShotClassifier(tmp_path / "nowhere").fit(task.support_x, task.support_y)
     with pytest.raises(ValueError, match="sets of labels take a calibration"):

@@ -105,6 +105,51 @@ def test_classes_may_have_any_number_of_examples_in_any_order(tmp_path: Path, al
     torch.testing.assert_close(trained.adapt(x[order], y[order], 3)(queries), found)
 
 
+X, Y = torch.rand(6, 1, 28, 28, dtype=torch.float64), torch.arange(6) % 3
+
+
+WRONG = [
+    (X, Y + 1, "labels are from 0 to 2 in a task of 3 classes, and here is 3"),
+    (X, Y - 1, "and here is -1"),
+    (X, Y.double(), r"labels are torch.float64 of the shape \(6,\): give int64"),
+    (X, Y[:, None], r"of the shape \(6, 1\): give int64 \(examples,\)"),
+    (X, Y.numpy(), "labels are a ndarray: give a tensor"),
+    (X, Y[:5], "there are 6 examples and 5 labels"),
+    (X, Y.clamp(max=1), "class 2 of 3 has no example"),
+    (X[:0], Y[:0], "class 0 of 3 has no example"),
+    (X.numpy(), Y, "examples is a ndarray: give a tensor"),
+    (X[..., :20], Y, r"has the shape \(6, 1, 28, 20\): .* takes \(examples, 1, 28, 28\)"),
+    (X[:, 0], Y, r"examples has the shape \(6, 28, 28\)"),
+    (X.float(), Y, "examples is torch.float32: make it torch.float64"),
+    (X.to(torch.uint8), Y, "of pixels by trained.to_inputs"),
+]
+"""Examples and labels that are no task of three classes, and what is told of them."""
+
+
+@pytest.mark.parametrize("algo", ["protonet", "maml"])
+def test_examples_that_are_no_task_are_refused(tmp_path: Path, algo: str) -> None:
+    write_run(tmp_path, *GLYPHS, f"algo={algo}")
+    trained = load_run(tmp_path)
+    for x, y, told in WRONG:
+        with pytest.raises(ValueError, match=told):
+            trained.adapt(x, y, 3)
+    with pytest.raises(ValueError, match=r"queries has the shape \(6, 28, 28\)"):
+        trained.adapt(X, Y, 3)(X[:, 0])
+
+
+def test_a_run_of_uneven_tasks_takes_padding_and_lacking_classes(tmp_path: Path) -> None:
+    write_run(tmp_path, *GLYPHS, "algo=protonet", "backbone.norm=support", "task.min_way=2")
+    trained = load_run(tmp_path)
+    few = trained.adapt(X[:4], Y[:4].clamp(max=1), 3)(X)
+    padded = torch.cat([Y[:4].clamp(max=1), torch.full((2,), -1)])
+    torch.testing.assert_close(trained.adapt(X, padded, 3)(X), few)
+    assert few[:, 2].isinf().all() and few[:, :2].isfinite().all()
+    with pytest.raises(ValueError, match="and here is -2"):
+        trained.adapt(X, Y - 2, 3)
+    with pytest.raises(ValueError, match="has no example"):
+        trained.adapt(X, torch.full((6,), -1), 3)
+
+
 def test_another_number_of_classes_is_for_methods_without_a_head(tmp_path: Path) -> None:
     for algo in ("protonet", "maml"):
         write_run(tmp_path / algo, *GLYPHS, f"algo={algo}")
