@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from metarun.config.changes import changed
 from metarun.config.trained import EvalConfig, EvalData, PredictConfig
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, printable_name
 from metarun.sweeps.job import job
 
 
@@ -74,8 +74,8 @@ def run(config: PredictConfig, directory: str | Path) -> float:
         shown=0 if config.sheet is None else MOST,
     )
     given = Counter(found.labels)
-    shown = ", ".join(f"{name} {given[name]}" for name in found.class_names)
-    print(f"labelled {len(found.paths)} pictures: {shown}")
+    shown = ", ".join(f"{printable_name(name)} {given[name]}" for name in found.class_names)
+    print(f"labelled {predict.so_many(len(found.paths))}: {shown}")
     for line in predict.trust(found, judgement):
         print(line)
     table.write_csv(out, found)

@@ -65,9 +65,11 @@ def refuse_labels(setup: Setup, y: Any, examples: int, way: int) -> None:
         )
     uneven = is_uneven(setup.source)
     own = y[known(y)] if uneven else y
-    if wrong := own[(own < 0) | (own >= way)].unique().tolist():
+    wrong = own[(own < 0) | (own >= way)]
+    if len(wrong):
         raise ValueError(
-            f"labels are from 0 to {way - 1} in a task of {way} classes, and here is {wrong[0]}"
+            f"labels are from 0 to {way - 1} in a task of {way} classes, and here is "
+            f"{int(wrong[0])}"
         )
     if not len(own) or not (uneven or present(own, way).all()):
         lacking = [label for label in range(way) if not (own == label).any()]

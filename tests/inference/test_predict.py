@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from metarun.config.catalogue import schemas
 from metarun.config.trained import PredictConfig
 from metarun.errors import ConfigError
 from metarun.inference.classifier import FewShotClassifier
-from metarun.inference.predict import batches_of, inputs_of_run, label_pictures
+from metarun.inference.predict import Predictions, batches_of, inputs_of_run, label_pictures
 from metarun.inference.support import list_queries, list_support, read_support
+from metarun.inference.table import to_csv
 from metarun.inference.trained import load as load_run
 from metarun.pictures.inputs import inputs_of
 from metarun.pictures.listing import Picture
@@ -200,6 +202,43 @@ def test_queries_are_found_below_a_folder_by_name_and_by_pattern(tmp_path: Path)
     everything = [str(tmp_path / "a.png"), str(tmp_path / "b" / "2.png")]
     assert list_queries(str(tmp_path)) == everything
     assert list_queries([f"{tmp_path}/*.png", f"{tmp_path}/b", everything[0]]) == everything
+
+
+def test_queries_in_linked_folders_are_found_once(tmp_path: Path) -> None:
+    """As in training, where a class folder may be a link; and no link leads round in a circle."""
+    for name in ("query/a.png", "query/z/1.png", "far/1.png", "far/deep/2.png", "back/3.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    for link, target in {
+        "query/far": "far", "query/also_far": "far", "query/b": "query/z", "far/up": "query",
+        "far/deep/back": "back", "back/self": "back", "query/.hidden": "back",
+    }.items():  # fmt: skip
+        (tmp_path / link).symlink_to(tmp_path / target)
+    found = [
+        Path(path).relative_to(tmp_path / "query") for path in list_queries(f"{tmp_path}/query")
+    ]
+    assert list(map(str, found)) == [
+        "a.png", "z/1.png", "also_far/1.png", "also_far/deep/2.png", "also_far/deep/back/3.png",
+    ]  # fmt: skip
+
+
+def test_no_two_columns_have_the_same_name() -> None:
+    names = ("label", "p(label)", "path", "set", "cat")
+    found = Predictions(["x.png"], names, torch.eye(5)[:1].double(), torch.empty(0), [])
+    header, row = csv.reader(io.StringIO(to_csv(found)))
+    assert header[3:] == ["p(p(label))", "p(label)", "p(path)", "set", "cat"]
+    assert row == ["x.png", "label", "1.0", "1.0", "0.0", "0.0", "0.0", "0.0"]
+    header, _ = csv.reader(io.StringIO(to_csv(replace(found, judged=[["", "", "1"]]))))
+    assert header[6:] == ["p(p(label))", "p(label)", "p(path)", "p(set)", "cat"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_picture_is_no_pictures(metarun: Metarun, asked: Path, count: int) -> None:
+    if count == 2:
+        save(asked / "query" / "2.png", torch.rand(1, 28, 28))
+    words = {1: "labelled 1 picture: a", 2: "labelled 2 pictures: a"}
+    assert words[count] in metarun(*COMMAND).stdout
 
 
 @pytest.fixture
