@@ -46,8 +46,9 @@ class FewShotClassifier:
         calibrate: calibrate probabilities by validation tasks of the run, whose data must be
             there, as `metarun predict calibrate=true` does. What was found out is kept in the
             cache.
-        coverage: how often the true label is to be in the set of `predict_set`.
-        calibration_tasks: how many validation tasks.
+        coverage: how often the true label is to be in the set of `predict_set`; it goes with
+            `calibrate`.
+        calibration_tasks: how many validation tasks; likewise.
         data_root: folder of data sets, or that of the run's data=folder; None: `METARUN_DATA`, or
             that of training.
 
@@ -98,7 +99,7 @@ class FewShotClassifier:
                 another number of classes apart, or it cannot be calibrated for such examples.
             DataError: a file cannot be read, or the data of the run to calibrate by are missing.
         """
-        _check_numbers(self.coverage, self.calibration_tasks, self.batch)
+        _check_numbers(self.coverage, self.calibration_tasks, self.batch, self.calibrate)
         names = np.asarray(labels)
         if names.ndim != 1:
             raise ValueError(f"labels have the shape {names.shape}: give one for each picture")
@@ -258,7 +259,7 @@ def _loaded(
     return load(path, device, way, lambda own: changed(own, asked), with_data)
 
 
-def _check_numbers(coverage: float, tasks: int, batch: int | None) -> None:
+def _check_numbers(coverage: float, tasks: int, batch: int | None, calibrate: bool) -> None:
     """Refuse what `metarun predict` refuses, and a batch of no pictures.
 
     Raises:
@@ -266,7 +267,12 @@ def _check_numbers(coverage: float, tasks: int, batch: int | None) -> None:
     """
     if batch is not None:
         at_least("batch", batch, 1)
-    PredictConfig("run", "support", "query", coverage=coverage, calibration_tasks=tasks)
+    PredictConfig(
+        *("run", "support", "query"),
+        calibrate=calibrate,
+        coverage=coverage,
+        calibration_tasks=tasks,
+    )
 
 
 def _is_missing(label: Any) -> bool:

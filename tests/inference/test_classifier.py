@@ -160,6 +160,9 @@ def test_what_cannot_be_fitted_is_refused(run: tuple[Path, Episodes], tmp_path: 
         wrong = metarun.FewShotClassifier(folder, calibrate=True, **settings)
         with pytest.raises(ConfigError, match=told):
             wrong.fit(task.support_x, task.support_y)
+    for alone in ({"coverage": 0.5}, {"calibration_tasks": 30}):
+        with pytest.raises(ConfigError, match="it goes with calibrate=true; give both"):
+            metarun.FewShotClassifier(folder, **alone).fit(task.support_x, task.support_y)
     with pytest.raises(ValueError, match="no parameter 'shots'"):
         classifier.set_params(shots=3)
 
