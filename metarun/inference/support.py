@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from metarun.errors import ConfigError, DataError
+from metarun.errors import ConfigError, DataError, printable_name
 from metarun.pictures.decode import UnreadableError, extensions
 from metarun.pictures.folders import JUNK, class_folders, content_of
 from metarun.pictures.inputs import Inputs
@@ -162,7 +162,7 @@ def read_pictures(
                     f"cannot read the picture {picture}: {error}. Mend or delete it, or leave out "
                     "what cannot be read with data.skip_unreadable=true"
                 ) from error
-            log.warning("left out %s: %s", picture, error)
+            log.warning("left out %s: %s", printable_name(picture), error)
     if not pixels:
         return torch.empty((0, *inputs.shape), dtype=torch.uint8), kept
     return torch.from_numpy(np.stack(pixels)), kept

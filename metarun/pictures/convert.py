@@ -21,7 +21,7 @@ from tqdm import tqdm
 from metarun.episodes.cache import kept
 from metarun.episodes.store import ClassStore
 from metarun.episodes.store_file import open_store, skipped_names
-from metarun.errors import DataError, first_line
+from metarun.errors import DataError, first_line, printable_name
 from metarun.pictures.decode import MOST_BYTES, Pixels, Preprocessing, UnreadableError, decode
 from metarun.pictures.listing import Listing, Picture, fingerprint, names_below
 from metarun.pictures.partial import Done, Partial
@@ -111,7 +111,8 @@ def opened(
         if not skip_unreadable:
             raise DataError(f"cannot read the picture {left_out[0]} of {root}. {_REMEDY}")
         more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
-        log.warning("left out, unreadable: %s%s", ", ".join(left_out[:SHOWN]), more)
+        shown = ", ".join(map(printable_name, left_out[:SHOWN]))
+        log.warning("left out, unreadable: %s%s", shown, more)
     return store
 
 
@@ -237,7 +238,7 @@ def _tell_unreadable(listing: Listing, done: dict[int, Done], skips: bool) -> No
             if not skips:
                 picture = listing.pictures[row]
                 raise DataError(f"cannot read the picture {picture}: {why}. {_REMEDY}")
-            log.warning("left out %s: %s", listing.pictures[row], why)
+            log.warning("left out %s: %s", printable_name(listing.pictures[row]), why)
 
 
 def _no_room(path: Path, error: OSError, needed: int) -> str:

@@ -70,10 +70,13 @@ def test_control_characters_of_names_are_spelled_out(metarun: Metarun, tmp_path:
     write_task(tmp_path, task)
     (tmp_path / "support/class1").rename(tmp_path / "support/new\nline \x1b[31mred")
     (tmp_path / "query/class0-0.png").rename(tmp_path / "query/a\n0.png")
-    own = ("ckpt=run", "support=support", "query=query")
+    (tmp_path / "query/\x1b[2J.png").write_bytes(b"no picture")
+    (tmp_path / "support/new\nline \x1b[31mred/\x1b[2J.txt").write_bytes(b"no picture")
+    own = ("ckpt=run", "support=support", "query=query", "data.skip_unreadable=true")
     for command in (("explain", *own), ("predict", *own, "sheet=sheet.png")):
-        told = metarun(*command).stdout
-        assert "new\\nline \\x1b[31mred" in told and "\x1b" not in told
+        done = metarun(*command)
+        assert "new\\nline \\x1b[31mred" in done.stdout and "left out query/\\x1b" in done.stderr
+        assert "\x1b" not in done.stdout + done.stderr
     assert "new\nline" in (tmp_path / "predictions.csv").read_text()
 
 
