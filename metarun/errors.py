@@ -99,3 +99,8 @@ def printable(message: str) -> str:
     """
     message = message.replace("\nmetarun:", "\\nmetarun:")
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+
+
+def printable_name(name: object) -> str:
+    """A name, in one line, whose control characters are spelled out."""
+    return printable(str(name)).replace("\n", "\\n")

@@ -10,7 +10,7 @@ from typing import Any
 from metarun.config.catalogue import builder, schemas
 from metarun.config.component import finder_of
 from metarun.config.run import TrainConfig
-from metarun.errors import ConfigError, DataError, did_you_mean
+from metarun.errors import ConfigError, DataError, did_you_mean, printable_name
 
 USAGE = "metarun data list | check NAME | prepare NAME [data.KEY=VALUE …]"
 HELP = f"""\
@@ -254,6 +254,6 @@ def _pairs(found: Sequence[tuple[Any, Any]]) -> list[str]:
 def _tell(what: str, found: Sequence[str]) -> None:
     print(f"{what}: {len(found):,}")
     for text in found[:SHOWN]:
-        print(f"  {text}")
+        print(f"  {printable_name(text)}")
     if len(found) > SHOWN:
         print(f"  and {len(found) - SHOWN:,} more")

@@ -24,8 +24,8 @@ def run(config: ExplainConfig, directory: str | Path) -> float:
         The score of its queries; NaN where the class of none is known.
     """
     # Imported here, so that --help and --cfg answer without waiting for torch.
-    from metarun.inference.explain import explain, task_of_folder, task_of_run
-    from metarun.inference.explain_sheet import letter, write
+    from metarun.inference.explain import explain, names_of_run, task_of_folder, task_of_run
+    from metarun.inference.explain_sheet import left_out, letter, write
     from metarun.inference.support import list_queries, list_support
     from metarun.inference.trained import load
     from metarun.system.lifetime import collect_from_here
@@ -50,15 +50,19 @@ def run(config: ExplainConfig, directory: str | Path) -> float:
         with_data=listing is None,
     )
     if listing is None:
-        found = explain(trained, task_of_run(trained, config.split, config.episode))
+        task = task_of_run(trained, config.split, config.episode)
+        found = explain(trained, task, names_of_run(trained, config.split, config.episode))
         what = f"{config.split} task {config.episode}"
     else:
         task = task_of_folder(trained, listing, paths, config.data.skip_unreadable)
         found = explain(trained, task, listing.class_names)
         what = f"{config.support}, {len(task.query_y)} queries"
-        print(", ".join(f"{letter(n)} {name}" for n, name in enumerate(found.names)))
-        if (why := trained.predict_together) is not None:
-            print(f"a prediction depends on the other queries: {why}")
+    if found.legend:
+        print(", ".join(f"{letter(label)} {name}" for label, name in found.legend.items()))
+    if listing is not None and (why := trained.predict_together) is not None:
+        print(f"a prediction depends on the other queries: {why}")
+    if (part := left_out(found)) is not None:
+        print(part)
     write(Path(config.out), found, trained)
     name, steps = trained.setup.objective.score_name, len(found.losses) - 1
     known = int(found.known.sum())

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from metarun.config.changes import changed
 from metarun.config.trained import EvalConfig, EvalData, PredictConfig
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, printable_name
 from metarun.sweeps.job import job
 
 
@@ -28,7 +28,7 @@ def run(config: PredictConfig, directory: str | Path) -> float:
     # Imported here, so that --help and --cfg answer without waiting for torch.
     from metarun.episodes.source import TooFew
     from metarun.inference import predict, table
-    from metarun.inference.judgement import judge
+    from metarun.inference.judgement import judge, queries_left
     from metarun.inference.sheet import MOST
     from metarun.inference.support import list_queries, list_support, read_support
     from metarun.inference.trained import load
@@ -55,6 +55,8 @@ def run(config: PredictConfig, directory: str | Path) -> float:
         if not (config.calibrate and isinstance(error.__cause__, TooFew)):
             raise
         raise ConfigError(f"calibrate=true, with tasks of {way} classes: {error}") from error
+    if config.calibrate and not skip:  # of what cannot be read, nobody knows yet how much it is
+        queries_left(trained, listing.sizes)
     support = read_support(listing, predict.inputs_of_run(trained), skip)
     for line in predict.conditions(trained, support):
         print(line)
@@ -74,8 +76,8 @@ def run(config: PredictConfig, directory: str | Path) -> float:
         shown=0 if config.sheet is None else MOST,
     )
     given = Counter(found.labels)
-    shown = ", ".join(f"{name} {given[name]}" for name in found.class_names)
-    print(f"labelled {len(found.paths)} pictures: {shown}")
+    shown = ", ".join(f"{printable_name(name)} {given[name]}" for name in found.class_names)
+    print(f"labelled {predict.so_many(len(found.paths))}: {shown}")
     for line in predict.trust(found, judgement):
         print(line)
     table.write_csv(out, found)

@@ -60,10 +60,18 @@ class EvalData:
     invert: bool | None = None  # dark and light change places in another domain's images
 
 
-def _fractions(coverage: float, false_alarms: float) -> None:
-    for key, value in (("coverage", coverage), ("false_alarms", false_alarms)):
-        if not 0 < value < 1:
+OF_CALIBRATION = ("coverage", "false_alarms", "calibration_tasks")
+"""Settings that say something of a calibration alone."""
+
+
+def _calibration(config: Any) -> None:
+    """Refuse fractions that are none, and what is said of a calibration where there is none."""
+    for key in OF_CALIBRATION:
+        value, usual = getattr(config, key, None), getattr(type(config), key, None)
+        if isinstance(value, float) and not 0 < value < 1:
             raise ConfigError(f"{key}={value}: must be above 0 and below 1")
+        if value != usual and not config.calibrate:
+            raise ConfigError(f"{key}={value}: it goes with calibrate=true; give both, or neither")
 
 
 @section("")
@@ -97,7 +105,7 @@ class EvalConfig:
         for name in ("episodes", "ensemble"):
             if getattr(self, name) is not None:
                 between(name, getattr(self, name), 1, MOST)
-        _fractions(self.coverage, self.false_alarms)
+        _calibration(self)
         for key in ("calibrate", "confusion", "assign"):
             if getattr(self, key) and self.ensemble is not None:
                 raise ConfigError(f"{key}=true is for one checkpoint: leave ensemble out")
@@ -146,7 +154,7 @@ class PredictConfig:
         if self.batch is not None:
             between("batch", self.batch, 1, MOST_TASKS)
         between("calibration_tasks", self.calibration_tasks, 2, MOST_TASKS)
-        _fractions(self.coverage, self.false_alarms)
+        _calibration(self)
 
 
 @section("data.")
@@ -232,6 +240,7 @@ class ExportConfig:
         if not self.out.lower().endswith((".pt2", ".onnx")):
             raise ConfigError(f"out={self.out}: must end in .pt2 or .onnx")
         between("calibration_tasks", self.calibration_tasks, 2, MOST_TASKS)
+        _calibration(self)
         for key in ("way", "shot"):
             if (value := getattr(self.task, key)) is not None and not self.calibrate:
                 raise ConfigError(

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from metarun.episodes.store import ClassStore
 from metarun.episodes.store_file import picture_names
+from metarun.errors import printable_name
 
 
 class Example(NamedTuple):
@@ -44,9 +45,10 @@ def counts(store: ClassStore) -> str:
     each = f"{few:,} of each"
     if few != many:
         middle = int(store.sizes.median())
+        first, last = (printable_name(store.class_names[place]) for place in (least, most))
         each = (
-            f"from {few:,} (class {store.class_names[least]}) to {many:,} (class "
-            f"{store.class_names[most]}) of each, {middle:,} in the middle"
+            f"from {few:,} (class {first}) to {many:,} (class {last}) of each, {middle:,} in the "
+            "middle"
         )
     return f"{len(store.class_names):,} classes, {store.count:,} examples, {each}"
 

@@ -36,7 +36,8 @@ class FewShotClassifier:
 
     It has scikit-learn's protocol: `get_params`, `set_params` and pickling, so it can be cloned,
     put into pipelines and cross-validated. A pickle holds the examples and the path of the run,
-    which must still be there.
+    which must still be there. Threads may use one or several classifiers of a run at the same time:
+    they take turns.
 
     Args:
         run: a run directory of `metarun train` (its best checkpoint), or a checkpoint file.
@@ -45,8 +46,9 @@ class FewShotClassifier:
         calibrate: calibrate probabilities by validation tasks of the run, whose data must be
             there, as `metarun predict calibrate=true` does. What was found out is kept in the
             cache.
-        coverage: how often the true label is to be in the set of `predict_set`.
-        calibration_tasks: how many validation tasks.
+        coverage: how often the true label is to be in the set of `predict_set`; it goes with
+            `calibrate`.
+        calibration_tasks: how many validation tasks; likewise.
         data_root: folder of data sets, or that of the run's data=folder; None: `METARUN_DATA`, or
             that of training.
 
@@ -91,15 +93,19 @@ class FewShotClassifier:
             labels: one for each, of any type that can be sorted.
 
         Raises:
-            ValueError: the images are none, the labels are not as many, or all the same.
+            ValueError: the images are none, the labels are not as many, or all the same, or one is
+                None or NaN.
             ConfigError: there is no such run, it has not learned from pictures, its network tells
                 another number of classes apart, or it cannot be calibrated for such examples.
             DataError: a file cannot be read, or the data of the run to calibrate by are missing.
         """
-        _check_numbers(self.coverage, self.calibration_tasks, self.batch)
+        _check_numbers(self.coverage, self.calibration_tasks, self.batch, self.calibrate)
         names = np.asarray(labels)
         if names.ndim != 1:
             raise ValueError(f"labels have the shape {names.shape}: give one for each picture")
+        as_given = np.asarray(labels, dtype=object)  # among texts NaN would become one
+        if missing := [place for place, one in enumerate(as_given) if _is_missing(one)]:
+            raise ValueError(f"labels[{missing[0]}] is None or NaN: leave out what has no label")
         self.classes_, targets = np.unique(names, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
@@ -253,7 +259,7 @@ def _loaded(
     return load(path, device, way, lambda own: changed(own, asked), with_data)
 
 
-def _check_numbers(coverage: float, tasks: int, batch: int | None) -> None:
+def _check_numbers(coverage: float, tasks: int, batch: int | None, calibrate: bool) -> None:
     """Refuse what `metarun predict` refuses, and a batch of no pictures.
 
     Raises:
@@ -261,7 +267,16 @@ def _check_numbers(coverage: float, tasks: int, batch: int | None) -> None:
     """
     if batch is not None:
         at_least("batch", batch, 1)
-    PredictConfig("run", "support", "query", coverage=coverage, calibration_tasks=tasks)
+    PredictConfig(
+        *("run", "support", "query"),
+        calibrate=calibrate,
+        coverage=coverage,
+        calibration_tasks=tasks,
+    )
+
+
+def _is_missing(label: Any) -> bool:
+    return label is None or (isinstance(label, float | np.floating) and bool(label != label))
 
 
 def _parameters() -> list[str]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from metarun.episodes.source import ImageEpisodes
+from metarun.errors import printable_name
 from metarun.reporting.table import as_csv
 
 PAIRS = 1000  # that a result holds; the table has all
@@ -105,10 +106,11 @@ def as_table(found: Confusion) -> str:
 def lines(figures: dict[str, Any], tasks: int) -> list[str]:
     """What a person reads of `plain`'s figures."""
     classes = sorted(figures["classes"].items(), key=lambda item: item[1]["accuracy"])
-    told = [f"{name} {100 * own['accuracy']:.1f} %" for name, own in classes]
+    told = [f"{printable_name(name)} {100 * own['accuracy']:.1f} %" for name, own in classes]
     shown = told if len(told) <= 2 * SHOWN else [*told[:SHOWN], "…", *told[-SHOWN:]]
     pairs = [
-        f"{pair['class']} for {pair['taken_for']} ({pair['queries']} of {pair['of']} queries)"
+        f"{printable_name(pair['class'])} for {printable_name(pair['taken_for'])} "
+        f"({pair['queries']} of {pair['of']} queries)"
         for pair in figures["pairs"][:SHOWN]
     ]
     return [

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from metarun.errors import printable_name
 from metarun.inference.confusion import Confusion
 from metarun.reporting.plots import SETTINGS
 from metarun.system.files import write_atomically
@@ -29,6 +30,7 @@ def confusion_matrix(found: Confusion) -> Figure:
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(side + 1, side), layout="constrained")
         axes = figure.add_subplot(xlabel="taken for", ylabel="class")
+        axes.grid(visible=False)  # its lines would go through the numbers
         image = axes.imshow(rates, cmap="Blues", vmin=0, vmax=100)
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
@@ -54,4 +56,5 @@ def write_matrix(path: Path, found: Confusion) -> None:
 
 def _short(name: str) -> str:
     """As much of a name as there is room for: its end, which tells classes of a group apart."""
+    name = printable_name(name)
     return name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}"

@@ -32,7 +32,8 @@ def to_examples(images: Any, inputs: Inputs) -> Tensor:
         images: a sequence of pictures, each a path, a PIL image, a uint8 array (height, width) or
             (height, width, channels), or a uint8 tensor (channels, height, width); an array or
             tensor of such; or floating-point numbers from 0 to 1, (pictures, *inputs.shape) or
-            (pictures, features) in the same order.
+            (pictures, features) in the same order. An array or tensor of three dimensions has
+            grey pictures, and is refused where it may be a single one.
         inputs: what the network gets of a picture.
 
     Returns:
@@ -54,12 +55,25 @@ def to_examples(images: Any, inputs: Inputs) -> Tensor:
             )
         if images.ndim == 2:  # rows of features
             return _shaped(torch.as_tensor(images).double() / 255, inputs)
+        if images.ndim == 3 and _may_be_one(images):
+            raise ValueError(
+                f"images have the shape {tuple(images.shape)}, which is that of a single picture: "
+                "give a list, [picture]; or of grey pictures an array (pictures, height, width, 1) "
+                "or a tensor (pictures, 1, height, width)"
+            )
     if not isinstance(images, Iterable):
         raise ValueError(f"images is a {type(images).__name__}: give a sequence of pictures")
     made = [_example(place, image, inputs) for place, image in enumerate(images)]
     if not made:
         return torch.empty((0, *inputs.shape), dtype=torch.float64)
     return torch.stack(made)
+
+
+def _may_be_one(values: Any) -> bool:
+    """Whether whole numbers of three dimensions are a picture, as well as grey ones in a row."""
+    first, *_, last = values.shape
+    # One channel first is one grey picture, whichever way it is meant.
+    return last in (1, 3, 4) or (isinstance(values, Tensor) and first in (3, 4))
 
 
 def _is_numeric(values: Any) -> bool:

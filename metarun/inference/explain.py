@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from metarun.components.algo.padding import known as belongs
-from metarun.episodes.source import Episodes
-from metarun.errors import ConfigError, DataError
+from metarun.episodes.source import Episodes, ImageEpisodes
+from metarun.errors import ConfigError, DataError, printable_name
 from metarun.inference.predict import inputs_of_run
 from metarun.inference.support import read_pictures, read_support
 from metarun.inference.trained import Trained
@@ -26,7 +26,7 @@ class Explained(NamedTuple):
         probabilities: float64 (inner steps + 1, queries, way), from before the first step.
         losses: float64 (inner steps + 1,), of the queries whose class is known; NaN without any.
         scores: the fraction of these that is right, likewise.
-        names: of the classes; none of a task of the run, whose classes are anonymous.
+        names: of the classes; none where the data do not say which classes a task has.
     """
 
     task: Episodes
@@ -39,6 +39,12 @@ class Explained(NamedTuple):
     def known(self) -> Tensor:
         """Which queries are of a known class, bool (queries,)."""
         return self.task.query_y != UNKNOWN
+
+    @property
+    def legend(self) -> dict[int, str]:
+        """The names of the classes that have examples, by their labels, in one line each."""
+        there = set(self.task.support_y.tolist())
+        return {n: printable_name(name) for n, name in enumerate(self.names) if n in there}
 
 
 def task_of_run(trained: Trained, split: str, episode: int) -> Episodes:
@@ -64,6 +70,15 @@ def task_of_run(trained: Trained, split: str, episode: int) -> Episodes:
         task.query_x[queries],
         task.query_y[queries],
     )
+
+
+def names_of_run(trained: Trained, split: str, episode: int) -> tuple[str, ...]:
+    """The classes of a task of a run, by their labels; none where its data do not say."""
+    source = trained.setup.source
+    if not isinstance(source, ImageEpisodes) or type(source).sample is not ImageEpisodes.sample:
+        return ()
+    names = source.stores[split].class_names
+    return tuple(names[number] for number in source.classes(split, episode, 1)[0].tolist())
 
 
 def task_of_folder(
@@ -121,7 +136,7 @@ def explain(trained: Trained, task: Episodes, names: tuple[str, ...] = ()) -> Ex
     truth = task.query_y[known]
     # No label of a query matters to what is predicted, but that of padding, which is left out.
     asked = task._replace(query_y=task.query_y.clamp(min=0))
-    with torch.no_grad():
+    with trained.turns, torch.no_grad():
         outputs = setup.algorithm.outputs(trained.meta, asked)
         found = [setup.objective.loss(one[known], truth) for one in outputs]
         scores = [setup.objective.score(one[known], truth) for one in outputs]

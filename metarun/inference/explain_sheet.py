@@ -59,7 +59,7 @@ def sheet_of(found: Explained, trained: Trained) -> Image.Image:
     if trained.algorithm.has_inner_loop:
         heading += " after inner steps:"
     right = max(cells + len(steps) * (CELL + GAP), middle + round(font().getlength(heading)))
-    end = bottom + (len(figures) + len(found.names)) * LINE + GAP
+    end = bottom + (len(figures) + len(found.legend)) * LINE + GAP
     sheet = Image.new("RGB", (right + GAP, end), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, GAP), "examples", fill="black", font=font())
@@ -88,10 +88,26 @@ def sheet_of(found: Explained, trained: Trained) -> Image.Image:
             value = float(values[step])
             text = f"{value:.3f}" if name == "loss" else f"{100 * value:.0f} %"
             draw.text((cells + column * (CELL + GAP), top), text, fill="black", font=font())
-    for line, name in enumerate(found.names, len(figures)):
-        text = fitting(draw, f"{letter(line - len(figures))}  {name}", right - GAP)
+    for line, (label, name) in enumerate(found.legend.items(), len(figures)):
+        text = fitting(draw, f"{letter(label)}  {name}", right - GAP)
         draw.text((GAP, bottom + line * LINE), text, fill="black", font=font())
     return sheet
+
+
+def left_out(found: Explained) -> str | None:
+    """How much of a task is drawn, for people to read; None: all of it."""
+    task, way = found.task, found.probabilities.shape[2]
+    shots = sum(len(_places(task.support_y, label, MOST_SHOTS)) for label in range(way))
+    drawn = {
+        "queries": (len(_rows(task.query_y, way)[1]), len(task.query_y), MOST_QUERIES),
+        "examples": (shots, len(task.support_y), MOST_SHOTS),
+    }
+    told = [
+        f"{some} of {all_} {what} ({most} of a class at most)"
+        for what, (some, all_, most) in drawn.items()
+        if some < all_
+    ]
+    return f"drawn: {', '.join(told)}" if told else None
 
 
 def _rows(truth: Tensor, way: int) -> tuple[list[int], dict[int, int]]:

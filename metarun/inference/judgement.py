@@ -116,8 +116,12 @@ def _place(trained: Trained, counts: Sequence[int], tasks: int) -> Path:
     return cache_dir() / f"calibration-{digest.hexdigest()[:16]}.safetensors"
 
 
-def _shaped(trained: Trained, counts: Sequence[int]) -> Trained:
-    """The run with validation tasks of other shots, and as many queries as that leaves."""
+def queries_left(trained: Trained, counts: Sequence[int]) -> int:
+    """How many pictures a validation class has beside the examples of a task.
+
+    Raises:
+        ConfigError: there are none, or as `source_of`.
+    """
     source, shot = source_of(trained.setup), max(counts)
     left = int(source.stores["val"].sizes.min()) - shot
     if left < 1:
@@ -125,6 +129,12 @@ def _shaped(trained: Trained, counts: Sequence[int]) -> Trained:
             f"calibrate=true needs validation tasks of {shot} shots, and classes of the run's data "
             f"have {left + shot} pictures: give fewer examples of each class, or leave it out"
         )
+    return left
+
+
+def _shaped(trained: Trained, counts: Sequence[int]) -> Trained:
+    """The run with validation tasks of other shots, and as many queries as that leaves."""
+    source, left = source_of(trained.setup), queries_left(trained, counts)
     other = source.with_more_classes(0)
-    other.shot, other.query = shot, min(source.query, left)
+    other.shot, other.query = max(counts), min(source.query, left)
     return replace(trained, setup=replace(trained.setup, source=other))

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metarun.components.algo.adapting import Predictor
-from metarun.errors import ConfigError, DataError
+from metarun.errors import ConfigError, DataError, printable_name
 from metarun.inference.calibrated import too_few
 from metarun.inference.judgement import Judgement, labels_in
 from metarun.inference.outcomes import checked
@@ -69,7 +69,7 @@ def adapted(trained: Trained, support: Labelled) -> Predictor:
 def conditions(trained: Trained, support: Labelled) -> list[str]:
     """What was done under which conditions, for people to read."""
     config = trained.config
-    counts = ", ".join(f"{name} {count}" for name, count in support.counts.items())
+    counts = ", ".join(f"{printable_name(name)} {n}" for name, n in support.counts.items())
     lines = [
         f"{trained.path}, after meta-step {trained.step}: {config.algo.name} on {config.data.name}",
         f"pictures, as in training: {inputs_of_run(trained)}",
@@ -98,12 +98,17 @@ def trust(found: Predictions, judgement: Judgement | None) -> list[str]:
         "data:",
         f"  label sets for a coverage of {100 * coverage:g} % have "
         f"{sum(sizes) / len(sizes):.2f} labels on average",
-        f"  {sum(map(bool, none))} pictures are called none of these, at {100 * alarms:g} % false "
-        "alarms",
+        f"  {so_many(sum(map(bool, none)), 'is called', 'are called')} none of these, at "
+        f"{100 * alarms:g} % false alarms",
         *too_few(own.seen, coverage, alarms),
         f"  unfamiliarity {middle:.0f} % (median): as many of the run's validation pictures are "
         "nearer to its training pictures, in pixels; 50 % is usual, 100 % is far away",
     ]
+
+
+def so_many(count: int, one: str = "", more: str = "") -> str:
+    """How many pictures, and the verb that goes with so many."""
+    return f"{count} picture{'s' * (count != 1)} {one if count == 1 else more}".rstrip()
 
 
 def batches_of(count: int, size: int) -> list[range]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from metarun.errors import printable_name
 from metarun.system.files import write_atomically
 
 SIDE = 96  # pixels of a picture on the sheet
@@ -33,7 +34,8 @@ def picture_of(pixels: Tensor, side: int = SIDE) -> Image.Image:
 
 
 def fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    """The text, cut where it would be wider than `width` pixels."""
+    """The text in one line, cut where it would be wider than `width` pixels."""
+    text = printable_name(text)
     if draw.textlength(text, font()) <= width:
         return text
     while text and draw.textlength(text + "…", font()) > width:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from metarun.errors import ConfigError, DataError
+from metarun.errors import ConfigError, DataError, printable_name
 from metarun.pictures.decode import UnreadableError, extensions
 from metarun.pictures.folders import JUNK, class_folders, content_of
 from metarun.pictures.inputs import Inputs
@@ -107,15 +107,31 @@ def list_queries(given: str | Sequence[str]) -> list[str]:
 
 
 def _below(folder: str) -> list[str]:
+    """The pictures in a folder and in all below it, then those of linked folders, each once."""
     known, found = extensions(), []
-    for here, folders, names in os.walk(folder):  # which follows no links, so there is no loop
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in JUNK)
-        found += [
-            os.path.join(here, name)
-            for name in sorted(names)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in known
-        ]
+    seen, waiting = set[str](), [folder]
+    while waiting:
+        # The walk follows no links itself: a folder is found by its own name, if it is below.
+        for here, folders, names in os.walk(waiting.pop(0)):
+            if (real := os.path.realpath(here)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in JUNK)
+            inside = [os.path.join(here, name) for name in folders]
+            waiting += [path for path in inside if os.path.islink(path) and not _holds(path, real)]
+            found += [
+                os.path.join(here, name)
+                for name in sorted(names)
+                if not name.startswith(".") and os.path.splitext(name)[1].lower() in known
+            ]
     return found
+
+
+def _holds(link: str, folder: str) -> bool:
+    """Whether a link leads to a folder that holds another one, or is it: round in a circle."""
+    target = os.path.realpath(link)
+    return os.path.commonpath([target, folder]) == target
 
 
 def read_pictures(
@@ -146,7 +162,7 @@ def read_pictures(
                     f"cannot read the picture {picture}: {error}. Mend or delete it, or leave out "
                     "what cannot be read with data.skip_unreadable=true"
                 ) from error
-            log.warning("left out %s: %s", picture, error)
+            log.warning("left out %s: %s", printable_name(picture), error)
     if not pixels:
         return torch.empty((0, *inputs.shape), dtype=torch.uint8), kept
     return torch.from_numpy(np.stack(pixels)), kept

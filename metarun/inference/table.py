@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from metarun.errors import ConfigError, RunError
@@ -19,19 +20,33 @@ FIRST_COLUMNS = ("path", "label", "probability")
 def to_csv(predictions: Predictions) -> str:
     """A line for each picture: its path, its label, its probability, and that of each class.
 
-    With a judgement, what it says of each stands before the classes.
+    With a judgement, what it says of each stands before the classes. A class that is called as one
+    of the other columns has p(…) around its name.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     judged = predictions.judged or [[]] * len(predictions.paths)
     more = COLUMNS if predictions.judged else ()
-    writer.writerow([*FIRST_COLUMNS, *more, *predictions.class_names])
+    others = (*FIRST_COLUMNS, *more)
+    writer.writerow([*others, *_class_columns(predictions.class_names, others)])
     rows = zip(
         predictions.paths, predictions.labels, judged, predictions.probabilities, strict=True
     )
     for path, label, told, row in rows:
         writer.writerow([path, label, repr(float(row.max())), *told, *map(repr, row.tolist())])
     return text.getvalue()
+
+
+def _class_columns(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """What the columns of classes are called: no two columns have the same name."""
+    taken, columns = {*others, *names}, []
+    for name in names:
+        column = name
+        while column in others or (column != name and column in taken):
+            column = f"p({column})"
+        taken.add(column)
+        columns.append(column)
+    return columns
 
 
 def refuse_foreign(path: Path) -> None:

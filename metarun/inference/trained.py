@@ -1,7 +1,7 @@
 """A trained run, ready for new tasks; the data that it was trained on need not be there."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore
 from metarun.episodes.uneven import uneven_of
 from metarun.errors import ConfigError
+from metarun.inference.adapting_check import refuse_inputs, refuse_labels
 from metarun.pictures.inputs import Inputs, inputs_of
 from metarun.rundir import checkpoint
+from metarun.system.one_at_a_time import OneAtATime
 from metarun.system.random_state import random_state_kept
 from metarun.training.device import choose_device
 from metarun.training.layout import channels_last
@@ -42,6 +44,9 @@ class Trained:
             source is a stand-in (`stand_in`), and no data.
         meta: what it has learned, by name.
         inputs: what its network gets of a picture; None: it has not learned from pictures.
+        turns: threads take turns by it. Adapted weights stand in the network while it is computed
+            (`torch.func.functional_call`), and it is in evaluation mode then, so another thread
+            must not compute with it.
     """
 
     path: Path
@@ -49,6 +54,7 @@ class Trained:
     setup: Setup
     meta: dict[str, Tensor]
     inputs: Inputs | None
+    turns: OneAtATime = field(default_factory=OneAtATime, repr=False, compare=False)
 
     @property
     def config(self) -> TrainConfig:
@@ -68,10 +74,13 @@ class Trained:
     def adapt(self, x: Tensor, y: Tensor, way: int) -> Predictor:
         """Adapt to the examples of a task, as an evaluation does.
 
+        Threads may call it, and what it returns, at the same time: they take turns.
+
         Args:
             x: (examples, *input_shape), of the run's type and device; of pictures, from 0 to 1.
             y: int64 (examples,), the classes from 0 to way - 1. They may have any number of
-                examples each, in any order.
+                examples each, in any order, but one at least; in a run of uneven tasks a class
+                may have none, and has no probability then.
             way: how many classes there are: for networks with a head of their own, theirs.
 
         Returns:
@@ -80,8 +89,11 @@ class Trained:
 
         Raises:
             ConfigError: the algorithm or its network cannot do this task.
+            ValueError: the examples or their labels are not as said above.
         """
         refuse_way(self, way)
+        refuse_inputs(self.setup, "examples", x)
+        refuse_labels(self.setup, y, len(x), way)
         if self.algorithm.adapt is None:
             raise ConfigError(
                 f"algo={self.config.algo.name} does not say how it adapts to examples, so it can "
@@ -91,12 +103,13 @@ class Trained:
         laid_out: Callable[..., Any] = _as_it_is
         if self.setup.plan.channels_last:
             laid_out = channels_last(_as_it_is)
-        with torch.no_grad():
+        with self.turns, torch.no_grad():
             meta, own_x, own_y = laid_out(self.meta, x, y)
             predict = self.algorithm.adapt(meta, own_x, own_y, way)
 
         def scores(queries: Tensor) -> Tensor:
-            with torch.no_grad():
+            refuse_inputs(self.setup, "queries", queries)
+            with self.turns, torch.no_grad():
                 (own,) = laid_out(queries)
                 return predict(own)
 
@@ -122,6 +135,10 @@ class Trained:
 
 def _as_it_is(*given: Any) -> Any:
     return given
+
+
+_loading = OneAtATime()
+"""A network is built by torch's random numbers, of which a process has one sequence."""
 
 
 def load(
@@ -154,6 +171,17 @@ def load(
         >>> trained.adapt(x, y, way=5)(torch.rand(7, 1, 28, 28)).shape
         torch.Size([7, 5])
     """
+    with _loading:
+        return _load(run, device, way, change, with_data)
+
+
+def _load(
+    run: str | Path,
+    device: str,
+    way: int | None,
+    change: Callable[[TrainConfig], TrainConfig] | None,
+    with_data: bool,
+) -> Trained:
     path = checkpoint.find(run)
     content = checkpoint.load(path)
     own = from_plain(content["config"])

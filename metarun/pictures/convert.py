@@ -21,7 +21,7 @@ from tqdm import tqdm
 from metarun.episodes.cache import kept
 from metarun.episodes.store import ClassStore
 from metarun.episodes.store_file import open_store, skipped_names
-from metarun.errors import DataError, first_line
+from metarun.errors import DataError, first_line, printable_name
 from metarun.pictures.decode import MOST_BYTES, Pixels, Preprocessing, UnreadableError, decode
 from metarun.pictures.listing import Listing, Picture, fingerprint, names_below
 from metarun.pictures.partial import Done, Partial
@@ -30,7 +30,7 @@ from metarun.system.untrusted import IrregularError, read_regular
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise when the same picture gives other pixels
+VERSION = 2  # raise when the same picture gives other pixels
 SHOWN = 5  # pictures that are named each time they are left out
 _REMEDY = "Mend or delete it, or leave out what cannot be read with data.skip_unreadable=true"
 FEW = 256  # pictures that one process converts before another would have started
@@ -111,7 +111,8 @@ def opened(
         if not skip_unreadable:
             raise DataError(f"cannot read the picture {left_out[0]} of {root}. {_REMEDY}")
         more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
-        log.warning("left out, unreadable: %s%s", ", ".join(left_out[:SHOWN]), more)
+        shown = ", ".join(map(printable_name, left_out[:SHOWN]))
+        log.warning("left out, unreadable: %s%s", shown, more)
     return store
 
 
@@ -237,7 +238,7 @@ def _tell_unreadable(listing: Listing, done: dict[int, Done], skips: bool) -> No
             if not skips:
                 picture = listing.pictures[row]
                 raise DataError(f"cannot read the picture {picture}: {why}. {_REMEDY}")
-            log.warning("left out %s: %s", listing.pictures[row], why)
+            log.warning("left out %s: %s", printable_name(listing.pictures[row]), why)
 
 
 def _no_room(path: Path, error: OSError, needed: int) -> str:

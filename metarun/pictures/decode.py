@@ -153,16 +153,28 @@ def extensions() -> frozenset[str]:
 
 def _in_eight_bits(image: Image.Image, is_deep: bool) -> Image.Image:
     """RGB or L; 16 bits are scaled, transparency is white, other modes as Pillow converts them."""
+    if is_deep:
+        deep = np.asarray(image)
+        scaled = np.rint(deep / 257).astype(np.uint8)
+        if (clear := image.info.get("transparency")) is not None:
+            scaled[deep == clear] = 255
+        return Image.fromarray(scaled)
     if image.has_transparency_data:
+        _transparency_in_eight_bits(image)
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    if is_deep:
-        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UnreadableError("its numbers have 32 bits, of which none is white: save it with 16")
     if image.mode in ("L", "RGB"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _transparency_in_eight_bits(image: Image.Image) -> None:
+    """Of colours with 16 bits Pillow keeps the first eight, but not so of the transparent one."""
+    color = image.info.get("transparency")
+    if isinstance(color, tuple) and max(color) > 255:
+        image.info["transparency"] = tuple(part >> 8 for part in color)
 
 
 def _reason(error: Exception) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.errors import DataError
+from metarun.errors import DataError, printable_name
 from metarun.pictures.decode import extensions
 from metarun.pictures.listing import SPLITS, Listing, Picture, listed
 
@@ -61,7 +61,10 @@ def pictures_in(folder: str | Path) -> list[Picture]:
     content = content_of(folder)
     if left_out := [*(f"{name}/" for name in content.folders), *content.others]:
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-        log.info("%s: %s%s is left out: no picture by its name", folder, left_out[0], more)
+        first = printable_name(left_out[0])
+        log.info(
+            "%s: %s%s is left out: no picture by its name", printable_name(folder), first, more
+        )
     return [Picture(os.path.join(folder, name)) for name in content.pictures]
 
 

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from metarun.episodes.inspection import counts
+from metarun.episodes.store import ClassStore
 from tests.conftest import Metarun
 from tests.pictures.drawing import draw_classes
 
@@ -58,7 +61,7 @@ def test_what_is_in_two_splits_is_found(metarun: Metarun, tmp_path: Path, own_ca
     train, test = tmp_path / "mine" / "train", tmp_path / "mine" / "test"
     (test / "class9" / "1.png").write_bytes((train / "class0" / "2.png").read_bytes())
     (train / "class1" / "0.png").write_bytes((train / "class0" / "1.png").read_bytes())
-    (train / "class2" / "9.png").write_bytes((train / "class2" / "1.png").read_bytes())
+    (train / "class2" / "\x1b[2J.png").write_bytes((train / "class2" / "1.png").read_bytes())
     done = metarun(
         "data", "check", "folder", "data.root=mine", "data.size=8", "task.way=2", "task.query=1",
         code=1, METARUN_CACHE=own_cache,
@@ -68,10 +71,16 @@ def test_what_is_in_two_splits_is_found(metarun: Metarun, tmp_path: Path, own_ca
         "from 3 (class class0) to 4 (class class2) of each, 3 in the middle",
         "examples in two splits: 1\n  train: train/class0/2.png = test: test/class9/1.png",
         "examples in two classes of a split: 1\n  train: train/class0/1.png = train: ",
-        "examples twice in their class: 1\n  train: train/class2/1.png = train: ",
+        "examples twice in their class: 1\n  train: train/class2/\\x1b[2J.png = train: ",
     ):
         assert text in done.stdout
     assert (tmp_path / "outputs" / "data" / "folder.png").exists()
+
+
+def test_names_of_classes_are_spelled_out() -> None:
+    images, starts, sizes = torch.zeros(3, 1, 1, 1), torch.tensor([0, 1]), torch.tensor([1, 2])
+    told = counts(ClassStore(images, starts, sizes, ("a\nb", "\x1b[31m"), "drawn"))
+    assert "from 1 (class a\\nb) to 2 (class \\x1b[31m) of each" in told
 
 
 def test_check_of_data_without_pictures(metarun: Metarun, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import math
 import pickle
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
 from metarun.components.data.lake import LakeRuns
-from metarun.config.trained import EvalConfig
+from metarun.config.trained import EvalConfig, ExportConfig, PredictConfig
 from metarun.episodes.source import ImageEpisodes
 from metarun.episodes.store import ClassStore, from_equal_classes
 from metarun.errors import ConfigError, RunError
@@ -311,6 +312,18 @@ def test_what_says_nothing_of_new_tasks_is_refused() -> None:
         EvalConfig(coverage=1.0)
     with pytest.raises(ConfigError, match=r"false_alarms=0.0: must be above 0"):
         EvalConfig(false_alarms=0.0)
+    pictures = partial(PredictConfig, "run", "support", "query")
+    for config, key, value in (
+        (EvalConfig, "coverage", 0.5),
+        (EvalConfig, "false_alarms", 0.5),
+        (pictures, "coverage", 0.5),
+        (pictures, "false_alarms", 0.5),
+        (pictures, "calibration_tasks", 30),
+        (ExportConfig, "calibration_tasks", 30),
+    ):
+        with pytest.raises(ConfigError, match=rf"{key}={value}: it goes with calibrate=true; give"):
+            config(**{key: value})
+        assert getattr(config(**{key: value}, calibrate=True), key) == value
     setup = setup_of(*GLYPHS, "algo=protonet")
     with pytest.raises(ConfigError, match="would measure on the same ones: choose split=test"):
         refuse_calibration(setup, "val")
@@ -363,7 +376,8 @@ def test_labels_are_judged_by_the_data_of_the_run(metarun: Metarun, tmp_path: Pa
         (tmp_path / "support" / "class1" / f"more{number}.png").write_bytes(
             (tmp_path / "support" / "class1" / "3.png").read_bytes()
         )
-    assert "validation tasks of 41 shots" in metarun(*command, code=2).stderr
+    refused = metarun(*command, code=2)
+    assert "validation tasks of 41 shots" in refused.stderr and not refused.stdout
     one = (tmp_path / "support" / "class1" / "3.png").read_bytes()
     for number in range(160):  # more than the data have for validation
         (tmp_path / "many" / f"c{number}").mkdir(parents=True)

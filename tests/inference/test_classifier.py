@@ -1,8 +1,12 @@
 """`metarun.FewShotClassifier`: scikit-learn's protocol on a trained run."""
 
+import copy
 import pickle
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +30,7 @@ from metarun.errors import ConfigError, DataError
 from metarun.inference.examples import to_examples
 from metarun.pictures.decode import Preprocessing
 from metarun.pictures.inputs import Inputs
+from metarun.system.one_at_a_time import OneAtATime
 from tests.inference.runs import GLYPHS, draw, save, weights_of, write_run
 from tests.setups import task_of
 
@@ -82,6 +87,31 @@ def test_pictures_are_the_same_in_every_form(run: tuple[Path, Episodes], tmp_pat
         np.testing.assert_allclose(found, expected, atol=1e-9, err_msg=name)
 
 
+def test_a_single_picture_is_refused_in_every_form() -> None:
+    """It would be as many grey pictures as it has rows, or channels."""
+    inputs = Inputs(Preprocessing(28, color="grey"))
+    array = np.zeros((40, 30, 3), np.uint8)
+    for one in (
+        array,
+        array[:, :, :1],
+        np.zeros((40, 30, 4), np.uint8),
+        torch.from_numpy(array),
+        torch.from_numpy(array).permute(2, 0, 1),
+    ):
+        with pytest.raises(ValueError, match=r"that of a single picture: give a list, \[picture\]"):
+            to_examples(one, inputs)
+        with pytest.raises(ValueError, match=r"single picture: give a list, \[picture\]"):
+            to_examples(Image.new("L", (3, 3)), inputs)
+    for several in (
+        array.transpose(2, 0, 1),
+        array[None, :, :, :1].repeat(3, 0),
+        [array] * 3,
+        torch.zeros(3, 1, 40, 30, dtype=torch.uint8),
+    ):
+        assert to_examples(several, inputs).shape == (3, 1, 28, 28)
+    assert to_examples(torch.zeros(1, 40, 30, dtype=torch.uint8), inputs).shape == (1, 1, 28, 28)
+
+
 def test_what_is_no_picture_is_refused(run: tuple[Path, Episodes], tmp_path: Path) -> None:
     inputs = Inputs(Preprocessing(28, color="grey"))
     for images, words in (
@@ -115,6 +145,10 @@ def test_what_cannot_be_fitted_is_refused(run: tuple[Path, Episodes], tmp_path: 
         classifier.fit(task.support_x, [1] * 6)
     with pytest.raises(ValueError, match="6 images and 2 labels"):
         classifier.fit(task.support_x, [1, 2])
+    missing = torch.tensor([1.0, torch.nan])
+    for labels in ([1, None], ["a", None], ["a", np.nan], [1.0, np.float32("nan")], missing):
+        with pytest.raises(ValueError, match=r"labels\[1\] is None or NaN: leave out"):
+            classifier.fit(task.support_x[:2], labels)
     with pytest.raises(ConfigError, match="no such run directory"):
         metarun.FewShotClassifier(tmp_path / "nowhere").fit(task.support_x, task.support_y)
     with pytest.raises(ValueError, match="sets of labels take a calibration"):
@@ -126,6 +160,9 @@ def test_what_cannot_be_fitted_is_refused(run: tuple[Path, Episodes], tmp_path: 
         wrong = metarun.FewShotClassifier(folder, calibrate=True, **settings)
         with pytest.raises(ConfigError, match=told):
             wrong.fit(task.support_x, task.support_y)
+    for alone in ({"coverage": 0.5}, {"calibration_tasks": 30}):
+        with pytest.raises(ConfigError, match="it goes with calibrate=true; give both"):
+            metarun.FewShotClassifier(folder, **alone).fit(task.support_x, task.support_y)
     with pytest.raises(ValueError, match="no parameter 'shots'"):
         classifier.set_params(shots=3)
 
@@ -153,3 +190,58 @@ def test_it_has_the_protocol_of_scikit_learn(run: tuple[Path, Episodes]) -> None
     assert scores.tolist() == own
     pipeline = make_pipeline(FunctionTransformer(), classifier).fit(images, labels)
     assert pipeline.score(images, labels) == classifier.fit(images, labels).score(images, labels)
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads that are changed as often as can be: what they share is in use when they are."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.parametrize(
+    "settings", [("algo=maml", "algo.eval_inner_steps=2", "inner_opt.lr=1"), ("algo=protonet",)]
+)
+def test_threads_take_turns(tmp_path: Path, hasty: None, settings: tuple[str, ...]) -> None:
+    """The adapted weights stand in a network that all classifiers of a run have."""
+    setup = write_run(tmp_path, *GLYPHS, *settings, "backbone.norm=support")
+    tasks = [task_of(setup, number, "test") for number in range(4)]
+    trained = metarun.load(tmp_path)
+    copied = copy.deepcopy(trained)
+
+    def fitted(place: int) -> Any:
+        task = tasks[place]
+        own = metarun.FewShotClassifier(tmp_path).fit(task.support_x, task.support_y)
+        return [copy.deepcopy(own).predict_proba(tasks[place].query_x) for _ in range(15)]
+
+    def adapted(place: int) -> Any:
+        task, run = tasks[place], (trained, copied)[place % 2]
+        predict = run.adapt(task.support_x, task.support_y, 3)
+        return [predict(task.query_x).numpy() for _ in range(15)]
+
+    for found_by in (fitted, adapted):
+        alone = [found_by(place) for place in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(found_by, range(4)))
+        np.testing.assert_array_equal(together, alone, err_msg=found_by.__name__)
+    assert not np.allclose(alone[0], alone[1]), "the tasks are the same"
+
+
+def test_runs_are_loaded_one_after_the_other(tmp_path: Path, hasty: None) -> None:
+    """Each network is built by random numbers, of which a process has one sequence."""
+    write_run(tmp_path, *GLYPHS, "algo=maml")
+    expected = metarun.load(tmp_path).model.state_dict()
+    with ThreadPoolExecutor(4) as pool:
+        found = [run.model.state_dict() for run in pool.map(metarun.load, [tmp_path] * 8)]
+    for name, value in expected.items():
+        assert all(torch.equal(own[name], value) for own in found), name
+
+
+def test_a_lock_is_copied_and_pickled_with_what_has_it() -> None:
+    lock = OneAtATime()
+    assert copy.deepcopy([lock])[0] is copy.copy(lock) is lock
+    again = pickle.loads(pickle.dumps(lock))
+    with lock, lock, again:
+        assert again is not lock

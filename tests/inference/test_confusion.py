@@ -121,6 +121,20 @@ def test_of_many_classes_those_are_drawn_that_are_wrong_most_often() -> None:
     assert len(names) == 60 and "group/class150" in names
 
 
+def test_no_line_goes_through_the_numbers_of_the_matrix() -> None:
+    axes = confusion_matrix(counted(3)).axes[0]
+    grid = [*axes.get_xgridlines(), *axes.get_ygridlines()]
+    assert len(axes.texts) == 9 and not any(line.get_visible() for line in grid)
+
+
+def test_control_characters_of_names_are_spelled_out() -> None:
+    found = counted(2)._replace(names=("a\nb", "\x1b[31mred"))
+    told = "\n".join(lines(plain(found), 3))
+    assert "a\\nb for \\x1b[31mred" in told and "\x1b" not in told
+    names = [text.get_text() for text in confusion_matrix(found).axes[0].get_yticklabels()]
+    assert names == ["a\\nb", "\\x1b[31mred"]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

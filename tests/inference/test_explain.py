@@ -1,11 +1,15 @@
 """`metarun explain`: a task as a picture, with the figures of its evaluation."""
 
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from metarun.episodes.source import ImageEpisodes
 from metarun.inference import explain, explain_sheet
 from metarun.inference.trained import load
 from tests.conftest import Metarun
@@ -16,7 +20,8 @@ from tests.setups import task_of
 def test_it_has_the_predictions_of_each_inner_step(metarun: Metarun, tmp_path: Path) -> None:
     setup = write_run(tmp_path / "run", *GLYPHS, "algo=maml", "algo.eval_inner_steps=3")
     trained = load(tmp_path / "run", with_data=True)
-    found = explain.explain(trained, explain.task_of_run(trained, "test", 2))
+    names = explain.names_of_run(trained, "test", 2)
+    found = explain.explain(trained, explain.task_of_run(trained, "test", 2), names)
     trace = setup.algorithm.trace(trained.meta, task_of(setup, 2, "test"))
     assert torch.equal(found.losses, trace.query_loss) and len(found.losses) == 4
     assert torch.equal(found.scores, trace.query_score)
@@ -29,6 +34,50 @@ def test_it_has_the_predictions_of_each_inner_step(metarun: Metarun, tmp_path: P
         assert drawn.tobytes() == explain_sheet.sheet_of(found, trained).tobytes()
         colors = drawn.getcolors(2**20)
     assert colors is not None and any(r > g or g > r for _, (r, g, b) in colors)
+
+
+def test_classes_of_a_task_are_named_and_what_is_not_drawn_is_told(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    shape = ("task.shot=11", "task.query=4")
+    setup = write_run(tmp_path / "run", *GLYPHS, "algo=protonet", *shape, "backbone.norm=support")
+    source: Any = setup.source
+    names = source.stores["test"].class_names
+    own = [names[number] for number in source.classes("test", 3, 1)[0]]
+    told = metarun("explain", "ckpt=run", "episode=3").stdout
+    assert f"A {own[0]}, B {own[1]}, C {own[2]}\n" in told
+    assert (
+        "drawn: 9 of 12 queries (3 of a class at most), 30 of 33 examples (10 of a class at most)"
+    ) in told
+    told = metarun("explain", "ckpt=run", "episode=3", "split=val").stdout
+    assert f"A {own[0]}," not in told and "A alphabet" in told
+
+
+def test_a_task_whose_classes_nobody_tells_has_no_names(tmp_path: Path) -> None:
+    setup = write_run(tmp_path / "run", *GLYPHS, "algo=protonet")
+    source: Any = copy(setup.source)
+    trained = load(tmp_path / "run", with_data=True)
+    assert len(explain.names_of_run(trained, "test", 0)) == 3
+    source.__class__ = type("Fixed", (ImageEpisodes,), {"sample": lambda *given: None})
+    other = replace(trained, setup=replace(trained.setup, source=source))
+    assert explain.names_of_run(other, "test", 0) == ()
+
+
+def test_control_characters_of_names_are_spelled_out(metarun: Metarun, tmp_path: Path) -> None:
+    """Of classes and of files: they come from somebody else, and would break a line of a sheet."""
+    setup = write_run(tmp_path / "run", *GLYPHS, "algo=protonet", "backbone.norm=support")
+    task = task_of(setup, 2, "test")
+    write_task(tmp_path, task)
+    (tmp_path / "support/class1").rename(tmp_path / "support/new\nline \x1b[31mred")
+    (tmp_path / "query/class0-0.png").rename(tmp_path / "query/a\n0.png")
+    (tmp_path / "query/\x1b[2J.png").write_bytes(b"no picture")
+    (tmp_path / "support/new\nline \x1b[31mred/\x1b[2J.txt").write_bytes(b"no picture")
+    own = ("ckpt=run", "support=support", "query=query", "data.skip_unreadable=true")
+    for command in (("explain", *own), ("predict", *own, "sheet=sheet.png")):
+        done = metarun(*command)
+        assert "new\\nline \\x1b[31mred" in done.stdout and "left out query/\\x1b" in done.stderr
+        assert "\x1b" not in done.stdout + done.stderr
+    assert "new\nline" in (tmp_path / "predictions.csv").read_text()
 
 
 def judged_and_open(path: Path) -> tuple[bool, bool]:

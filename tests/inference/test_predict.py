@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from metarun.config.catalogue import schemas
 from metarun.config.trained import PredictConfig
 from metarun.errors import ConfigError
 from metarun.inference.classifier import FewShotClassifier
-from metarun.inference.predict import batches_of, inputs_of_run, label_pictures
+from metarun.inference.predict import Predictions, batches_of, inputs_of_run, label_pictures
 from metarun.inference.support import list_queries, list_support, read_support
+from metarun.inference.table import to_csv
 from metarun.inference.trained import load as load_run
 from metarun.pictures.inputs import inputs_of
 from metarun.pictures.listing import Picture
@@ -105,6 +107,51 @@ def test_classes_may_have_any_number_of_examples_in_any_order(tmp_path: Path, al
     torch.testing.assert_close(trained.adapt(x[order], y[order], 3)(queries), found)
 
 
+X, Y = torch.rand(6, 1, 28, 28, dtype=torch.float64), torch.arange(6) % 3
+
+
+WRONG = [
+    (X, Y + 1, "labels are from 0 to 2 in a task of 3 classes, and here is 3"),
+    (X, Y - 1, "and here is -1"),
+    (X, Y.double(), r"labels are torch.float64 of the shape \(6,\): give int64"),
+    (X, Y[:, None], r"of the shape \(6, 1\): give int64 \(examples,\)"),
+    (X, Y.numpy(), "labels are a ndarray: give a tensor"),
+    (X, Y[:5], "there are 6 examples and 5 labels"),
+    (X, Y.clamp(max=1), "class 2 of 3 has no example"),
+    (X[:0], Y[:0], "class 0 of 3 has no example"),
+    (X.numpy(), Y, "examples is a ndarray: give a tensor"),
+    (X[..., :20], Y, r"has the shape \(6, 1, 28, 20\): .* takes \(examples, 1, 28, 28\)"),
+    (X[:, 0], Y, r"examples has the shape \(6, 28, 28\)"),
+    (X.float(), Y, "examples is torch.float32: make it torch.float64"),
+    (X.to(torch.uint8), Y, "of pixels by trained.to_inputs"),
+]
+"""Examples and labels that are no task of three classes, and what is told of them."""
+
+
+@pytest.mark.parametrize("algo", ["protonet", "maml"])
+def test_examples_that_are_no_task_are_refused(tmp_path: Path, algo: str) -> None:
+    write_run(tmp_path, *GLYPHS, f"algo={algo}")
+    trained = load_run(tmp_path)
+    for x, y, told in WRONG:
+        with pytest.raises(ValueError, match=told):
+            trained.adapt(x, y, 3)
+    with pytest.raises(ValueError, match=r"queries has the shape \(6, 28, 28\)"):
+        trained.adapt(X, Y, 3)(X[:, 0])
+
+
+def test_a_run_of_uneven_tasks_takes_padding_and_lacking_classes(tmp_path: Path) -> None:
+    write_run(tmp_path, *GLYPHS, "algo=protonet", "backbone.norm=support", "task.min_way=2")
+    trained = load_run(tmp_path)
+    few = trained.adapt(X[:4], Y[:4].clamp(max=1), 3)(X)
+    padded = torch.cat([Y[:4].clamp(max=1), torch.full((2,), -1)])
+    torch.testing.assert_close(trained.adapt(X, padded, 3)(X), few)
+    assert few[:, 2].isinf().all() and few[:, :2].isfinite().all()
+    with pytest.raises(ValueError, match="and here is -2"):
+        trained.adapt(X, Y - 2, 3)
+    with pytest.raises(ValueError, match="has no example"):
+        trained.adapt(X, torch.full((6,), -1), 3)
+
+
 def test_another_number_of_classes_is_for_methods_without_a_head(tmp_path: Path) -> None:
     for algo in ("protonet", "maml"):
         write_run(tmp_path / algo, *GLYPHS, f"algo={algo}")
@@ -155,6 +202,43 @@ def test_queries_are_found_below_a_folder_by_name_and_by_pattern(tmp_path: Path)
     everything = [str(tmp_path / "a.png"), str(tmp_path / "b" / "2.png")]
     assert list_queries(str(tmp_path)) == everything
     assert list_queries([f"{tmp_path}/*.png", f"{tmp_path}/b", everything[0]]) == everything
+
+
+def test_queries_in_linked_folders_are_found_once(tmp_path: Path) -> None:
+    """As in training, where a class folder may be a link; and no link leads round in a circle."""
+    for name in ("query/a.png", "query/z/1.png", "far/1.png", "far/deep/2.png", "back/3.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    for link, target in {
+        "query/far": "far", "query/also_far": "far", "query/b": "query/z", "far/up": "query",
+        "far/deep/back": "back", "back/self": "back", "query/.hidden": "back",
+    }.items():  # fmt: skip
+        (tmp_path / link).symlink_to(tmp_path / target)
+    found = [
+        Path(path).relative_to(tmp_path / "query") for path in list_queries(f"{tmp_path}/query")
+    ]
+    assert list(map(str, found)) == [
+        "a.png", "z/1.png", "also_far/1.png", "also_far/deep/2.png", "also_far/deep/back/3.png",
+    ]  # fmt: skip
+
+
+def test_no_two_columns_have_the_same_name() -> None:
+    names = ("label", "p(label)", "path", "set", "cat")
+    found = Predictions(["x.png"], names, torch.eye(5)[:1].double(), torch.empty(0), [])
+    header, row = csv.reader(io.StringIO(to_csv(found)))
+    assert header[3:] == ["p(p(label))", "p(label)", "p(path)", "set", "cat"]
+    assert row == ["x.png", "label", "1.0", "1.0", "0.0", "0.0", "0.0", "0.0"]
+    header, _ = csv.reader(io.StringIO(to_csv(replace(found, judged=[["", "", "1"]]))))
+    assert header[6:] == ["p(p(label))", "p(label)", "p(path)", "p(set)", "cat"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_picture_is_no_pictures(metarun: Metarun, asked: Path, count: int) -> None:
+    if count == 2:
+        save(asked / "query" / "2.png", torch.rand(1, 28, 28))
+    words = {1: "labelled 1 picture: a", 2: "labelled 2 pictures: a"}
+    assert words[count] in metarun(*COMMAND).stdout
 
 
 @pytest.fixture

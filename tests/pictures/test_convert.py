@@ -20,6 +20,7 @@ from metarun.pictures import convert as module
 from metarun.pictures import partial
 from metarun.pictures.convert import converted, read_pixels
 from metarun.pictures.decode import Pixels, Preprocessing, UnreadableError, decode
+from metarun.pictures.folders import class_folders
 from metarun.pictures.layouts import list_pictures
 from metarun.pictures.listing import Listing, Picture, listed
 from tests.pictures.drawing import colour, content, draw, draw_classes
@@ -330,6 +331,17 @@ def test_an_unreadable_picture_is_named(listing: Listing, cache: Path, tmp_path:
         assert "no picture of a format" in str(caught.value)
         assert "data.skip_unreadable=true" in str(caught.value)
     assert not list(cache.glob("*.safetensors"))
+
+
+def test_control_characters_of_what_is_left_out_are_spelled_out(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw_classes(tmp_path / "odd", ["a", "b"], count=3)
+    (tmp_path / "odd" / "a" / "\x1b[2J.png").write_bytes(b"no picture")
+    for told in ("a/\\x1b[2J.png: it is no picture", "left out, unreadable: a/\\x1b[2J.png"):
+        caplog.clear()
+        converted("odd", class_folders(tmp_path / "odd"), HOW, skip_unreadable=True)
+        assert told in caplog.text and "\x1b" not in caplog.text
 
 
 def test_unreadable_pictures_are_left_out_by_name(

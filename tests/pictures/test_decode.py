@@ -33,6 +33,24 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def png(
+    width: int, height: int, bits: int, kind: int, row: bytes = b"", clear: bytes = b""
+) -> bytes:
+    """A PNG by hand, whose rows are the same; `clear` is what its chunk tRNS has."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    content = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+    if clear:
+        content += chunk(b"tRNS", clear)
+    if row:
+        content += chunk(b"IDAT", zlib.compress((b"\0" + row) * height))
+    return b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b"")
+
+
 def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
     """A picture whose every pixel matters."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
@@ -83,6 +101,23 @@ def test_sixteen_bits_are_scaled_and_not_cut() -> None:
         b"P5 4 4 65535\n" + raw,
     ):
         assert decode(content, SMALL)[0, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_of_sixteen_bits_only_the_transparent_value_is_white() -> None:
+    deep = np.array([[0, 257, 32896, 65535]], np.uint16).repeat(4, 0)
+    content = saved(Image.fromarray(deep), "PNG", transparency=257)
+    for color in ("rgb", "grey"):
+        found = decode(content, SMALL._replace(color=color))
+        assert found[:, 0].tolist() == len(found) * [[0, 255, 128, 255]]
+    eight = saved(Image.fromarray((deep / 257).astype(np.uint8)), "PNG", transparency=1)
+    assert (decode(eight, SMALL) == decode(content, SMALL)).all()
+
+
+def test_of_colours_of_sixteen_bits_only_the_transparent_one_is_white() -> None:
+    """0x34 is the lower half of the transparent value, and no part of it that counts."""
+    row = np.array([0x1234, 0x3400, 0, 0xFFFF], ">u2").repeat(3)
+    content = png(4, 4, 16, 2, row.tobytes(), struct.pack(">HHH", 0x1234, 0x1234, 0x1234))
+    assert decode(content, SMALL)[:, 0].tolist() == 3 * [[255, 0x34, 0, 255]]
 
 
 def test_bilevel_edges_are_smoothed() -> None:
@@ -153,14 +188,7 @@ def test_a_large_photograph_is_decoded_at_a_part_of_its_size() -> None:
 
 def bomb(width: int, height: int) -> bytes:
     """A PNG that says how large it is, and has nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IEND", b"")
+    return png(width, height, 1, 0)
 
 
 @pytest.mark.parametrize(
