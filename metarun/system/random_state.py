@@ -13,7 +13,8 @@ def random_state_kept() -> Iterator[None]:
     Runs seed them. A caller who has done so as well would draw the same numbers for every seed.
     """
     before = torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    begun = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = torch.cuda.get_rng_state_all() if begun else []
     try:
         yield
     finally:
