@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metarun.components.data.split_by_class import ALL_IN_THE_TEST
 from metarun.components.formats import without_gpu
 from metarun.config.changes import changed, is_other_domain, otherwise
 from metarun.config.run import TaskConfig, TrainConfig
@@ -51,6 +52,7 @@ class Opened(NamedTuple):
         trace: evaluates a batch of tasks.
         tasks: how many.
         other: the settings that are not those of the run.
+        unused: those of them that change nothing, in words.
         remark: what the figures say of data that are not those of the run.
     """
 
@@ -63,6 +65,7 @@ class Opened(NamedTuple):
     trace: Traces
     tasks: int
     other: dict[str, Any]
+    unused: list[str]
     remark: dict[str, Any]
 
 
@@ -143,12 +146,19 @@ def _open(config: EvalConfig, directory: Path, ranks: Ranks) -> Opened:
         _refuse_impossible(config, trained, setup)
         tasks = episodes_of(asked.data.name, setup.source, config.split, config.episodes)
         other = otherwise(trained, asked) | _of_fitting(config)
+        told = without_effect(asked, setup.source.kind, setup.source.outputs, setup.source)
+        unused = [text for text in told if text.partition("=")[0] in other]
+        for key in (text.partition("=")[0] for text in unused):
+            if key.startswith("data."):  # the data are the same, so nothing is otherwise
+                del other[key]
         remark = check_evaluated(setup, content, trained, config)
         metas: list[Meta] = [_restored(setup, each, other) for each in contents]
         trace = setup.trace if not best else ensemble_trace(setup, contents, metas)
     tasks = tasks or default_tasks(asked, config.split)
     trained_on = trained.task.in_training()
-    return Opened(path, contents, best, setup, trained_on, metas, trace, tasks, other, remark)
+    return Opened(
+        path, contents, best, setup, trained_on, metas, trace, tasks, other, unused, remark
+    )
 
 
 def _refuse_used(directory: Path) -> None:
@@ -174,7 +184,8 @@ def _read(config: EvalConfig) -> tuple[Path, list[dict[str, Any]], list[dict[str
 
 
 def _domain(config: EvalConfig, trained: TrainConfig, content: dict[str, Any]) -> Domain | None:
-    if not is_other_domain(trained, config):
+    whole = config.more.get("data", {}).get("fractions") == ALL_IN_THE_TEST
+    if not is_other_domain(trained, config) and not whole:
         return None
     return Domain(
         trained.data.name, content.get(EXAMPLES), bool(config.data.fit), bool(config.data.invert)
@@ -235,16 +246,13 @@ def _tell(opened: Opened) -> None:
     """Log what is evaluated, and what is not as in training."""
     steps = ", ".join(str(each["step"]) for each in opened.contents)
     log.info("%s, after meta-step %s", opened.path, steps)
-    if not opened.other:
-        return
-    log.info(
-        "otherwise than in training: %s",
-        ", ".join(f"{key}={value}" for key, value in opened.other.items()),
-    )
-    setup = opened.setup
-    told = without_effect(setup.config, setup.source.kind, setup.source.outputs)
-    if unused := [text for text in told if text.partition("=")[0] in opened.other]:
-        log.warning("without effect: %s", "; ".join(unused))
+    if opened.other:
+        log.info(
+            "otherwise than in training: %s",
+            ", ".join(f"{key}={value}" for key, value in opened.other.items()),
+        )
+    if opened.unused:
+        log.warning("without effect: %s", "; ".join(opened.unused))
 
 
 def _look_closer(

@@ -142,7 +142,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
             )
         if isinstance(setup.source, LabelledExamples):
             log.info("%s", setup.source.described())
-        if unused := without_effect(config, setup.source.kind, setup.source.outputs):
+        source = setup.source
+        if unused := without_effect(config, source.kind, source.outputs, source):
             log.warning("without effect: %s", "; ".join(unused))
         with ranks.together():
             remark = among_sources(setup.source, "test", ["val"]) | by_weights(setup)
