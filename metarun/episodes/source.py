@@ -155,19 +155,31 @@ class ImageEpisodes:
         other.input_shape = tuple(shape)
         return other
 
+    def alone(self, split: str) -> "ImageEpisodes":
+        """The episodes of one split."""
+        other = copy.copy(self)
+        other.stores = {split: self.stores[split]}
+        return other
+
     def of_shape(
-        self, way: int, shot: int, query: int, within: str, uneven: Uneven | None = None
+        self,
+        way: int,
+        shot: int,
+        query: int,
+        within: str,
+        uneven: Uneven | None = None,
+        split: str = "train",
     ) -> "ImageEpisodes":
-        """Training episodes of another shape, from the same images.
+        """Episodes of a split in another shape, from the same images.
 
         Raises:
-            ValueError: the training split cannot supply them.
+            ValueError: the split cannot supply them.
         """
-        _check_feasible("train", self.stores["train"], way, shot, query, uneven)
+        _check_feasible(split, self.stores[split], way, shot, query, uneven)
         other = copy.copy(self)
         other.way, other.shot, other.query, other.outputs = way, shot, query, way
         other.within, other.uneven = within, uneven
-        other._groups = {"train": other._groups_of("train")}
+        other._groups = {split: other._groups_of(split)}
         return other
 
     def with_more_classes(self, more: int) -> "ImageEpisodes":

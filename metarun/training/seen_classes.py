@@ -16,13 +16,14 @@ from metarun.components.build import build_data
 from metarun.components.weights_file import run_behind
 from metarun.config.catalogue import schemas
 from metarun.config.changes import shared_root
-from metarun.config.run import TaskConfig, TrainConfig
+from metarun.config.run import TrainConfig
 from metarun.config.trained import EvalConfig
 from metarun.episodes.identity import identity_of, same_data
 from metarun.episodes.several import SeveralSources
 from metarun.episodes.shared import Pictures, Seen, class_pictures, count_seen, together
 from metarun.episodes.source import EpisodeSource
 from metarun.errors import MetarunError
+from metarun.training.domain import LEAST
 from metarun.training.setup import Setup, from_plain
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ IN_TRAINING, BY_WEIGHTS = "seen_in_training", "seen_by_weights"
 SHARED = "shared_by_sources"
 """Of the figures: how many classes are in the split of two of the sources."""
 
-LEAST = TaskConfig(way=2, shot=1, query=1)  # tasks that any data have
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 TOO_GOOD = {
     "test": "test figures are too good",

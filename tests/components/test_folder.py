@@ -10,7 +10,9 @@ from PIL import Image
 
 from metarun.components.data.folder import FolderConfig, load
 from metarun.components.data.split_by_class import SplitConfig, split_by_class
+from metarun.config.trained import SensitivityConfig
 from metarun.errors import ConfigError, MetarunError
+from metarun.inference.sensitivity import Evaluated, measure
 from metarun.training.inert import without_effect
 from tests.components.test_omniglot import check_partition
 from tests.conftest import Metarun
@@ -175,3 +177,31 @@ def test_a_run_on_a_folder_is_measured_on_all_classes_of_another(
     assert found["changed"] == {} and "other_data" not in found["test"]
     assert "otherwise than in training" not in said
     assert "without effect: data.split_seed=3 (the data say themselves" in said
+
+
+def test_the_split_that_is_evaluated_has_to_be_large_enough_and_no_other(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    for place, (split, classes, count) in enumerate(
+        (("train", 3, 3), ("val", 3, 3), ("test", 6, 8))
+    ):
+        draw_classes(root / split, [f"{split}{n}" for n in range(classes)], count, first=3 * place)
+    tiny = ("data.size=4", "backbone=mlp", "backbone.hidden=[4]", "task.way=3", "task.query=2")
+    write_run(tmp_path / "run", "data=folder", f"data.root={root}", *tiny, "algo=protonet", *SMALL)
+    asked = ("eval", "ckpt=run", "episodes=3")
+    metarun(*asked, "task.way=6", "task.query=7", "hydra.run.dir=large")
+    test = json.loads((tmp_path / "large" / "result.json").read_text())["test"]
+    assert (test["way"], test["query"]) == (6, 7) and "other_data" not in test
+    for change, words in {
+        "task.way=7": "task.way=7 is more than the 6 classes of the test split",
+        "task.query=8": "is more than the 8 images of class 'test0' in the test split",
+        "split=val task.way=4": "task.way=4 is more than the 3 classes of the val split",
+    }.items():
+        assert words in metarun(*asked, *change.split(), code=2).stderr
+    # An algorithm whose head has a row for each class of training, and other protocols.
+    write_run(tmp_path / "head", "data=folder", f"data.root={root}", *tiny, "algo=baseline", *SMALL)
+    metarun("eval", "ckpt=head", "episodes=3", "task.way=6", "hydra.run.dir=head_on_six")
+    config = SensitivityConfig(str(tmp_path / "run"), episodes=3, norms=[], queries=[6], fewer=[])
+    rows = list(measure(Evaluated(config)))
+    assert [row.changes for row in rows][:2] == [{}, {"task.query": 6}] and not rows[1].reason
