@@ -62,6 +62,10 @@ class TooFew(ValueError):
     """A split has too few classes, or a class too few images, for the tasks."""
 
 
+class TooFewClasses(TooFew):
+    """A split has too few classes."""
+
+
 SPLITS = ("train", "val", "test")
 
 
@@ -314,7 +318,10 @@ def _check_feasible(
     if way < 2:
         raise ValueError(f"task.way={way}: a classification task needs 2 classes or more")
     if way > classes:
-        raise TooFew(f"task.way={way} is more than the {classes} classes of the {split} split")
+        raise TooFewClasses(
+            f"task.way={way} is more than the {classes} classes of the {split} split: lower "
+            "task.way"
+        )
     fewest = int(store.sizes.min())
     needed = "task.shot + task.query"
     if uneven is not None and uneven.imbalanced:  # a small class has fewer support examples
@@ -322,9 +329,11 @@ def _check_feasible(
     if shot + query > fewest:
         name = store.class_names[int(store.sizes.argmin())]
         what = "examples" if store.images.is_floating_point() else "images"
+        lower = "task.query" if shot < fewest else "task.shot"
         raise TooFew(
             f"{needed} = {shot} + {query} = {shot + query} is more than the "
-            f"{fewest} {what} of class {name!r} in the {split} split"
+            f"{fewest} {what} of class {name!r} in the {split} split: lower {lower}, or leave the "
+            "class out"
         )
 
 

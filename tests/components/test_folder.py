@@ -71,8 +71,16 @@ def test_fractions_that_are_none(parts: list[float]) -> None:
 def test_too_little_is_refused(tmp_path: Path, root: Path) -> None:
     small = ("data=folder", f"data.root={root}", "data.size=28", "backbone.width=3", *SMALL)
     for settings, message in (
-        (("task.way=3", "task.shot=2"), "more than the 3 images of class"),
-        (("task.way=4", "task.query=1"), "task.way=4 is more than the 3 classes of the val split"),
+        (
+            ("task.way=3", "task.shot=2"),
+            "more than the 3 images of class .*: lower task.query, or leave the class out",
+        ),
+        (("task.way=3", "task.shot=3", "task.query=1"), ": lower task.shot, or leave the class"),
+        (
+            ("task.way=4", "task.query=1"),
+            "task.way=4 is more than the 3 classes of the val split: lower task.way, or give that "
+            r"split more classes \(by data.fractions",
+        ),
     ):
         with pytest.raises(MetarunError, match=message):
             setup_of(*small, *settings)
