@@ -31,6 +31,7 @@ from metarun.training.ensemble import ensemble_trace
 from metarun.training.evaluation import evaluate_split
 from metarun.training.inert import without_effect
 from metarun.training.programs import Traces
+from metarun.training.seen_classes import by_weights
 from metarun.training.setup import Setup, build, from_plain
 from metarun.training.state import restore_meta
 from metarun.unroll import Meta
@@ -150,6 +151,7 @@ def _open(config: EvalConfig, directory: Path, ranks: Ranks) -> Opened:
             if key.startswith("data."):  # the data are the same, so nothing is otherwise
                 del other[key]
         remark = check_evaluated(setup, content, trained, config)
+        remark |= by_weights(setup, config.split)
         metas: list[Meta] = [_restored(setup, each, other) for each in contents]
         trace = setup.trace if not best else ensemble_trace(setup, contents, metas)
     tasks = tasks or default_tasks(asked, config.split)

@@ -146,7 +146,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         if unused := without_effect(config, source.kind, source.outputs, source):
             log.warning("without effect: %s", "; ".join(unused))
         with ranks.together():
-            remark = among_sources(setup.source, "test", ["val"]) | by_weights(setup)
+            remark = among_sources(setup.source, "test", ["val"]) | by_weights(setup, "test")
         described = Logged(directory, flat(plain), setup.objective.score_name)
         try:
             with Tracker(

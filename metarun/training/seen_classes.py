@@ -133,26 +133,28 @@ def by_training(
     return _told(seen, IN_TRAINING, asked.split, "by the run")
 
 
-def by_weights(setup: Setup) -> dict[str, Any]:
-    """Warn of test classes that the run of `backbone.weights` was trained on.
+def by_weights(setup: Setup, split: str) -> dict[str, Any]:
+    """Warn of classes of a split that the run of `backbone.weights` was trained on.
 
     Returns:
         What the figures say of it.
     """
     path = vars(setup.config.backbone).get("weights")
-    content = None if path is None else run_behind(path)
-    if content is None or setup.source.kind != "classification":
-        return {}
-    identity = content.get("data_identity")
-    if identity == setup.identity:  # the same split
+    if path is None or setup.source.kind != "classification":
         return {}
     try:
+        content = run_behind(path)
+        if content is None:
+            return {}
+        identity = content.get("data_identity")
+        if identity == setup.identity:  # the same split
+            return {}
         trained = _source_of(from_plain(content["config"]), identity, None)
     except MetarunError as error:
         _tell_why("backbone.weights", str(error))
         return {}
-    seen = _compared(setup.source, trained, "test", "backbone.weights")
-    return _told(seen, BY_WEIGHTS, "test", "by the run of backbone.weights")
+    seen = _compared(setup.source, trained, split, "backbone.weights")
+    return _told(seen, BY_WEIGHTS, split, "by the run of backbone.weights")
 
 
 def seen_words(figures: dict[str, Any], split: str) -> str:

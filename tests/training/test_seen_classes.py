@@ -188,6 +188,8 @@ def test_classes_of_training_do_not_come_into_a_test_unnoticed(
     assert figures("next")["seen_by_weights"] == known
     assert f"{words(known)}, by the run of backbone.weights: figures are too good" in done.stderr
     assert f"{words(known)}, by the run of backbone.weights)" in done.stdout
+    done = metarun("eval", "ckpt=next", "hydra.run.dir=next_again")
+    assert figures("next_again")["seen_by_weights"] == known
 
     # Several sources, one of which is the other in another split.
     first = re.sub("split_seed: 1", "split_seed: 0", again)
