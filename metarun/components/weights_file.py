@@ -11,7 +11,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from metarun.components.algo.base import HYPERPARAMETERS
-from metarun.errors import ConfigError, first_line
+from metarun.errors import CheckpointError, ConfigError, first_line
 from metarun.rundir import checkpoint
 from metarun.rundir.checkpoint_files import SUFFIX
 from metarun.system import archive
@@ -88,6 +88,19 @@ def read_weights(path: str) -> Content:
             "torch.save(model.state_dict(), …)"
         )
     return Content(tensors, hashlib.sha256(data).hexdigest(), ours)
+
+
+def run_behind(path: str) -> dict[str, Any] | None:
+    """The checkpoint of metarun that weights are read from; None where it is another file.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    file = _file_of(path)
+    try:
+        return checkpoint.load(file) if file.suffix == SUFFIX else None
+    except CheckpointError:
+        return None
 
 
 def _file_of(path: str) -> Path:

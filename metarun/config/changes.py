@@ -84,7 +84,7 @@ def _same_data(stored: TrainConfig, config: EvalConfig) -> EvalData:
         return config.data
     # Of a plugin's data, and of a folder that is one data set, the folder is what the run was
     # given, whatever the environment says.
-    root, download = _shared_root(stored.data.name), config.data.download
+    root, download = shared_root(stored.data.name), config.data.download
     if root is None and stored.data.root is not None and hasattr(stored.data, "download"):
         # A checkpoint may say where to read, but only the command line where to write.
         download = bool(download)
@@ -100,12 +100,12 @@ def _other_data(config: EvalConfig) -> Any:
     given = {key: getattr(config.data, key) for key in WHERE}
     given = {key: value for key, value in given.items() if value is not None}
     if "root" in {field.name for field in fields(schema)}:
-        given = {"root": _shared_root(name)} | given
+        given = {"root": shared_root(name)} | given
     given = _checked("data", schema(), given | config.more.get("data", {}))
     return read("data", schema, {"name": name} | given)
 
 
-def _shared_root(name: str) -> str | None:
+def shared_root(name: str) -> str | None:
     """The folder of all data sets, if a data set is in it."""
     return os.environ.get("METARUN_DATA") if is_in_shared_root(name) else None
 

@@ -113,6 +113,10 @@ class LabelledExamples:
         """How many examples a part has."""
         return len(self._parts[part].labels)
 
+    def pictures(self, part: str) -> Tensor:
+        """The images of a part, as they are stored."""
+        return self._images[self._parts[part].images]
+
     def described(self) -> str:
         """How many examples there are, and what for."""
         wrong = int(self.flipped.sum())

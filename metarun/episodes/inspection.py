@@ -1,12 +1,12 @@
 """What is in the splits of a data set, and what should not be: classes and examples in two."""
 
-import hashlib
 import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+from metarun.episodes.shared import digests
 from metarun.episodes.store import ClassStore
 from metarun.episodes.store_file import picture_names
 from metarun.errors import printable_name
@@ -92,7 +92,6 @@ def _examples(split: str, store: ClassStore) -> Iterator[tuple[Example, bytes]]:
     for name, start, size in zip(
         store.class_names, store.starts.tolist(), store.sizes.tolist(), strict=True
     ):
-        for place, image in enumerate(store.images[start : start + size].cpu()):
+        for place, digest in enumerate(digests(store.images[start : start + size])):
             file = files[start + place] if files else ""
-            digest = hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest()
             yield Example(split, name, place + 1, file), digest

@@ -62,6 +62,10 @@ class TooFew(ValueError):
     """A split has too few classes, or a class too few images, for the tasks."""
 
 
+class TooFewClasses(TooFew):
+    """A split has too few classes."""
+
+
 SPLITS = ("train", "val", "test")
 
 
@@ -155,19 +159,31 @@ class ImageEpisodes:
         other.input_shape = tuple(shape)
         return other
 
+    def alone(self, split: str) -> "ImageEpisodes":
+        """The episodes of one split."""
+        other = copy.copy(self)
+        other.stores = {split: self.stores[split]}
+        return other
+
     def of_shape(
-        self, way: int, shot: int, query: int, within: str, uneven: Uneven | None = None
+        self,
+        way: int,
+        shot: int,
+        query: int,
+        within: str,
+        uneven: Uneven | None = None,
+        split: str = "train",
     ) -> "ImageEpisodes":
-        """Training episodes of another shape, from the same images.
+        """Episodes of a split in another shape, from the same images.
 
         Raises:
-            ValueError: the training split cannot supply them.
+            ValueError: the split cannot supply them.
         """
-        _check_feasible("train", self.stores["train"], way, shot, query, uneven)
+        _check_feasible(split, self.stores[split], way, shot, query, uneven)
         other = copy.copy(self)
         other.way, other.shot, other.query, other.outputs = way, shot, query, way
         other.within, other.uneven = within, uneven
-        other._groups = {"train": other._groups_of("train")}
+        other._groups = {split: other._groups_of(split)}
         return other
 
     def with_more_classes(self, more: int) -> "ImageEpisodes":
@@ -302,7 +318,10 @@ def _check_feasible(
     if way < 2:
         raise ValueError(f"task.way={way}: a classification task needs 2 classes or more")
     if way > classes:
-        raise TooFew(f"task.way={way} is more than the {classes} classes of the {split} split")
+        raise TooFewClasses(
+            f"task.way={way} is more than the {classes} classes of the {split} split: lower "
+            "task.way"
+        )
     fewest = int(store.sizes.min())
     needed = "task.shot + task.query"
     if uneven is not None and uneven.imbalanced:  # a small class has fewer support examples
@@ -310,9 +329,11 @@ def _check_feasible(
     if shot + query > fewest:
         name = store.class_names[int(store.sizes.argmin())]
         what = "examples" if store.images.is_floating_point() else "images"
+        lower = "task.query" if shot < fewest else "task.shot"
         raise TooFew(
             f"{needed} = {shot} + {query} = {shot + query} is more than the "
-            f"{fewest} {what} of class {name!r} in the {split} split"
+            f"{fewest} {what} of class {name!r} in the {split} split: lower {lower}, or leave the "
+            "class out"
         )
 
 

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from metarun.components.data.split_by_class import ALL_IN_THE_TEST
 from metarun.components.formats import without_gpu
 from metarun.config.changes import changed, is_other_domain, otherwise
 from metarun.config.run import TaskConfig, TrainConfig
@@ -18,16 +21,17 @@ from metarun.inference.trained import Trained
 from metarun.rundir import SWEEP_FILE, checkpoint, top
 from metarun.system.files import write_json, write_text
 from metarun.system.interrupts import Interruption
-from metarun.system.ranks import Ranks
+from metarun.system.ranks import ALONE, Ranks
 from metarun.training import result as results
 from metarun.training.data_check import check_evaluated
 from metarun.training.device import choose_device
 from metarun.training.domain import KEY as EXAMPLES
-from metarun.training.domain import Domain, episodes_of
+from metarun.training.domain import Domain, episodes_of, is_too_small
 from metarun.training.ensemble import ensemble_trace
 from metarun.training.evaluation import evaluate_split
 from metarun.training.inert import without_effect
 from metarun.training.programs import Traces
+from metarun.training.seen_classes import by_weights
 from metarun.training.setup import Setup, build, from_plain
 from metarun.training.state import restore_meta
 from metarun.unroll import Meta
@@ -51,6 +55,7 @@ class Opened(NamedTuple):
         trace: evaluates a batch of tasks.
         tasks: how many.
         other: the settings that are not those of the run.
+        unused: those of them that change nothing, in words.
         remark: what the figures say of data that are not those of the run.
     """
 
@@ -63,6 +68,7 @@ class Opened(NamedTuple):
     trace: Traces
     tasks: int
     other: dict[str, Any]
+    unused: list[str]
     remark: dict[str, Any]
 
 
@@ -132,23 +138,27 @@ def _open(config: EvalConfig, directory: Path, ranks: Ranks) -> Opened:
     with ranks.together():
         trained = from_plain(content["config"])
         asked = without_gpu(trained, changed(trained, config), device)
-        setup = build(
-            asked,
-            device,
-            ranks,
-            content["planned_for"],
-            trained_with=trained.seed,
-            domain=_domain(config, trained, content),
-        )
+        # A calibration takes tasks of validation too.
+        split = None if config.calibrate else config.split
+        domain = _domain(config, trained, content, split)
+        setup = build_evaluated(asked, device, content, split, ranks, domain)
         _refuse_impossible(config, trained, setup)
         tasks = episodes_of(asked.data.name, setup.source, config.split, config.episodes)
         other = otherwise(trained, asked) | _of_fitting(config)
+        told = without_effect(asked, setup.source.kind, setup.source.outputs, setup.source)
+        unused = [text for text in told if text.partition("=")[0] in other]
+        for key in (text.partition("=")[0] for text in unused):
+            if key.startswith("data."):  # the data are the same, so nothing is otherwise
+                del other[key]
         remark = check_evaluated(setup, content, trained, config)
+        remark |= by_weights(setup, config.split)
         metas: list[Meta] = [_restored(setup, each, other) for each in contents]
         trace = setup.trace if not best else ensemble_trace(setup, contents, metas)
     tasks = tasks or default_tasks(asked, config.split)
     trained_on = trained.task.in_training()
-    return Opened(path, contents, best, setup, trained_on, metas, trace, tasks, other, remark)
+    return Opened(
+        path, contents, best, setup, trained_on, metas, trace, tasks, other, unused, remark
+    )
 
 
 def _refuse_used(directory: Path) -> None:
@@ -173,12 +183,52 @@ def _read(config: EvalConfig) -> tuple[Path, list[dict[str, Any]], list[dict[str
     return path, best, top.load_each(path, best)
 
 
-def _domain(config: EvalConfig, trained: TrainConfig, content: dict[str, Any]) -> Domain | None:
-    if not is_other_domain(trained, config):
+def _domain(
+    config: EvalConfig, trained: TrainConfig, content: dict[str, Any], split: str | None
+) -> Domain | None:
+    whole = config.more.get("data", {}).get("fractions") == ALL_IN_THE_TEST
+    if not is_other_domain(trained, config) and not whole:
         return None
     return Domain(
-        trained.data.name, content.get(EXAMPLES), bool(config.data.fit), bool(config.data.invert)
+        trained.data.name,
+        content.get(EXAMPLES),
+        bool(config.data.fit),
+        bool(config.data.invert),
+        split,
     )
+
+
+def build_evaluated(
+    config: TrainConfig,
+    device: torch.device,
+    content: dict[str, Any],
+    split: str | None,
+    ranks: Ranks = ALONE,
+    domain: Domain | None = None,
+) -> Setup:
+    """The setup of a run that is evaluated; other splits may be too small for the tasks.
+
+    Args:
+        config: the run's, with what is changed of it.
+        device: where it is computed.
+        content: of its checkpoint.
+        split: which is evaluated; None: several are.
+        ranks: the processes that evaluate together.
+        domain: of data that nothing is trained on; None: those of the run.
+
+    Raises:
+        ConfigError: the run cannot be evaluated so.
+        DataError: the data are missing or damaged.
+    """
+    planned, trained = content["planned_for"], content["config"]
+    seed = trained["seed"]
+    try:
+        return build(config, device, ranks, planned, trained_with=seed, domain=domain)
+    except ConfigError as error:
+        if domain is not None or split is None or not is_too_small(error):
+            raise
+        own = Domain(trained["data"]["name"], content.get(EXAMPLES), split=split)
+        return build(config, device, ranks, planned, trained_with=seed, domain=own)
 
 
 def _refuse_impossible(config: EvalConfig, trained: TrainConfig, setup: Setup) -> None:
@@ -235,16 +285,13 @@ def _tell(opened: Opened) -> None:
     """Log what is evaluated, and what is not as in training."""
     steps = ", ".join(str(each["step"]) for each in opened.contents)
     log.info("%s, after meta-step %s", opened.path, steps)
-    if not opened.other:
-        return
-    log.info(
-        "otherwise than in training: %s",
-        ", ".join(f"{key}={value}" for key, value in opened.other.items()),
-    )
-    setup = opened.setup
-    told = without_effect(setup.config, setup.source.kind, setup.source.outputs)
-    if unused := [text for text in told if text.partition("=")[0] in opened.other]:
-        log.warning("without effect: %s", "; ".join(unused))
+    if opened.other:
+        log.info(
+            "otherwise than in training: %s",
+            ", ".join(f"{key}={value}" for key, value in opened.other.items()),
+        )
+    if opened.unused:
+        log.warning("without effect: %s", "; ".join(opened.unused))
 
 
 def _look_closer(

@@ -31,12 +31,12 @@ from metarun.config.trained import (
 )
 from metarun.episodes.reordered import Reordered
 from metarun.errors import ConfigError, DataError
-from metarun.inference.evaluate import default_tasks
+from metarun.inference.evaluate import build_evaluated, default_tasks
 from metarun.rundir import checkpoint
 from metarun.training.data_check import check_evaluated
 from metarun.training.device import choose_device
 from metarun.training.evaluation import confidence95, evaluate, sources_of
-from metarun.training.setup import Setup, build, from_plain
+from metarun.training.setup import Setup, from_plain
 from metarun.training.state import restore_meta
 
 NORM, QUERY, STEPS = "backbone.norm", "task.query", "algo.eval_inner_steps"
@@ -168,8 +168,7 @@ class Evaluated:
 
     def _setup(self, changes: dict[str, Any]) -> Setup:
         config = without_gpu(self.trained, changed(self.trained, self._asked(changes)), self.device)
-        planned, seed = self.content["planned_for"], self.trained.seed
-        return build(config, self.device, planned_for=planned, trained_with=seed)
+        return build_evaluated(config, self.device, self.content, self.config.split)
 
 
 def protocols(base: Setup, config: SensitivityConfig) -> list[dict[str, Any]]:

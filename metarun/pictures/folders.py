@@ -115,6 +115,8 @@ def split_folders(root: Path) -> Listing:
     for split in SPLITS:
         folder = _split_folder(root, split)
         if folder is None:
+            if hint := wrong_case(root):
+                raise DataError(f"{root} has no folder {split}: {hint}")
             raise DataError(
                 f"{root} has no folder {split}: move some class folders into one, or put all class "
                 "folders into one folder, and they are split by data.split_seed"
@@ -126,6 +128,30 @@ def split_folders(root: Path) -> Listing:
         for name, pictures in own.items():
             classes.setdefault(name, []).extend(pictures)
     return listed(root, "class folders in split folders", classes, splits)
+
+
+def wrong_case(root: Path) -> str:
+    """What to do about folders of splits whose names have capitals; empty: there are none."""
+    known = {name for names in NAMES_OF_SPLITS.values() for name in names}
+    there = content_of(root).folders
+    found = [name for name in there if name not in known and name.lower() in known]
+    if not found:
+        return ""
+    right = ", ".join(name.lower() for name in found)
+    return f"folders of splits are in lower case: call {', '.join(found)} {right}"
+
+
+def too_deep(root: Path) -> str:
+    """What to do about class folders that lie in folders of `root`; empty: there are none."""
+    above = content_of(root).folders
+    for name in above:
+        for inner in content_of(root / name).folders:
+            if content_of(root / name / inner).pictures:
+                text = f"pictures lie one level deeper, as in {name}/{inner}/: "
+                if len(above) == 1:
+                    return f"{text}give data.root={root / name}"
+                return f"{text}move all class folders, such as {inner}, into {root} itself"
+    return ""
 
 
 def _split_folder(root: Path, split: str) -> Path | None:

@@ -104,9 +104,11 @@ def _nothing(root: Path) -> str:
     there = [f"{name}/" for name in content.folders] + content.pictures + content.others
     shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
     layouts = "".join(f"\n  {layout.what}" for layout in LAYOUTS.values())
+    if hint := folders.wrong_case(root) or folders.too_deep(root):
+        hint = f"{hint}.\n"
     return (
         f"the pictures in {root} lie in no layout that metarun knows. It has: "
-        f"{shown or 'nothing'}.\n"
+        f"{shown or 'nothing'}.\n{hint}"
         f"Any of these is read:{layouts}\n"
         "Pictures are known by the ends of their names (.jpg, .png, …)."
     )

@@ -15,6 +15,12 @@ from metarun.config.trained import EvalConfig
 from metarun.episodes.identity import brief_identity, identity_of, is_sampled, same_data
 from metarun.errors import ConfigError
 from metarun.rundir import directory as rundir
+from metarun.training.seen_classes import (
+    IN_TRAINING,
+    among_sources,
+    by_training,
+    shared_by_sources,
+)
 from metarun.training.setup import Setup, to_plain
 
 log = logging.getLogger(__name__)
@@ -76,8 +82,9 @@ def check_evaluated(
         asked: the command's; `data.root` or `data=…` in it asks for other data.
 
     Returns:
-        What the figures say of it: `other_data`, if they are from other data; and
-        `training_data`, the name of the run's, if it is another domain.
+        What the figures say of it: `other_data`, if they are from other data; `training_data`,
+        the name of the run's, if it is another data set; and what `metarun.training.seen_classes`
+        finds.
 
     Raises:
         ConfigError: says what was there and what is here.
@@ -90,8 +97,8 @@ def check_evaluated(
                 "the run was trained on characters of these alphabets: this is not Lake's "
                 "protocol, for which train with data.split=background"
             )
-            found["seen_in_training"] = True
-        return found
+            found[IN_TRAINING] = True  # how many there are, its data tell if they are here
+        return found | _of_other_data(setup, stored, before, asked)
     if before is None:
         log.info("the checkpoint does not say which data it has seen: they are not compared")
         return {}
@@ -100,14 +107,15 @@ def check_evaluated(
         same = replace(config, task=stored.task, seed=stored.seed)
         here = identity_of(build_data(same, setup.device))
     if same_data(before, here):
-        return {}
+        return among_sources(setup.source, asked.split)
     root, now = getattr(stored.data, "root", None), _root(setup)
     if asked.data.root is not None or asked.more.get("data"):
         log.warning(
             "these are other data than in training: %s then, %s now",
             _what(before, root), _what(here, now),
         )  # fmt: skip
-        return {"other_data": True, "training_" + KEY: before}
+        found = {"other_data": True, "training_" + KEY: before}
+        return found | _of_other_data(setup, stored, before, asked)
     if now is None:
         remedy = "bring back the data, or the plugin, that it was trained with"
     else:
@@ -121,6 +129,13 @@ def check_evaluated(
         f"the checkpoint was trained on other data: {_what(before, root)} then, "
         f"{_what(here, now)}{why} now; {remedy}"
     )
+
+
+def _of_other_data(
+    setup: Setup, stored: TrainConfig, before: str | None, asked: EvalConfig
+) -> dict[str, Any]:
+    shared = shared_by_sources(setup.source, asked.split)
+    return shared | by_training(setup, stored, before, asked)
 
 
 def _other(

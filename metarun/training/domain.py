@@ -1,4 +1,4 @@
-"""Evaluation on another domain: data of another kind than those that a run was trained on."""
+"""Evaluation on data that nothing is trained on: of another kind than a run's, or a split alone."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,9 +6,19 @@ from typing import Any
 import torch
 
 from metarun.components.build import build_data
-from metarun.config.run import TrainConfig
-from metarun.episodes.source import EpisodeSource, TooFew, splits_of, training_classes
+from metarun.config.run import TaskConfig, TrainConfig
+from metarun.episodes.source import (
+    EpisodeSource,
+    ImageEpisodes,
+    TooFew,
+    splits_of,
+    training_classes,
+)
+from metarun.episodes.uneven import uneven_of
 from metarun.errors import ConfigError
+
+LEAST = TaskConfig(way=2, shot=1, query=1)
+"""Tasks that any data have."""
 
 KEY = "examples"
 """Of checkpoints: what `examples_of` gives."""
@@ -33,19 +43,21 @@ def examples_of(source: EpisodeSource) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Domain:
-    """The other domain that a run is evaluated on.
+    """The data that a run is evaluated on and could not be trained on: mostly another domain.
 
     Attributes:
         trained_on: name of the run's data.
         examples: what the checkpoint says of them (`examples_of`); None of an older one.
         fit: whether images may be brought to the shape of those of training.
         invert: whether dark and light change places.
+        split: which is evaluated, where the others may be too small for the tasks; None: none may.
     """
 
     trained_on: str
     examples: dict[str, Any] | None
-    fit: bool
-    invert: bool
+    fit: bool = False
+    invert: bool = False
+    split: str | None = None
 
     @property
     def classes(self) -> int | None:
@@ -62,7 +74,7 @@ class Domain:
         if self.examples is not None and self.examples["kind"] != "classification":
             # Such tasks have a way of 1, which must not hide that the others have classes.
             config = replace(config, task=replace(task, way=2))
-        source = _built(config, device)
+        source = _built(config, device, self.split)
         if self.examples is None:
             if self.fit or self.invert:
                 raise ConfigError(
@@ -114,16 +126,36 @@ class Domain:
         return f"{text}: {by_own}data.fit=true, which brings its images to that shape"
 
 
-def _built(config: TrainConfig, device: torch.device) -> EpisodeSource:
-    """The data, of which none are for training, so that a split of them may be one too many."""
+def _built(config: TrainConfig, device: torch.device, split: str | None) -> EpisodeSource:
+    """The data, of which none are for training, so that a split of them may be one too many.
+
+    Where another split is too small for the tasks, they have the one that is evaluated alone.
+    """
     try:
         return build_data(config, device)
     except ConfigError as error:
-        if "fractions" in vars(config.data) and isinstance(error.__cause__, TooFew):
-            raise ConfigError(
-                f"{error}; data.fractions=[0,0,1] makes all of them test classes"
-            ) from error
-        raise
+        if not is_too_small(error):
+            raise
+        first = error
+    try:
+        source, task = build_data(replace(config, task=LEAST), device), config.task
+        if isinstance(source, ImageEpisodes) and split is not None and split in source.splits:
+            shape = task.way, task.shot, task.query, task.within, uneven_of(task)
+            return source.alone(split).of_shape(*shape, split=split)
+    except ConfigError as error:
+        if not is_too_small(error):
+            raise
+    except ValueError as error:  # of the split that is evaluated
+        first = ConfigError(str(error))
+    if "fractions" in vars(config.data):
+        text = f"{first}; data.fractions=[0,0,1] makes all of them test classes"
+        raise ConfigError(text) from first
+    raise first
+
+
+def is_too_small(error: ConfigError) -> bool:
+    """Whether a split has too few classes or examples for the tasks."""
+    return isinstance(error.__cause__, TooFew)
 
 
 def refuse_no_training(name: str, source: EpisodeSource) -> None:

@@ -9,9 +9,15 @@ from typing import Any
 from metarun.components.algo.descent import DescentConfig
 from metarun.components.algo.meta_sgd import MetaSgdConfig
 from metarun.components.algo.one_model import OneModelConfig
+from metarun.components.data.split_by_class import (
+    ALL_IN_THE_TEST,
+    SplitConfig,
+    is_split_by_class,
+)
 from metarun.config.augment import FILLED
 from metarun.config.catalogue import is_plugin
 from metarun.config.run import TaskConfig, TrainConfig
+from metarun.episodes.source import EpisodeSource
 from metarun.errors import ConfigError
 from metarun.training.plan import LONG_LOOP
 
@@ -51,15 +57,19 @@ FROM_THE_SECOND_STEP = {
 """Settings of inner optimizers that the first step does not depend on, but for rounding."""
 
 
-def without_effect(config: TrainConfig, kind: str, outputs: int) -> list[str]:
+def without_effect(
+    config: TrainConfig, kind: str, outputs: int, source: EpisodeSource | None = None
+) -> list[str]:
     """Settings that were given and change nothing, each with the reason, as `key=value (reason)`.
 
     Args:
         kind: of the tasks: "classification" or "regression".
         outputs: of the network.
+        source: of the tasks; None: their split is not looked at.
     """
     told = []
     reasons = _reasons(config, kind, outputs) | _reasons_of_steps(config)
+    reasons |= _reasons_of_split(config.data, source)
     for key, reason in reasons.items():
         group, _, name = key.partition(".")
         part = getattr(config, group)
@@ -100,6 +110,20 @@ def _reasons_of_steps(config: TrainConfig) -> dict[str, str]:
     if inner.name == "asgd":
         found["inner_opt.t0"] = "the average of the steps is not used"
     return found
+
+
+def _reasons_of_split(data: Any, source: EpisodeSource | None) -> dict[str, str]:
+    """The same, for settings of a split by class."""
+    if not isinstance(data, SplitConfig):
+        return {}
+    if data.fractions == ALL_IN_THE_TEST:
+        return {"data.split_seed": "all classes are in the test"}
+    stores = getattr(source, "stores", {})
+    classes = {split: store.class_names for split, store in stores.items()}
+    if not classes or is_split_by_class(classes, data):
+        return {}
+    reason = "the data say themselves which classes are in which split"
+    return dict.fromkeys(("data.split_seed", "data.fractions"), reason)
 
 
 def _reasons(config: TrainConfig, kind: str, outputs: int) -> dict[str, str]:

@@ -25,6 +25,7 @@ from metarun.system.interrupts import Interruption
 from metarun.training.ensemble import ensemble_trace
 from metarun.training.evaluation import Evaluation, evaluate_split, format_score
 from metarun.training.programs import Traces
+from metarun.training.seen_classes import IN_TRAINING, seen_words
 from metarun.training.setup import Setup, to_plain
 from metarun.training.state import TrainState, restore_meta
 from metarun.training.tracker import Tracker
@@ -34,9 +35,17 @@ log = logging.getLogger(__name__)
 
 
 def finish(
-    setup: Setup, state: TrainState, directory: Path, tracker: Tracker, stop: Interruption
+    setup: Setup,
+    state: TrainState,
+    directory: Path,
+    tracker: Tracker,
+    stop: Interruption,
+    remark: dict[str, Any],
 ) -> dict[str, Any]:
     """Test the model that was best on validation, and store the run's final figures.
+
+    Args:
+        remark: what they say of test classes that were seen before.
 
     Raises:
         Interrupted: a signal came.
@@ -61,7 +70,7 @@ def finish(
     evaluation = _tested(setup, setup.trace, restore_meta(setup, content), stop)
     name = setup.objective.score_name
     test, together = (
-        describe(setup, evaluation, "test"),
+        describe(setup, evaluation, "test") | remark,
         _of_ensemble(setup, state, directory, stop),
     )
     curves = {f"test/{n}_by_inner_step": test[f"{n}_per_inner_step"] for n in (name, "loss")}
@@ -75,7 +84,7 @@ def finish(
     tracker.final(figures, curves, state.step)
     result = {
         "test": test,
-        **({"ensemble": together} if together else {}),
+        **({"ensemble": together | remark} if together else {}),
         "best": state.best,
         "steps": state.step,
         "skipped_steps": state.skipped,
@@ -198,9 +207,12 @@ def line(figures: dict[str, Any], split: str) -> str:
     else:
         scored = f"{figures['episodes']} tasks, {figures['shot']} shots, {figures['query']} queries"
     other = ", other data than in training" if figures.get("other_data") else ""
+    seen = figures.get(IN_TRAINING)
     if domain := figures.get("training_data"):
-        seen = " on characters of these alphabets" if figures.get("seen_in_training") else ""
-        other = f", data {figures['data']}: another domain than in training ({domain}{seen})"
+        known = " on characters of these alphabets" if seen is True else ""
+        what = "other data" if isinstance(seen, dict) else "another domain"
+        other = f", data {figures['data']}: {what} than in training ({domain}{known})"
+    other += seen_words(figures, split)
     if trained := figures.get("trained_on"):
         of_ways = f"{ways(trained)} " if name == "accuracy" else ""
         queries = "" if trained["query"] == figures["query"] else f", {trained['query']} queries"

@@ -75,6 +75,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
     from metarun.training.inert import refuse_way, without_effect
     from metarun.training.loggers import Logged, open_loggers
     from metarun.training.loop import train
+    from metarun.training.seen_classes import among_sources, by_weights
     from metarun.training.setup import build, to_plain
     from metarun.training.tracker import Tracker
 
@@ -141,8 +142,11 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
             )
         if isinstance(setup.source, LabelledExamples):
             log.info("%s", setup.source.described())
-        if unused := without_effect(config, setup.source.kind, setup.source.outputs):
+        source = setup.source
+        if unused := without_effect(config, source.kind, source.outputs, source):
             log.warning("without effect: %s", "; ".join(unused))
+        with ranks.together():
+            remark = among_sources(setup.source, "test", ["val"]) | by_weights(setup, "test")
         described = Logged(directory, flat(plain), setup.objective.score_name)
         try:
             with Tracker(
@@ -153,7 +157,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
                 open_loggers(described) if ranks.first else (),
             ) as tracker:
                 train(setup, state, folder, tracker, stop)
-                return results.finish(setup, state, directory, tracker, stop)
+                return results.finish(setup, state, directory, tracker, stop, remark)
         except (Interrupted, LostRank) as end:
             end.args = (f"{end} after meta-step {state.step}; checkpoints are in {folder}",)
             if isinstance(end, LostRank):

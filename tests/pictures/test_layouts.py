@@ -239,6 +239,25 @@ def test_the_fingerprint_sees_names_sizes_and_times(tmp_path: Path) -> None:
     assert fingerprint(list_pictures(tmp_path / "moved")) in seen
 
 
+def test_folders_that_lie_otherwise_are_named(tmp_path: Path) -> None:
+    for inner, words in {
+        "animals": "pictures lie one level deeper, as in animals/ant/: give data.root=.*animals",
+        "animals plants": "as in animals/ant/: move all class folders, such as ant, into .*deep",
+        "Train Val test": "lower case: call Train, Val train, val",
+    }.items():
+        root = tmp_path / inner.replace(" ", "") / "deep"
+        for number, name in enumerate(inner.split()):
+            draw_classes(root / name, [f"ant{number}" if number else "ant", f"bee{number}"])
+        with pytest.raises(DataError, match=words) as caught:
+            list_pictures(root)
+        assert "lie in no layout that metarun knows" in str(caught.value)
+    with pytest.raises(DataError, match="has no folder train: folders of splits are in lower case"):
+        list_pictures(root, "splits")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"It has: nothing\.\nAny of these is read"):
+        list_pictures(tmp_path / "empty")
+
+
 FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a class in two splits": (
         "splits",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from metarun.components.data.images import image_episodes
-from metarun.components.data.split_by_class import SplitConfig, split_by_class
+from metarun.components.data.split_by_class import SplitConfig, splits_of
 from metarun.config.checks import absolute
 from metarun.config.component import builds, finds, settings
 from metarun.config.run import TaskConfig
@@ -68,9 +68,8 @@ def load(own: FeaturesConfig) -> dict[str, ClassStore]:
     names = [str(name) for name in classes]
     values = torch.from_numpy(_as_floats(arrays["features"])[order])
     store = from_sizes(values, torch.from_numpy(np.bincount(owner)), names)
-    if "split" not in arrays:
-        return split_stores(store, split_by_class(names, own))
-    return split_stores(store, _given(str(own.root), arrays["split"], owner, names))
+    given = _given(str(own.root), arrays["split"], owner, names) if "split" in arrays else None
+    return split_stores(store, splits_of(names, own, given))
 
 
 def _given(

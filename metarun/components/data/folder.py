@@ -7,7 +7,7 @@ import torch
 
 from metarun.components.data.images import image_episodes
 from metarun.components.data.pictures import PicturesConfig, preprocessing
-from metarun.components.data.split_by_class import SplitConfig, split_by_class
+from metarun.components.data.split_by_class import SplitConfig, splits_of
 from metarun.config.checks import absolute
 from metarun.config.component import builds, finds, settings
 from metarun.config.run import TaskConfig
@@ -60,7 +60,7 @@ def load(own: FolderConfig) -> dict[str, ClassStore]:
         DataError: the pictures are missing, damaged or lie in no known layout.
     """
     listing = _listing(own)
-    splits = listing.splits or split_by_class(listing.class_names, own)
+    splits = splits_of(listing.class_names, own, listing.splits)
     store = converted("folder", listing, preprocessing(own), skip_unreadable=own.skip_unreadable)
     return split_stores(store, splits)
 

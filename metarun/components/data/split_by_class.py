@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 
 from metarun.config.checks import between
@@ -30,6 +30,39 @@ class SplitConfig:
                 f"data.fractions={parts}: must be three numbers above 0 whose sum is 1, for "
                 "training, validation and test; or [0,0,1], for an evaluation on all classes"
             )
+
+
+def splits_of(
+    names: Sequence[str], own: SplitConfig, given: dict[str, list[int]] | None
+) -> dict[str, list[int]]:
+    """The split that the data say, if they say one; but all classes in the test where asked.
+
+    Args:
+        names: of the classes.
+        own: the settings.
+        given: the numbers of the classes of each split; None: the data say none.
+
+    Raises:
+        ConfigError: as `split_by_class`.
+    """
+    if given is None or own.fractions == ALL_IN_THE_TEST:
+        return split_by_class(names, own)
+    return given
+
+
+def is_split_by_class(classes: Mapping[str, Sequence[str]], own: SplitConfig) -> bool:
+    """Whether classes are split as the settings say, and not as their data do.
+
+    Args:
+        classes: the names of those of each split.
+        own: the settings.
+    """
+    names = [name for split in classes.values() for name in split]
+    if len(names) < 3 and own.fractions != ALL_IN_THE_TEST:
+        return False
+    wanted = split_by_class(names, own)
+    found = {split: {names[number] for number in numbers} for split, numbers in wanted.items()}
+    return found == {split: set(own) for split, own in classes.items()}
 
 
 def split_by_class(names: Sequence[str], own: SplitConfig) -> dict[str, list[int]]:
