@@ -9,7 +9,8 @@ from torch import Tensor
 def minibatches(examples: int, size: int | None, steps: int, device: torch.device) -> Tensor | None:
     """Which examples each step takes: a shuffled deck of all, dealt again when it runs out.
 
-    The same for all tasks, whose examples are drawn at random already.
+    The order of labels and shots is the same for all tasks. Which class has which label, and which
+    of its examples is which shot, is drawn at random for each.
 
     Args:
         examples: of a support set.
