@@ -54,8 +54,8 @@ def finish(
     """
     if state.best is None:
         raise RunError(
-            "no validation had a finite score: a lower inner_opt.lr or algo.eval_inner_steps "
-            "may help (in a new run directory)"
+            "no validation had a finite score: a lower outer_opt.lr, inner_opt.lr or "
+            "algo.eval_inner_steps may help (in a new run directory)"
         )
     seconds = tracker.elapsed()
     ranks, content = setup.ranks, {}
