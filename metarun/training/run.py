@@ -198,14 +198,12 @@ SLOW_HESSIAN = 256
 
 def _tell_of_hessians(setup: "Setup") -> None:
     """Newton's method is for a head: on a whole network it takes minutes without a word."""
-    inner, adapted = setup.config.inner_opt, setup.algorithm.adapted or ()
+    inner, size = setup.config.inner_opt, setup.parameters["adapted"] or 0
     if any(part.get("joint") is False for part in (vars(inner), *inner.groups)):
         log.warning(
             "joint=false takes the rows of a parameter as independent of each other; those of a "
             "network are not, so the steps are not those of Newton's method"
         )
-    shapes = dict(setup.model.named_parameters())
-    size = sum(shapes[name].numel() for name in adapted if name in shapes)
     if getattr(inner, "joint", False) and size >= SLOW_HESSIAN:
         log.warning(
             "inner_opt=%s takes a Hessian of %d x %d in each inner step of each task, which is "
