@@ -646,7 +646,7 @@ def left_by(changes: Changes, folder: Path) -> Any:
     try:
         with Tracker(folder, 0, 0, steps) as tracker, Interruption() as stop:
             train(setup, state, folder / "checkpoints", tracker, stop)
-            result = finish(setup, state, folder, tracker, stop)
+            result = finish(setup, state, folder, tracker, stop, {})
     except MetarunError as error:
         return str(error)
     log = [
