@@ -138,32 +138,64 @@ def prepare(config: TrainConfig) -> None:
     Raises:
         DataError: it is missing and cannot be fetched, or it is damaged.
     """
-    from metarun.episodes.inspection import counts
-
-    source = _built(config, least=True)
-    for split, store in _stores(source).items():
-        print(f"{split}: {counts(store)}")
-    files = sorted({str(s.origin.file) for s in _stores(source).values() if s.origin is not None})
-    print(f"data={config.data.name} is ready" + (f", in {', '.join(files)}" if files else ""))
+    parts = _parts(_built(config, least=True), config.data.name)
+    files: set[str] = set()
+    for name, part in parts.items():
+        if len(parts) > 1:
+            print(f"{name}:")
+        stores = _stores(part)
+        _tell_counts(stores)
+        files |= {str(s.origin.file) for s in stores.values() if s.origin is not None}
+    print(
+        f"data={config.data.name} is ready" + (f", in {', '.join(sorted(files))}" if files else "")
+    )
 
 
 def check(config: TrainConfig, sheet: Path) -> None:
     """Count what a data set has, look for what should not be there, and draw a task.
 
     Raises:
-        DataError: examples or classes are in two splits, or it is missing or damaged.
+        DataError: examples or classes are in two splits, or in two data sets of data=multi; or it
+            is missing or damaged.
         ConfigError: it has too few classes or examples for such tasks.
     """
-    from metarun.episodes.inspection import counts, repeats, shared_classes
-    from metarun.episodes.store_file import skipped_names
+    from metarun.training.seen_classes import among_sources
 
     source = _built(config, least=True)
+    parts = _parts(source, config.data.name)
+    in_two = []
+    for name, part in parts.items():
+        if len(parts) > 1:
+            print(f"{name}:")
+        if not _check_splits(name, part):
+            in_two.append(name)
+    between = among_sources(source, "test", ["val"])  # warns of what it finds
+    if any(map(_stores, parts.values())):
+        _draw(_built(config), config, sheet)
+        if config.augment.on:
+            _draw_augmented(_built(config), config, sheet.with_stem(f"{sheet.stem}-augmented"))
+    if in_two:
+        raise DataError(
+            f"data={' and '.join(in_two)}: what is in two splits is tested after it was trained "
+            "on, so figures would be too good"
+        )
+    if between:
+        raise DataError(
+            f"data={config.data.name}: its data sets share classes, as said above, so figures "
+            "would be too good or their intervals too narrow"
+        )
+
+
+def _check_splits(name: str, source: Any) -> bool:
+    """Print what a data set has, and what should not be there; whether its splits are apart."""
+    from metarun.episodes.inspection import repeats, shared_classes
+    from metarun.episodes.store_file import skipped_names
+
     stores = _stores(source)
     if not stores:
-        print(f"data={config.data.name} draws its tasks from no examples: nothing to check")
-        return
-    for split, store in stores.items():
-        print(f"{split}: {counts(store)}")
+        print(f"data={name} draws its tasks from no examples: nothing to check")
+        return True
+    _tell_counts(stores)
     print(f"each example: {'×'.join(map(str, source.input_shape))} numbers")
     skipped = sorted({name for store in stores.values() for name in skipped_names(store)})
     _tell("pictures that cannot be read, and are left out", skipped)
@@ -172,14 +204,7 @@ def check(config: TrainConfig, sheet: Path) -> None:
     _tell("examples in two splits", _pairs(same.across))
     _tell("examples in two classes of a split", _pairs(same.between))
     _tell("examples twice in their class", _pairs(same.within))
-    _draw(_built(config), config, sheet)
-    if config.augment.on:
-        _draw_augmented(_built(config), config, sheet.with_stem(f"{sheet.stem}-augmented"))
-    if shared or same.across:
-        raise DataError(
-            f"data={config.data.name}: what is in two splits is tested after it was trained on, so "
-            "figures would be too good"
-        )
+    return not shared and not same.across
 
 
 def _draw(source: Any, config: TrainConfig, sheet: Path) -> None:
@@ -242,9 +267,23 @@ def _built(config: TrainConfig, least: bool = False) -> Any:
     return build_data(config, torch.device("cpu"))
 
 
+def _parts(source: Any, name: str) -> dict[str, Any]:
+    """The data sets that a source draws from, by name: one, but for data=multi."""
+    from metarun.episodes.several import SeveralSources
+
+    return dict(source.sources) if isinstance(source, SeveralSources) else {name: source}
+
+
 def _stores(source: Any) -> dict[str, Any]:
     """The stores of a source that has some; a plugin's source is surrounded by its checks."""
     return dict(getattr(source, "stores", {}))
+
+
+def _tell_counts(stores: dict[str, Any]) -> None:
+    from metarun.episodes.inspection import counts
+
+    for split, store in stores.items():
+        print(f"{split}: {counts(store)}")
 
 
 def _pairs(found: Sequence[tuple[Any, Any]]) -> list[str]:

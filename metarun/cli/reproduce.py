@@ -119,6 +119,9 @@ def parse(arguments: Sequence[str]) -> Arguments:
                 raise ConfigError(f"{key}= is empty: give a value")
             own[key] = value
         elif equals:
+            near = did_you_mean(key, OWN)
+            if near and "." not in key and key not in _settings_of_training():
+                raise ConfigError(f"there is no setting {key!r}{near}; usage: {USAGE}")
             more.append(argument)
         else:
             patterns.append(argument)
@@ -157,6 +160,14 @@ def parse(arguments: Sequence[str]) -> Arguments:
         raise ConfigError(f"page={page}: its name must end with .md")
     budgets = (budget,) if "budget" in own else BUDGETS
     return Arguments(found, flag, budget, budgets, own.get("seed", "0"), out, page, more)
+
+
+def _settings_of_training() -> set[str]:
+    from dataclasses import fields
+
+    from metarun.config.run import TrainConfig
+
+    return {f.name for f in fields(TrainConfig)}
 
 
 def _chosen(patterns: Sequence[str]) -> list[Row]:

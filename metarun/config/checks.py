@@ -15,6 +15,9 @@ Config = TypeVar("Config")
 MOST_STEPS = 10**5
 MOST_UNITS = 10**6
 
+BELOW_ONE = 1 - 1e-9
+"""The most of what must stay below 1, such as the decay of an average."""
+
 
 def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Refuse a value that is not among the allowed ones."""

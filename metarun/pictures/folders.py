@@ -23,6 +23,7 @@ class Content(NamedTuple):
     pictures: list[str]
     folders: list[str]
     others: list[str]
+    hidden: list[str]  # folders whose names begin with a point
 
 
 def content_of(folder: str | Path) -> Content:
@@ -31,13 +32,15 @@ def content_of(folder: str | Path) -> Content:
     Raises:
         DataError: it cannot be read.
     """
-    found = Content([], [], [])
+    found = Content([], [], [], [])
     known = extensions()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
                 if name.startswith(".") or name in JUNK:
+                    if name.startswith(".") and _is_folder(entry):
+                        found.hidden.append(name)
                     continue
                 if _is_folder(entry):
                     found.folders.append(name)
@@ -77,6 +80,12 @@ def classes_in(folder: Path) -> dict[str, list[Picture]]:
     content = content_of(folder)
     if loose := [*content.pictures, *content.others]:
         log.info("%s: %d files outside of class folders are left out", folder, len(loose))
+    for name in content.hidden:
+        if content_of(folder / name).pictures:
+            log.warning(
+                "%s: %s is left out: no class has a name that begins with a point",
+                printable_name(folder), printable_name(name),
+            )  # fmt: skip
     return {name: pictures_in(folder / name) for name in content.folders}
 
 

@@ -21,6 +21,12 @@ def test_a_run_on_two_data_sets(metarun: Metarun, tmp_path: Path) -> None:
     done = metarun("train", *small, code=2)
     assert "the examples of glyphs are 1×28×28, those of folder 3×28×28" in done.stderr
     assert "data.shape=[1,28,28], which brings all images to that shape" in done.stderr
+    looked = metarun(
+        "data", "check", "multi", sources, "data.shape=[1,28,28]", "task.way=2", "task.query=1"
+    )
+    assert looked.stdout.count("each example: 1×28×28 numbers") == 2
+    assert "glyphs:\ntrain: " in looked.stdout and "folder:\ntrain: " in looked.stdout
+    assert (tmp_path / "outputs" / "data" / "multi.png").exists()
     done = metarun("train", *small, "data.shape=[1,28,28]")
     test = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
     each = test["per_source"]

@@ -126,6 +126,7 @@ def test_a_wrong_setting_is_an_error_of_use(metarun: Metarun) -> None:
     [
         ([], "not given: which rows to run"),
         (["maml_omniglot_5w2s"], "there is no row 'maml_omniglot_5w2s' (did you mean"),
+        (["maml_omniglot_*", "budgt=cpu"], "no setting 'budgt' (did you mean budget?)"),
         (["maml_omniglot_*", "budget=gpu"], "budget=gpu: choose full or cpu"),
         (["metaoptnet_mini_imagenet_5w1s", "budget=cpu"], "has no such budget"),
         (["maml_omniglot_5w1s", "experiment=demo"], "rows are named without a key"),

@@ -116,6 +116,11 @@ def test_its_settings_are_those_of_the_function(name: str) -> None:
         (("inner_opt=adam", "inner_opt.clip_norm=inf"), "clip_norm=inf: must be a finite"),
         (("outer_opt.lr=inf",), "outer_opt.lr=inf: must be a finite number"),
         (("outer_opt.weight_decay=nan",), "outer_opt.weight_decay=nan: must be a finite"),
+        (("outer_opt.weight_decay=-1",), "outer_opt.weight_decay=-1.0: must be 0 or more"),
+        (("outer_opt=adamw", "outer_opt.eps=-1"), "outer_opt.eps=-1.0: must be 0 or more"),
+        (("outer_opt=adam", "outer_opt.beta1=1"), "outer_opt.beta1=1.0: must be from 0 to"),
+        (("outer_opt=sgd", "outer_opt.momentum=-1"), "outer_opt.momentum=-1.0: must be 0 or more"),
+        (("outer_opt=sgd", "outer_opt.nesterov=true"), "nesterov=true: needs a momentum above 0"),
         (("engine.sigma=inf",), "engine.sigma=inf: must be a finite number"),
     ],
 )

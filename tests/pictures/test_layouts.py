@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,11 @@ def test_what_systems_leave_behind_is_no_picture_and_the_rest_is_told(
     (root / "readme.md").write_text("animals")
     assert list_pictures(root) == before
     assert "notes.txt is left out" in caplog.text and "1 files outside" in caplog.text
+    shutil.copytree(root / "bee", root / ".cat")
+    (root / ".git").mkdir()
+    assert list_pictures(root) == before
+    assert ".cat is left out: no class has a name that begins with a point" in caplog.text
+    assert ".git" not in caplog.text
 
 
 def link_to_itself(root: Path) -> None:

@@ -198,6 +198,11 @@ def test_classes_of_training_do_not_come_into_a_test_unnoticed(
     )
     part = f"{known['trained_on']} of {known['of']} test classes of folder 2 are training classes"
     assert f"{part} of folder: test figures are too good" in done.stderr
+    looked = metarun(
+        "data", "check", "multi", f"data.sources=[{first},{again}]", "task.query=1", code=1
+    )
+    assert f"{part} of folder: test figures are too good" in looked.stderr
+    assert "data=multi: its data sets share classes" in looked.stderr
     other = expected(tested=0, trained=1)
     assert figures("two")["seen_in_training"] == {k: known[k] + other[k] for k in known}
     metarun("eval", "ckpt=two", "hydra.run.dir=two_again")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import field, fields, replace
 from typing import Any, Literal
 
-from metarun.config.checks import MOST_STEPS, at_least, between, finite, positive
+from metarun.config.checks import BELOW_ONE, MOST_STEPS, at_least, between, finite, positive
 from metarun.config.component import as_keywords, settings
 from metarun.errors import ConfigError
 from metarun.unroll import InnerOptimizer, clip_norm, clip_value
@@ -17,7 +17,6 @@ OF_EVERY_INNER_OPTIMIZER = ("learn", "granularity", "groups", *OF_THE_ALGORITHM)
 Preconditioning = Literal["meta_curvature", "kronecker", "kronecker_psd"]
 Granularity = Literal["global", "parameter", "step", "parameter_step"]
 
-BELOW_ONE = 1 - 1e-9
 _SETTING_OF = {"max_norm": "clip_norm"}  # hyperparameters that settings call otherwise
 
 

@@ -1,7 +1,7 @@
 """Rprop (Riedmiller and Braun 1993)."""
 
-from metarun.components.inner_opt.base import BELOW_ONE, OF_EVERY_INNER_OPTIMIZER, InnerOptConfig
-from metarun.config.checks import at_least, between
+from metarun.components.inner_opt.base import OF_EVERY_INNER_OPTIMIZER, InnerOptConfig
+from metarun.config.checks import BELOW_ONE, at_least, between
 from metarun.config.component import as_keywords, builds, settings
 from metarun.errors import ConfigError
 from metarun.unroll import InnerOptimizer, optim

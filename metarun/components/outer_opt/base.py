@@ -3,7 +3,7 @@
 from dataclasses import field, fields
 from typing import Any, Literal
 
-from metarun.config.checks import between, finite, positive
+from metarun.config.checks import BELOW_ONE, at_least, between, finite, positive
 from metarun.config.component import settings
 from metarun.errors import ConfigError
 
@@ -31,6 +31,10 @@ class OuterOptConfig:
         for own in fields(self):
             finite(f"outer_opt.{own.name}", getattr(self, own.name))
         positive("outer_opt.lr", self.lr)
+        for name in ("weight_decay", "momentum", "eps"):
+            at_least(f"outer_opt.{name}", getattr(self, name, 0.0), 0)
+        for name in ("beta1", "beta2"):
+            between(f"outer_opt.{name}", getattr(self, name, 0.0), 0, BELOW_ONE)
         between("outer_opt.min_lr", self.min_lr, 0, self.lr)
         positive("outer_opt.clip_norm", self.clip_norm)
         positive("outer_opt.clip_value", self.clip_value)

@@ -10,6 +10,7 @@ from metarun.components.outer_opt.base import (
     OuterOptConfig,
 )
 from metarun.config.component import as_keywords, builds, settings
+from metarun.errors import ConfigError
 
 
 @settings
@@ -19,6 +20,11 @@ class OuterSgdConfig(OuterOptConfig):
     lr: float = 0.01  # learning rate of the outer loop
     momentum: float = 0.0  # share of the previous step that is kept
     nesterov: bool = False  # Nesterov momentum
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and not self.momentum:
+            raise ConfigError("outer_opt.nesterov=true: needs a momentum above 0")
 
 
 @builds(OuterSgdConfig)
