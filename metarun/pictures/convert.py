@@ -76,7 +76,8 @@ def converted(
     Raises:
         DataError: a picture cannot be read, or the cache cannot be written.
     """
-    place = repr((str(listing.root), listing.layout, how))
+    # Wherever it is called from, and by whatever link, a folder is converted once.
+    place = repr((os.path.realpath(listing.root), listing.layout, how))
     digest = hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()
     path = cache_dir() / f"{name}-{digest[:16]}.safetensors"
     try:

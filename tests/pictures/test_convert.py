@@ -75,13 +75,16 @@ def test_every_picture_has_its_place(listing: Listing, cache: Path) -> None:
 
 
 def test_the_second_time_nothing_is_converted(
-    listing: Listing, monkeypatch: pytest.MonkeyPatch
+    listing: Listing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = converted("mine", listing, HOW)
     monkeypatch.setattr(module, "convert", None)
     second = converted("mine", listing, HOW)
     assert torch.equal(first.images, second.images) and first.identity == second.identity
     assert second.known is not None, "the digest is computed at each opening"
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for same in (tmp_path / "link", tmp_path / "cache" / ".." / "data"):
+        assert torch.equal(converted("mine", list_pictures(same), HOW).images, first.images)
 
 
 def test_all_cores_give_the_same_bytes(
