@@ -21,6 +21,7 @@ import yaml
 from metarun import __version__
 from metarun.errors import ConfigError, RunError
 from metarun.reporting.gather import Run, gather
+from metarun.reporting.groups import HIGHER_IS_BETTER
 from metarun.rundir.interval import deviation_within, half_width95
 from metarun.system.files import write_atomically
 from metarun.system.untrusted import MOST_BYTES, read_regular
@@ -117,7 +118,7 @@ def check(folder: Path, tables: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _wrong(run: Run) -> Iterator[str]:
-    """What of a run's figures does not follow from its scores by task."""
+    """What of a run's figures does not follow from its scores by task and its log."""
     test, name = run.test, run.directory.name
     if test is None:
         yield f"{name}: it has no result"
@@ -132,6 +133,11 @@ def _wrong(run: Run) -> Iterator[str]:
             half = half_width95(deviation, len(test.by_task), test.sources)
             if test.ci95 is None or not math.isclose(half, test.ci95, rel_tol=1e-6, abs_tol=1e-12):
                 yield f"{name}: interval ± {test.ci95}, of its tasks it is ± {half}"
+        tag = f"val/{test.score}"
+        logged = [record[tag] for record in run.log if math.isfinite(record.get(tag, math.nan))]
+        best = (max if HIGHER_IS_BETTER[test.score] else min)(logged, default=math.nan)
+        if not math.isclose(best, test.validation, rel_tol=TOLERANCE, abs_tol=1e-12):
+            yield f"{name}: best validation {test.validation}, in its log it is {best}"
 
 
 def _read(path: Path) -> dict[str, bytes]:

@@ -30,9 +30,11 @@ def bundle(make: Make, tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for algo, level in (("maml", 0.9), ("anil", 0.8)):
         for seed in range(2):
-            folder = make(f"runs/{algo}{seed}", seed=seed, settings={"algo.name": algo})
+            settings = {"algo.name": algo}
+            folder = make(f"runs/{algo}{seed}", seed=seed, settings=settings, curve=(0.6, 0.7, 0.5))
             result = json.loads((folder / "result.json").read_text())
             scores = rng.normal(level, 0.05, 40)
+            result["best"]["score"] = 0.7
             result["test"] |= {
                 "accuracy": scores.mean(),
                 "ci95": half_width95(scores.std(ddof=1), 40),
@@ -131,7 +133,8 @@ def test_what_was_changed_is_named(
         (lambda r: r["test"].update(accuracy=0.95), "anil0: accuracy 0.95, the mean of its tasks"),
         (lambda r: r["test"].update(ci95=0.001), "anil0: interval ± 0.001, of its tasks it is"),
         (lambda r: r["test"].update(episodes=41), "anil0: 40 scores by task, 41 tasks"),
-        (lambda r: r["best"].update(score=0.99), "report.csv is not what the runs give"),
+        (lambda r: r["best"].update(score=0.99), "anil0: best validation 0.99, in its log it is"),
+        (lambda r: r.update(train_seconds=1.0), "report.csv is not what the runs give"),
     ],
 )
 def test_a_figure_that_does_not_follow_is_found_behind_right_digests(
