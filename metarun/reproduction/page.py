@@ -77,12 +77,14 @@ def verdict_text(result: Result) -> str:
 
 
 def page(results: Sequence[Result]) -> str:
-    """The Markdown page of all rows."""
+    """The Markdown page of all rows: data sets with a figure of ours come first."""
     by_data: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         by_data[result.row.data_title].append(result)
-    parts = [INTRODUCTION]
-    for data, own in by_data.items():
+    rows = {result.row.name for result in results}
+    measured = {result.row.name for result in results if result.measured is not None}
+    parts = [INTRODUCTION, f"{len(measured)} of {len(rows)} rows have a figure of ours."]
+    for data, own in sorted(by_data.items(), key=lambda part: not any(r.measured for r in part[1])):
         parts += [f"\n## {data}\n", *_table(own), *_notes(own)]
     return "\n".join(parts) + "\n"
 

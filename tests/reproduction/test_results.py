@@ -106,7 +106,10 @@ def test_a_smaller_budget_says_so_in_every_line(make: Make, tmp_path: Path) -> N
     whole = result_of(tmp_path, row, FULL)
     assert line(result).startswith("maml_omniglot_5w1s budget=cpu: published 98.70 ± 0.40 %")
     assert f"trainer.steps={steps} in place of 60000" in line(result)
-    text = page([whole, result])
+    elsewhere = result_of(tmp_path, rows()["maml_cifar_fs_5w1s"], FULL)
+    text = page([elsewhere, whole, result])
+    assert "\n1 of 2 rows have a figure of ours.\n" in text
+    assert text.index("## Omniglot") < text.index("## CIFAR-FS"), "what was run comes first"
     assert text.count("budget=cpu") > 1 and "not run" in text and "## Omniglot" in text
     for shown in (text, page([result])):  # beside the whole row, and alone as in a page of ours
         for said in row.differences:
