@@ -23,6 +23,7 @@ from metarun.errors import ConfigError, RunError
 from metarun.reporting.gather import Run, gather
 from metarun.reporting.groups import HIGHER_IS_BETTER
 from metarun.rundir.interval import deviation_within, half_width95
+from metarun.rundir.provenance import EARLIER
 from metarun.system.files import write_atomically
 from metarun.system.untrusted import MOST_BYTES, read_regular
 
@@ -177,8 +178,15 @@ def _shown(name: str, content: bytes) -> bytes:
         return str(yaml.safe_dump(config, sort_keys=False)).encode()
     if name == "provenance.json":
         values: dict[str, Any] = json.loads(content)
-        return json.dumps({k: v for k, v in values.items() if k not in PRIVATE}, indent=1).encode()
+        earlier = values.get(EARLIER)
+        if isinstance(earlier, list):
+            values[EARLIER] = [_public(a) for a in earlier if isinstance(a, dict)]
+        return json.dumps(_public(values), indent=1).encode()
     return content
+
+
+def _public(attempt: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in attempt.items() if key not in PRIVATE}
 
 
 def _plain(name: str) -> str:

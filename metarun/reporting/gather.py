@@ -22,6 +22,7 @@ from metarun.reporting.reading import LIMIT, bounded, clean, finite, finite_or_n
 from metarun.rundir import SWEEP_FILE
 from metarun.rundir.checkpoint_files import newest_step
 from metarun.rundir.metrics import read_metrics
+from metarun.rundir.provenance import codes_of
 from metarun.system.untrusted import json_object, yaml_mapping
 
 RUN_FILES = ("config.yaml", "status.json", "result.json")  # a folder with one of them may be a run
@@ -86,7 +87,7 @@ class Run:
         test: its figures, if it is completed.
         log: its metrics.jsonl.
         saved: the meta-step of its newest checkpoint, by the files' names; 0 if it has none.
-        code: what it was made with: the git revision, else the version of metarun.
+        codes: what it was made with, as of `metarun.rundir.provenance.codes_of`.
     """
 
     directory: Path
@@ -96,7 +97,7 @@ class Run:
     test: Figures | None
     log: list[dict[str, Any]]
     saved: int
-    code: str
+    codes: tuple[str, ...]
 
     @property
     def seed(self) -> int:
@@ -200,7 +201,7 @@ def read_run(folder: str | Path) -> Run:
         test=test,
         log=read_metrics(folder / "metrics.jsonl"),
         saved=newest_step(folder / "checkpoints"),
-        code=_code(provenance),
+        codes=tuple(map(clean, codes_of(provenance))),
     )
 
 
@@ -329,15 +330,6 @@ def _is_gone(provenance: dict[str, Any]) -> bool:
     except (OSError, OverflowError):
         pass
     return False
-
-
-def _code(provenance: dict[str, Any]) -> str:
-    git, versions = provenance.get("git"), provenance.get("versions")
-    if isinstance(git, dict) and isinstance(git.get("revision"), str):
-        changed = " with changes" if git.get("dirty") else ""
-        return clean(f"revision {git['revision'][:12]}{changed}")
-    version = versions.get("metarun") if isinstance(versions, dict) else None
-    return clean(f"version {version}") if isinstance(version, str) else "an unknown version"
 
 
 def _words(error: BaseException) -> str:

@@ -169,7 +169,7 @@ def boards(runs: Iterable[Run]) -> tuple[list[Board], list[str]]:
             )
         else:
             group[run.seed] = run
-    codes = sorted({run.code for run in completed})
+    codes = sorted({code for run in completed for code in run.codes})
     if len(codes) > 1:
         notes.append(f"made with different code: {', '.join(codes)}")
     by_task: dict[str, list[list[Run]]] = defaultdict(list)

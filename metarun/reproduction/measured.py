@@ -79,7 +79,7 @@ def of_group(group: Group, wanted: dict[str, Any]) -> Measured:
         task_sets=tuple(figures.task_set for figures in group.figures),
         train_seconds=group.seconds,
         device=group.device,
-        code=tuple(sorted({run.code for run in group.runs})),
+        code=tuple(sorted({code for run in group.runs for code in run.codes})),
         settings={key: settings[key] for key in sorted(settings) if key not in IGNORED},
         contents=tuple(sorted({f.content for f in group.figures if f.content is not None})),
     )

@@ -30,6 +30,8 @@ Its fields, which `metarun.rundir.checkpoint_fields` checks:
     top                 the same of the `trainer.keep_best` best ones, the best first
     last_eval           step of the last validation
     recent              training metrics since the last log line, by name, (meta-steps, …)
+    elapsed_s           seconds that the run has taken, in all attempts; the only field that no two
+                        runs share. Older checkpoints have none
     data_identity       which data it has seen (see `metarun.episodes.identity`); text
     chunks              tasks at a time that fitted into memory (engine.chunk=auto), of each rank by
                         program; older checkpoints have none

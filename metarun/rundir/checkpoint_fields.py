@@ -9,6 +9,11 @@ from torch import Tensor
 
 from metarun.errors import CheckpointError
 
+ELAPSED = "elapsed_s"
+"""The field of a checkpoint that no two runs share: it is no part of what they compute."""
+
+MOST_SECONDS = 1e9
+
 
 def check_fields(content: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose fields are missing, of another type or out of range.
@@ -41,6 +46,7 @@ def check_fields(content: Mapping[str, Any]) -> None:
         "skipped": is_count(content.get("skipped"), step),
         "top": _is_list(content.get("top"), lambda item: _is_validation(item, step)),
         "recent": _is_metrics(recent),
+        ELAPSED: _is_time(content.get(ELAPSED, 0.0)),
         "data_identity": isinstance(content.get("data_identity"), str | None),
         "examples": _is_examples(content.get("examples")),
         "chunks": _is_list(content.get("chunks", []), _are_chunks),
@@ -56,6 +62,10 @@ def check_fields(content: Mapping[str, Any]) -> None:
 def is_count(value: Any, most: Any = 2**62) -> bool:
     """Whether a value is a whole number from 0 to `most`."""
     return type(value) is int and type(most) is int and 0 <= value <= most
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) is float and 0 <= value < MOST_SECONDS
 
 
 def _are_chunks(value: Any) -> bool:

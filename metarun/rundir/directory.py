@@ -4,25 +4,19 @@ import contextlib
 import json
 import logging
 import os
-import platform
-import socket
 import stat
-import subprocess
-import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
 from metarun.config.renamed import with_todays_options
 from metarun.config.run import differing, flat
 from metarun.errors import ConfigError, RunError
 from metarun.rundir.longer import STEPS, check_length, keep_earlier_result
+from metarun.rundir.provenance import now, write_provenance
 from metarun.system.files import (
     LockedError,
     locked,
@@ -94,9 +88,10 @@ def opened(
         )
         attempts = _count(read_status(directory).get("attempts")) + 1
         write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-        _write_provenance(directory, device, ranks)
+        source = directory / "provenance.json"
+        write_provenance(source, read_json(source), device, ranks)
         status: dict[str, Any] = {"status": "running", "attempts": attempts, "error": None}
-        status["started"] = _now()
+        status["started"] = now()
         write_json(directory / "status.json", status)
         try:
             yield
@@ -110,7 +105,7 @@ def opened(
             status["traceback"] = traceback.format_exc()
             raise
         finally:
-            status["ended"] = _now()
+            status["ended"] = now()
             _write_final_status(directory / "status.json", status)
 
 
@@ -230,52 +225,3 @@ def _locked(directory: Path) -> Iterator[None]:
         except OSError as error:
             raise RunError(f"cannot write to {directory}: {error.strerror}") from error
         yield
-
-
-def _write_provenance(directory: Path, device: str, ranks: int) -> None:
-    path = directory / "provenance.json"
-    last = read_json(path)
-    before = last.pop("earlier_attempts", [])
-    earlier = [*(before if isinstance(before, list) else []), last] if last else []
-    write_json(path, {**_provenance(device), "ranks": ranks, "earlier_attempts": earlier})
-
-
-def _provenance(device: str) -> dict[str, Any]:
-    return {
-        "time": _now(),
-        "argv": sys.argv,
-        "versions": {"python": platform.python_version(), **_versions()},
-        "git": git_state(Path(__file__).parent),
-        "device": device,
-        "cpu_threads": torch.get_num_threads(),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "pid": os.getpid(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("metarun", "torch", "torchvision", "hydra-core", "omegaconf", "numpy"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """Revision and dirtiness of metarun's own checkout; None for an installed package."""
-    if not (folder.parent / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -137,9 +137,9 @@ def to_go_on(key: str, directory: Path) -> str:
 
 def code_state() -> dict[str, Any]:
     """Which code this is: the version, and the state of the checkout if it runs from one."""
-    from metarun.rundir.directory import git_state  # here, because it imports torch
+    from metarun.rundir.provenance import git_state  # here, because it imports torch
 
-    return {"version": __version__, "git": git_state(Path(__file__).parent)}
+    return {"version": __version__, "git": git_state()}
 
 
 def _code_differs(sweep: Path) -> bool:

@@ -232,6 +232,7 @@ def validate(
     improved = remember(setup, state, {"score": result.score, "ci95": result.ci95})
     top = [kept["step"] for kept in state.top]
     with setup.ranks.together():
+        state.elapsed = tracker.elapsed()
         if state.step in top and setup.ranks.first:
             checkpoint.save_best(folder, snapshot(setup, state), top, config.trainer.keep_best)
     shown = f"{format_score(name, result.score)} ± {format_score(name, result.ci95)}"
@@ -261,6 +262,7 @@ def save(setup: Setup, state: TrainState, folder: Path, tracker: Tracker) -> Non
     with setup.ranks.together():
         if setup.ranks.first:
             tracker.sync()
+            state.elapsed = tracker.elapsed()
             content = snapshot(setup, state, chunks)
             checkpoint.save(folder, content, config.keep_last, config.keep_every)
 

@@ -154,6 +154,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
                 state.step,
                 state.last_eval,
                 setup.steps,
+                state.elapsed,
                 open_loggers(described) if ranks.first else (),
             ) as tracker:
                 train(setup, state, folder, tracker, stop)

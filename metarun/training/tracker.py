@@ -24,7 +24,8 @@ class Tracker:
 
     On a terminal there is a bar; elsewhere, in a batch job's log say, there are lines. When a
     run goes on from step `start`, what an earlier attempt logged after that step is dropped,
-    since it will be logged again; so is a validation after step `last_eval`.
+    since it will be logged again; so is a validation after step `last_eval`. Time goes on from
+    `elapsed`, the seconds that the checkpoint counts.
 
     Without a directory it writes and shows nothing, as all ranks do but the first.
     """
@@ -35,6 +36,7 @@ class Tracker:
         start: int,
         last_eval: int,
         steps: int,
+        elapsed: float = 0.0,
         loggers: Sequence[Logger] = (),
     ) -> None:
         path = directory / "metrics.jsonl" if directory else Path(os.devnull)
@@ -52,8 +54,9 @@ class Tracker:
         )
         self._steps = steps
         self._done, self._since = 0, time.perf_counter()
-        before = max((r[ELAPSED] for r in kept if type(r.get(ELAPSED)) is float), default=0.0)
-        self._zero = self._since - before
+        # A checkpoint of an earlier version does not count them: then from the last line.
+        logged: list[float] = [r[ELAPSED] for r in kept if type(r.get(ELAPSED)) is float]
+        self._zero = self._since - max([elapsed, *logged])
         self._redirect = contextlib.ExitStack()
 
     def __enter__(self) -> "Tracker":

@@ -216,6 +216,7 @@ def test_a_run_leaves_what_the_contract_says_and_eval_repeats_its_figure(
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"git", "device", "host", "argv"} <= set(provenance)
+    assert (provenance["git"] is not None) == (REPO / ".git").exists()
     test = result["test"]
     assert test["episodes"] == 20 and len(test["mse_per_inner_step"]) == 4
     assert test["mse"] == test["mse_per_inner_step"][-1]

@@ -43,6 +43,7 @@ def bundle(make: Make, tmp_path: Path) -> Path:
             }
             (folder / "result.json").write_text(json.dumps(result))
             own = {"host": "mine", "pid": 1, "argv": ["/home/me"], "versions": {"torch": "2"}}
+            own |= {"earlier_attempts": [dict(own)]}
             (folder / "provenance.json").write_text(json.dumps(own))
     path = tmp_path / "paper.zip"
     write_report([tmp_path / "runs"], tmp_path / "out", path)
@@ -98,7 +99,8 @@ def test_a_bundle_names_no_machine_and_no_folder(bundle: Path) -> None:
     with zipfile.ZipFile(bundle) as archive:
         for name in archive.namelist():
             if name.endswith("provenance.json"):
-                assert json.loads(archive.read(name)) == {"versions": {"torch": "2"}}
+                public = {"versions": {"torch": "2"}}
+                assert json.loads(archive.read(name)) == public | {"earlier_attempts": [public]}
             if name.endswith("config.yaml"):
                 assert yaml.safe_load(archive.read(name))["data"].get("root") is None
         kinds = {Path(name).name for name in archive.namelist() if name.startswith("runs/")}

@@ -37,7 +37,7 @@ def run(seed: int, by_task: Sequence[float], score: str = "accuracy") -> Run:
         score, value, 0.01, len(by_task), [value], [1.0], value, "CPU", 1.0, 0.1, None,
         by_task=by_task,
     )  # fmt: skip
-    return Run(Path(f"run{seed}"), {"seed": seed}, "completed", None, test, [], 0, "code")
+    return Run(Path(f"run{seed}"), {"seed": seed}, "completed", None, test, [], 0, ("code",))
 
 
 def group(label: str, runs: Sequence[Sequence[float]], score: str = "accuracy") -> Group:

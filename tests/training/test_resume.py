@@ -126,10 +126,15 @@ def test_a_signal_ends_a_run_with_a_checkpoint_of_its_last_step(
     assert f"interrupted by {number.name} after meta-step" in errors
     assert "to go on: metarun train data=sinusoid" in errors and "Traceback" not in errors
     assert json.loads((folder / "status.json").read_text())["status"] == "interrupted"
-    saved = checkpoint.load(folder / "checkpoints" / "last.safetensors")["step"]
-    assert f"after meta-step {saved};" in errors and saved >= 10
+    content = checkpoint.load(folder / "checkpoints" / "last.safetensors")
+    saved, seconds = content["step"], content["elapsed_s"]
+    assert f"after meta-step {saved};" in errors and saved >= 10 and seconds > 0
+    # All of its time counts, with that since the last line of the log.
+    checkpoint.save(folder / "checkpoints", content | {"elapsed_s": seconds + 5000}, 3, None)
     assert f"resuming after meta-step {saved}" in ended(start(folder))
     assert_same_run(folder, undisturbed)
+    result = json.loads((folder / "result.json").read_text())
+    assert 5000 + seconds < result["train_seconds"] < 10000
 
 
 def test_a_damaged_newest_checkpoint_costs_time_only(

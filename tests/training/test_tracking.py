@@ -56,10 +56,10 @@ def test_tensorboard_has_the_curves_of_a_run(metarun: Metarun, tmp_path: Path) -
     assert len(list((tmp_path / "run" / "tb").iterdir())) == 1, "one event file, no child runs"
 
 
-def tracker_of(directory: Path, start: int, last_eval: int) -> Tracker:
+def tracker_of(directory: Path, start: int, last_eval: int, elapsed: float = 0.0) -> Tracker:
     """A tracker as `metarun train` makes it."""
     board = TensorBoard(Logged(directory, {"seed": 0}, "mse"))
-    return Tracker(directory, start, last_eval, steps=10, loggers=[board])
+    return Tracker(directory, start, last_eval, 10, elapsed, loggers=[board])
 
 
 def test_resuming_drops_what_will_be_logged_again(tmp_path: Path) -> None:
@@ -108,6 +108,9 @@ def test_time_goes_on_where_the_earlier_attempt_left_it(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
     with tracker_of(tmp_path, start=4, last_eval=4) as tracker:
         assert 1000 <= tracker.elapsed() < 90000
+    # Of meta-step 5 there is no line, but a checkpoint that counts its time.
+    with tracker_of(tmp_path, start=5, last_eval=4, elapsed=2500.0) as tracker:
+        assert 2500 <= tracker.elapsed() < 90000
         tracker.metrics(6, {"train/loss": 1.0})
     assert 1000 <= read_metrics(tmp_path / "metrics.jsonl")[-1][ELAPSED] < 90000
 

@@ -82,6 +82,7 @@ def test_all_of_a_state_comes_back(tmp_path: Path, compile: str) -> None:
         state.last_eval = state.step
         remember(setup, state, {"score": score, "ci95": 0.1})
     skip(state, 5)
+    state.elapsed = 12.5
     new = fresh(setup)
     path = checkpoint.save(tmp_path, snapshot(setup, state), 1, None)
     back = restore(setup, checkpoint.load(path))
