@@ -60,7 +60,7 @@ def changed(stored: TrainConfig, config: EvalConfig) -> TrainConfig:
             given = redrawn(given, own)
         if part == "engine":
             _refuse_other_weights(own.precision, given.get("precision"))
-            if given.get("precision", own.precision) != own.precision:
+            if "precision" in given:  # what is typed holds for inner loops, too
                 given["inner_precision"] = None
         given = _checked(part, own, given | config.more.get(part, {}))
         parts[part] = read(part, type(own), vars(own) | given)

@@ -11,8 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import metarun
 from metarun.system.files import write_json
 
@@ -34,6 +32,8 @@ def write_provenance(path: Path, last: dict[str, Any], device: str, ranks: int) 
 
 
 def _provenance(device: str) -> dict[str, Any]:
+    import torch  # here, because reports read provenance without it
+
     return {
         "time": now(),
         "argv": sys.argv,

@@ -22,6 +22,7 @@ from metarun.config.compose import to_config
 from metarun.config.typed import as_argument
 from metarun.errors import ConfigError, MetarunError, first_line, is_about_a_model
 from metarun.rundir import SWEEP_FILE
+from metarun.rundir.provenance import git_state
 from metarun.system.interrupts import Interrupted, Preempted
 from metarun.system.turns import taking_turn
 
@@ -137,8 +138,6 @@ def to_go_on(key: str, directory: Path) -> str:
 
 def code_state() -> dict[str, Any]:
     """Which code this is: the version, and the state of the checkout if it runs from one."""
-    from metarun.rundir.provenance import git_state  # here, because it imports torch
-
     return {"version": __version__, "git": git_state()}
 
 

@@ -217,7 +217,13 @@ RUN = (*SINE, "engine.precision=bf16", "engine.inner_precision=float32")
 @pytest.mark.parametrize(
     ("trained", "asked", "format_", "other"),
     [
-        (RUN, {"precision": "bf16"}, ("bf16", "float32"), {}),
+        (RUN, {"precision": "bf16"}, ("bf16", None), {"engine.inner_precision": None}),
+        (
+            (*SINE, "engine.inner_precision=bf16"),
+            {"precision": "float32"},
+            ("float32", None),
+            {"engine.inner_precision": None},
+        ),
         (RUN, {}, ("bf16", "float32"), {}),
         (
             RUN,
