@@ -28,6 +28,7 @@ from metarun.rundir.interval import deviation_within, freedom, half_width95
 
 LEVEL = 0.05
 ALL_PAIRS = 6  # groups of which each is compared with each; of more, the first with the others
+EQUAL = 1e-9  # a deviation of so little, beside the difference, is of rounding
 MOST = 10**6  # seeds or tasks that are worth naming
 
 
@@ -39,10 +40,12 @@ class Difference:
         value: D.
         ci95: half-width of its interval.
         unit: "seed", "task" or "example", of which there are `count`.
-        p: of a paired t-test of D = 0, two-sided.
+        p: of a paired t-test of D = 0, two-sided. Where all units differ by the same, that of the
+            sign test: there is no spread to test with.
         better, worse: units in which the first group was better, or worse.
         sign_p: of a sign test, two-sided.
-        deviation: standard deviation over the units.
+        deviation: standard deviation over the units. Where all seeds differ by the same, that
+            which their tasks account for: means of few tasks are equal by chance.
         within: variance of D_s that its tasks account for, with several seeds; else 0.
         tasks: of each seed.
     """
@@ -180,14 +183,15 @@ def of_units(
         sources: that the values come from in turn.
     """
     value, deviation, count = fmean(values), deviation_within(values, sources), len(values)
-    if deviation:
-        free = freedom(count, sources)
-        p = 2 * float(stdtr(free, -abs(value) / (deviation / math.sqrt(count))))
-    else:
-        p = 0.0 if value else 1.0
+    if deviation <= EQUAL * abs(value):
+        deviation = math.sqrt(within)
     above, below = sum(v > 0 for v in values), sum(v < 0 for v in values)
     better, worse = (above, below) if higher_is_better else (below, above)
     sign_p = min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
+    p = sign_p
+    if deviation:
+        free = freedom(count, sources)
+        p = 2 * float(stdtr(free, -abs(value) / (deviation / math.sqrt(count))))
     ci95 = half_width95(deviation, count, sources)
     return Difference(
         value, ci95, unit, count, p, better, worse, sign_p, deviation, within, tasks
@@ -197,10 +201,13 @@ def of_units(
 def units_to_decide(found: Difference, level: float) -> int | None:
     """How many seeds, or tasks of one seed, would tell this difference from 0.
 
-    The least n with t·s/√n < |D|, if D and s stay as they are; None beyond a million.
+    The least n with t·s/√n < |D|, if D and s stay as they are; None beyond a million. Where all
+    differ by the same, the least n with a sign test below the level, 2·2⁻ⁿ.
     """
     if not found.value:
         return None
+    if not found.deviation:
+        return _least(lambda n: 2 * 0.5**n < level, 2)
     return _least(lambda n: _t(n, level) * found.deviation / math.sqrt(n) < abs(found.value), 2)
 
 
@@ -210,7 +217,7 @@ def tasks_to_decide(found: Difference, level: float) -> int | None:
     The variance of D_s is that between seeds, B, and that of its tasks, W/T. More tasks shrink W/T
     alone.
     """
-    if found.unit != "seed" or not found.value:
+    if found.unit != "seed" or not found.value or not found.within:
         return None
     between = max(0.0, found.deviation**2 - found.within)
     allowed = (abs(found.value) / _t(found.count, level)) ** 2 * found.count

@@ -38,19 +38,18 @@ def verdict(published: Published, value: float, ci95: float | None) -> Verdict:
     Args:
         published: the figure of the source.
         value: the measured one, in the same unit.
-        ci95: half-width of its 95 % interval; None if it has none.
+        ci95: half-width of its 95 % interval; None or 0 if it has none.
     """
     difference = value - published.value
     place: Literal["inside", "above", "below"] = "above" if difference > 0 else "below"
     # A rounded figure at the very end is inside.
     if abs(difference) <= (published.ci95 or 0.0) + 1e-12:
         place = "inside"
-    known = [half for half in (ci95, published.ci95) if half is not None and math.isfinite(half)]
+    # A half-width of 0 says that all tasks, or seeds, were alike, not that the figure is exact.
+    known = [half for half in (ci95, published.ci95) if half and math.isfinite(half)]
     if not known:
         return Verdict(place, difference, None, None)
     half = math.hypot(*known)
-    if half == 0.0:
-        return Verdict(place, difference, 0.0, float(difference == 0.0))
     # erfc is exact far out, where 1 − Φ would be 0.
     p = math.erfc(abs(difference) / half * _DEVIATIONS / math.sqrt(2))
     return Verdict(place, difference, half, p)

@@ -306,8 +306,24 @@ def test_seeds_that_only_one_group_has_are_left_out() -> None:
 def test_equal_and_constant_differences() -> None:
     same = of_units([0.0, 0.0, 0.0], "seed", True, 0.0, 5)
     assert (same.p, same.sign_p, units_to_decide(same, 0.05)) == (1.0, 1.0, None)
-    always = of_units([0.25, 0.25], "seed", True, 0.0, 5)
-    assert always.p == 0.0 and units_to_decide(always, 0.05) == 2
+    for seed in ("seed", "task"):
+        always = of_units([0.1 + 0.2, 0.3], seed, True, 0.0, 5)  # equal but for rounding
+        assert always.p == always.sign_p == 0.5 and always.ci95 == 0
+        assert (units_to_decide(always, 0.05), tasks_to_decide(always, 0.05)) == (6, None)
+    assert of_units([0.25] * 6, "task", True, 0.0, 6).p == pytest.approx(2 / 2**6)
+
+
+def test_equal_means_of_few_tasks_decide_nothing() -> None:
+    """Two seeds of four tasks: the tasks say how far the means can be off."""
+    by_task = np.array([[0.2, 0.0, 0.0, 0.2], [0.0, 0.2, 0.2, 0.0]])
+    found = between(0.5 + by_task, np.full((2, 4), 0.5))
+    deviation = math.sqrt(by_task[0].var(ddof=1) / 4)
+    assert found.value == pytest.approx(0.1) and found.deviation == pytest.approx(deviation)
+    expected = 2 * stats.t.sf(0.1 / (deviation / math.sqrt(2)), 1)
+    assert found.p == pytest.approx(expected) and found.p > 0.05
+    assert found.ci95 == pytest.approx(stats.t.ppf(0.975, 1) * deviation / math.sqrt(2))
+    needed = tasks_to_decide(found, 0.05)
+    assert needed is not None and needed > 4
 
 
 def test_the_report_says_what_the_runs_differ_by(make: Make, tmp_path: Path) -> None:

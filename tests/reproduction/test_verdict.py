@@ -26,7 +26,8 @@ def published(
         (0.987, None, 0.977, 0.01, "below", "below by 1.00 ± 1.00 points (p 0.050)"),
         (0.987, None, 0.997, None, "above", "above by 1.00 points"),
         (0.987, 0.01, 0.989, math.nan, "inside", "inside, +0.20 ± 1.00 points (p 0.695)"),
-        (0.5, None, 0.5, 0.0, "inside", "inside, +0.00 ± 0.00 points (p 1.000)"),
+        (0.5, None, 0.5, 0.0, "inside", "inside, +0.00 points"),
+        (0.5, None, 0.6, 0.0, "above", "above by 10.00 points"),
     ],
 )
 def test_a_figure_has_its_place(
