@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 KEY = "data_identity"
 """Of checkpoints and of the figures in result.json."""
 
+SOURCES = "training_sources"
+"""Of the figures: the data sets of the run's `data=multi`, where they are of other data."""
+
 
 def check_ranks(setup: Setup) -> None:
     """Refuse ranks that read different data.
@@ -83,8 +86,8 @@ def check_evaluated(
 
     Returns:
         What the figures say of it: `other_data`, if they are from other data; `training_data`,
-        the name of the run's, if it is another data set; and what `metarun.training.seen_classes`
-        finds.
+        the name of the run's, if it is another data set, and `training_sources`, if it was
+        several; and what `metarun.training.seen_classes` finds.
 
     Raises:
         ConfigError: says what was there and what is here.
@@ -92,6 +95,8 @@ def check_evaluated(
     before, here = content.get(KEY), setup.identity
     if setup.config.data.name != stored.data.name:
         found = {"other_data": True, "training_data": stored.data.name, "training_" + KEY: before}
+        if stored.data.name == "multi":
+            found[SOURCES] = sorted({source["name"] for source in stored.data.sources})
         if setup.config.data.name == "lake" and has_seen(stored.data):
             log.warning(
                 "the run was trained on characters of these alphabets: this is not Lake's "

@@ -22,6 +22,7 @@ from metarun.rundir.longer import STEPS
 from metarun.rundir.top import load_each
 from metarun.system.files import write_json
 from metarun.system.interrupts import Interruption
+from metarun.training.data_check import SOURCES
 from metarun.training.ensemble import ensemble_trace
 from metarun.training.evaluation import Evaluation, evaluate_split, format_score
 from metarun.training.programs import Traces
@@ -210,8 +211,13 @@ def line(figures: dict[str, Any], split: str) -> str:
     seen = figures.get(IN_TRAINING)
     if domain := figures.get("training_data"):
         known = " on characters of these alphabets" if seen is True else ""
-        what = "other data" if isinstance(seen, dict) else "another domain"
-        other = f", data {figures['data']}: {what} than in training ({domain}{known})"
+        if figures["data"] in figures.get(SOURCES, ()):
+            what = "one of several in training"
+        else:
+            what = (
+                f"{'other data' if isinstance(seen, dict) else 'another domain'} than in training"
+            )
+        other = f", data {figures['data']}: {what} ({domain}{known})"
     other += seen_words(figures, split)
     if trained := figures.get("trained_on"):
         of_ways = f"{ways(trained)} " if name == "accuracy" else ""

@@ -40,6 +40,10 @@ def test_a_run_on_two_data_sets(metarun: Metarun, tmp_path: Path) -> None:
     assert "accuracy on each: glyphs " in done.stdout
     again = json.loads((tmp_path / "again" / "result.json").read_text())
     assert again["test"]["per_source"] == each and again["changed"] == {}
+    alone = metarun("eval", "ckpt=run", "data=glyphs", "hydra.run.dir=alone")
+    assert "data glyphs: one of several in training (multi)" in alone.stdout
+    of_one = json.loads((tmp_path / "alone" / "result.json").read_text())["test"]
+    assert of_one["training_sources"] == ["folder", "glyphs"]
 
 
 @pytest.mark.parametrize(
