@@ -31,7 +31,8 @@ def to_examples(images: Any, inputs: Inputs) -> Tensor:
     Args:
         images: a sequence of pictures, each a path, a PIL image, a uint8 array (height, width) or
             (height, width, channels), or a uint8 tensor (channels, height, width); an array or
-            tensor of such; or floating-point numbers from 0 to 1, (pictures, *inputs.shape) or
+            tensor of such; rows (pictures, height · width) of a network that gets grey
+            pictures; or floating-point numbers from 0 to 1, (pictures, *inputs.shape) or
             (pictures, features) in the same order. An array or tensor of three dimensions has
             grey pictures, and is refused where it may be a single one.
         inputs: what the network gets of a picture.
@@ -53,9 +54,9 @@ def to_examples(images: Any, inputs: Inputs) -> Tensor:
                 f"images are {images.dtype}: give uint8 from 0 to 255, or floating-point numbers "
                 "from 0 to 1"
             )
-        if images.ndim == 2:  # rows of features
-            return _shaped(torch.as_tensor(images).double() / 255, inputs)
-        if images.ndim == 3 and _may_be_one(images):
+        if images.ndim == 2:
+            images = _from_rows(images, inputs)
+        elif images.ndim == 3 and _may_be_one(images):
             raise ValueError(
                 f"images have the shape {tuple(images.shape)}, which is that of a single picture: "
                 "give a list, [picture]; or of grey pictures an array (pictures, height, width, 1) "
@@ -67,6 +68,23 @@ def to_examples(images: Any, inputs: Inputs) -> Tensor:
     if not made:
         return torch.empty((0, *inputs.shape), dtype=torch.float64)
     return torch.stack(made)
+
+
+def _from_rows(rows: Any, inputs: Inputs) -> Any:
+    """Rows of whole numbers as grey pictures (pictures, height, width).
+
+    Raises:
+        ValueError: they have another length, or the network gets colours: nobody knows in which
+            order those of a row are.
+    """
+    channels, height, width = inputs.shape
+    if rows.shape[1] != height * width or channels != 1:
+        raise ValueError(
+            f"images are uint8 of shape {tuple(rows.shape)}: as rows they would be (pictures, "
+            f"{height * width}) of a network that gets grey pictures, and this one gets "
+            f"{tuple(inputs.shape)}; give a list of pictures, each {FORMS}"
+        )
+    return rows.reshape(len(rows), height, width)
 
 
 def _may_be_one(values: Any) -> bool:

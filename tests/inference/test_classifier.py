@@ -80,6 +80,8 @@ def test_pictures_are_the_same_in_every_form(run: tuple[Path, Episodes], tmp_pat
         "list of tensors": list(seen),
         "inputs": task.query_x.numpy(),
         "rows": task.query_x.flatten(1).numpy(),
+        "grey rows": seen.flatten(1).numpy(),
+        "grey rows of a tensor": seen.flatten(1),
         "list of inputs": list(task.query_x),
     }
     for name, images in forms.items():
@@ -121,12 +123,17 @@ def test_what_is_no_picture_is_refused(run: tuple[Path, Episodes], tmp_path: Pat
         (np.zeros((2, 5)), r"inputs of this run's network are \(pictures, 1, 28, 28\)"),
         (np.full((2, 784), 255.0), "divide by 255"),
         (np.full((2, 784), np.nan), "divide by 255"),
+        (np.zeros((28, 28), np.uint8), r"uint8 of shape \(28, 28\): as rows they would be \(pict"),
         ([np.zeros((4, 4, 2), np.uint8)], r"uint8 ndarray of shape \(4, 4, 2\)"),
         ([np.zeros((0, 4), np.uint8)], "a picture is"),
         ([None], r"images\[0\] is a NoneType"),
     ):
         with pytest.raises(ValueError, match=words):
             to_examples(images, inputs)
+    colours = Inputs(Preprocessing(28, color="rgb"))
+    for size in (784, 3 * 784):
+        with pytest.raises(ValueError, match=r"and this one gets \(3, 28, 28\); give a list"):
+            to_examples(np.zeros((2, size), np.uint8), colours)
     with pytest.raises(DataError, match="cannot read the picture"):
         to_examples([tmp_path / "nothing.png"], inputs)
     draw(tmp_path / "whole.png", (90, 90))
