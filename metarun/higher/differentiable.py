@@ -14,6 +14,7 @@ from metarun.higher.utils import copy_tensor, map_leaves
 from metarun.unroll._torch import has_step_hooks
 from metarun.unroll.advice import explained
 from metarun.unroll.gradients.proof import try_once
+from metarun.unroll.optim.from_torch import refuse_begun_at_step_0, settings_of
 
 Gradients = Sequence[Tensor | None]
 GradCallback = Callable[[list[Tensor | None]], Gradients]
@@ -40,8 +41,8 @@ class DifferentiableOptimizer(abc.ABC):
             dict of copies, until the first update, and what `_update` makes of it after.
 
     Raises:
-        ValueError: the optimizer holds a parameter that is not in `reference_params`, or an
-            override is not fit.
+        ValueError: the optimizer holds a parameter that is not in `reference_params`, the state
+            of one has begun at step 0, or an override is not fit.
 
     Example:
         A torch optimizer's differentiable version, one from scratch, and an update rule of one's
@@ -99,7 +100,10 @@ class DifferentiableOptimizer(abc.ABC):
                     "the optimizer holds a parameter that is not one of the model's: build it "
                     "from parameters of the model that is given with it"
                 ) from None
-            self.param_groups.append({**group, "params": [None] * len(params)})
+            for number, p in zip(self._indices[-1], params, strict=True):
+                refuse_begun_at_step_0(other, p, f"parameter {number}")
+            settings = settings_of(other, group)
+            self.param_groups.append({**settings, "params": [None] * len(params)})
             state = {
                 i: map_leaves(copied, dict(other.state[p]))
                 for i, p in enumerate(params if other.state else ())

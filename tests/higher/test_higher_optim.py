@@ -508,3 +508,21 @@ def test_a_hook_of_a_parameter_sees_its_meta_gradient_alone() -> None:
         assert not seen
         fnet(x).square().sum().backward()
     assert len(seen) == 1 and torch.equal(seen[0], weight.grad)
+
+
+def test_all_settings_of_nesterov_can_be_learned() -> None:
+    """Its dampening begins at 0, and is no number then."""
+    w = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    opt = torch.optim.SGD([w], lr=0.1, momentum=0.9, nesterov=True)
+    learned = get_trainable_opt_params(opt)
+    inner = get_diff_optim(opt, [w], override=learned)
+    stepped = w
+    for _ in range(3):
+        [stepped] = inner.step(stepped.square().sum(), params=[stepped])
+    for _ in range(3):
+        opt.zero_grad()
+        w.square().sum().backward()
+        opt.step()
+    torch.testing.assert_close(stepped, w, rtol=1e-6, atol=0)
+    [derivative] = torch.autograd.grad(stepped, learned["dampening"])
+    assert bool(derivative.isfinite()) and bool(derivative)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
+from metarun.higher import innerloop_ctx
 from metarun.unroll import adam, from_torch, match_names, muon, partition, sgd, translate, unroll
 from tests.unroll.optim_cases import CASES, EVERY_CASE, IDS, assert_same, loss_of, start
 
@@ -237,3 +238,83 @@ def test_adamw_of_torch_says_that_its_decay_is_decoupled() -> None:
     model = Model()
     continued = from_torch(AdamW(model.parameters(), weight_decay=0.3), model)
     assert continued.optimizer.hyper["0.weight_decay"] == 0.3
+
+
+def taken_over(way: str, optimizer: Optimizer, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The loss after three further steps, by the engine or by its interface of higher."""
+
+    def loss(params: dict[str, torch.Tensor], step: int = 0) -> torch.Tensor:
+        return torch.func.functional_call(net, params, (x,)).square().sum()
+
+    if way == "higher":
+        with innerloop_ctx(net, optimizer) as (fnet, inner):
+            for _ in range(3):
+                inner.step(fnet(x).square().sum())
+            return fnet(x).square().sum().detach()
+    continued = from_torch(optimizer, net)
+    params = dict(net.named_parameters())
+    return loss(unroll(loss, params, continued.optimizer, 3, state=continued.state).params).detach()
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+
+
+@pytest.mark.parametrize("way", ["unroll", "higher"])
+@pytest.mark.parametrize("start", [0.0, 0.3])
+def test_adagrad_begins_with_the_value_it_was_made_with(way: str, start: float) -> None:
+    """torch passes over what a group says of it."""
+    x = torch.randn(5, 2, dtype=torch.float64)
+    losses = []
+    for theirs in (True, False):
+        net = small_net()
+        first, last = list(net.parameters())[:2], list(net.parameters())[2:]
+        groups = [{"params": first, "initial_accumulator_value": 0.5}, {"params": last}]
+        optimizer = torch.optim.Adagrad(groups, lr=0.1, initial_accumulator_value=start)
+        for _ in range(3 if theirs else 0):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+        losses.append(net(x).square().sum() if theirs else taken_over(way, optimizer, net, x))
+    torch.testing.assert_close(losses[1], losses[0].detach(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("way", ["unroll", "higher"])
+@pytest.mark.parametrize("case", EVERY_CASE, ids=IDS)
+def test_a_step_that_was_set_back_to_0_is_that_of_torch_or_refused(way: str, case: Any) -> None:
+    """What begins at the first step would begin again, and the sums so far be lost."""
+    kind, options = case[:2]
+    x = torch.randn(5, 2, dtype=torch.float64)
+
+    def used() -> tuple[nn.Module, Optimizer]:
+        net = small_net()
+        if kind is Muon:
+            net = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False)).double()
+            torch.manual_seed(0)
+            for p in net.parameters():
+                nn.init.normal_(p)
+        optimizer = kind(net.parameters(), **options)
+        steps(net, optimizer)
+        optimizer.zero_grad()
+        for state in optimizer.state.values():
+            if "step" in state:
+                state["step"] = torch.zeros_like(torch.as_tensor(state["step"]))
+        return net, optimizer
+
+    def steps(net: nn.Module, optimizer: Optimizer) -> None:
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+
+    net, optimizer = used()
+    if kind in (torch.optim.Adagrad, torch.optim.ASGD, torch.optim.Rprop):
+        key = {"Adagrad": "sum", "ASGD": "eta", "Rprop": "step_size"}[kind.__name__]
+        with pytest.raises(ValueError, match=f"at step 0, but its {key} is not that of a begin"):
+            taken_over(way, optimizer, net, x)
+        return
+    found = taken_over(way, optimizer, net, x)
+    net, optimizer = used()
+    steps(net, optimizer)
+    torch.testing.assert_close(found, net(x).square().sum().detach(), rtol=1e-9, atol=1e-12)

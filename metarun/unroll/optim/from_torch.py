@@ -53,6 +53,13 @@ _KEYS: dict[type[torch.optim.Optimizer], dict[str, Any]] = {
 }
 """Field of a parameter's state here -> torch's key, or keys where the field is a tuple."""
 
+_BEGUN: dict[type[torch.optim.Optimizer], str] = {
+    torch.optim.Adagrad: "sum",
+    torch.optim.ASGD: "eta",
+    torch.optim.Rprop: "step_size",
+}
+"""What begins with a hyperparameter at the first step."""
+
 _IN_DEFAULT_TYPE = {"mu_product", "eta", "mu"}
 """Numbers that torch keeps in its default type, with the rounding that this means."""
 
@@ -140,7 +147,8 @@ def from_torch(
 
     Raises:
         ValueError: as `translate`; `params` has no names; a parameter of the optimizer is not
-            among `params`; the optimizer has hooks, or a gradient has.
+            among `params`; the optimizer has hooks, or a gradient has; the state of a parameter has
+            begun at step 0.
 
     Example:
         >>> import torch
@@ -167,10 +175,7 @@ def from_torch(
     parts, states = [], []
     moving: set[str] = set()
     for index, group in enumerate(optimizer.param_groups):
-        settings = dict(group)
-        if kind is torch.optim.Adagrad:  # torch itself reads this one from the defaults
-            settings["initial_accumulator_value"] = optimizer.defaults["initial_accumulator_value"]
-        functional = translate(kind, settings)
+        functional = translate(kind, settings_of(optimizer, group))
         owned = {}
         for p in group["params"]:
             if id(p) not in name_of:
@@ -184,6 +189,7 @@ def from_torch(
                     "register_post_accumulate_grad_hook), which an unroll does not call: change "
                     "gradients by clip_norm, clip_value or precondition"
                 )
+            refuse_begun_at_step_0(optimizer, p, name_of[id(p)])
             if p.requires_grad:
                 owned[name_of[id(p)]] = p
         fresh = functional.init({name: p.detach() for name, p in owned.items()})
@@ -213,6 +219,36 @@ def _leaving(optimizer: InnerOptimizer, still: frozenset[str]) -> InnerOptimizer
         return {name: moved.get(name, p) for name, p in params.items()}, state
 
     return InnerOptimizer(init, update, optimizer.hyper)
+
+
+def settings_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one of an optimizer's groups by which torch computes."""
+    key = "initial_accumulator_value"
+    # Adagrad has begun its sums when it was made, by the value that it was made with.
+    begun = isinstance(optimizer, torch.optim.Adagrad)
+    return {**group, key: optimizer.defaults[key]} if begun else dict(group)
+
+
+def refuse_begun_at_step_0(optimizer: torch.optim.Optimizer, p: Tensor, name: str) -> None:
+    """Refuse a state that somebody has set back to step 0 and that is none before the first step.
+
+    Here such a state begins at its first step, by the hyperparameters, which may be learned.
+
+    Raises:
+        ValueError: names the parameter.
+    """
+    live = optimizer.state.get(p) or {}
+    key = next((key for kind, key in _BEGUN.items() if isinstance(optimizer, kind)), None)
+    if key not in live or float(live.get("step", 1)) != 0:
+        return
+    if isinstance(optimizer, torch.optim.Adagrad):
+        start = optimizer.defaults["initial_accumulator_value"]
+        if bool((live[key] == start).all()):
+            return
+    raise ValueError(
+        f"{name}: its state is at step 0, but its {key} is not that of a beginning, with which a "
+        "first step would replace it: keep its step, or begin with a new optimizer"
+    )
 
 
 def _scalar(value: Any) -> Any:

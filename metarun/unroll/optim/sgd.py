@@ -57,7 +57,7 @@ def sgd(
         an `SGDState` by parameter name.
 
     Raises:
-        ValueError: nesterov without momentum or with dampening, as in torch.
+        ValueError: nesterov without momentum, or with a number as dampening, as in torch.
 
     Example:
         >>> import torch
@@ -75,7 +75,9 @@ def sgd(
         Sutskever et al. 2013, On the importance of initialization and momentum in deep learning
         (Nesterov's momentum).
     """
-    if nesterov and (is_off(momentum) or not is_off(dampening)):
+    # A dampening that is learned may begin at 0, and has its place in the formula.
+    damped = not (is_off(dampening) or isinstance(dampening, Tensor))
+    if nesterov and (is_off(momentum) or damped):
         raise ValueError("nesterov needs a momentum above 0 and no dampening")
 
     def init(p: Tensor) -> SGDState:
