@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from metarun.unroll import OPTIMIZERS, muon, partition, sgd, translate
+from metarun.unroll import OPTIMIZERS, Params, muon, newton, partition, sgd, translate, unroll
 from metarun.unroll.optim.from_torch import torch_state
 from tests.unroll.optim_cases import (
     CASES,
@@ -226,3 +227,33 @@ def test_momentum_that_begins_later_does_so_as_in_torch(dampening: float) -> Non
         torch.testing.assert_close(params["w"], theirs.detach(), rtol=0, atol=1e-12)
         kept = torch_state(torch.optim.SGD, state["w"])
         assert ("momentum_buffer" in kept) == (step > 0)
+
+
+EVERY = {case: translate(*each) for case, each in zip(IDS, EVERY_CASE, strict=True)}
+EVERY |= {
+    "newton": newton(),
+    "newton joint": newton(joint=True),
+    "newton within": newton(trust_radius=0.5),
+}
+
+
+@pytest.mark.parametrize("gradient", ["reverse", "checkpoint"])
+@pytest.mark.parametrize("case", EVERY)
+def test_an_empty_parameter_stays_and_leaves_the_others_their_steps(
+    case: str, gradient: Any
+) -> None:
+    optimizer = EVERY[case]
+    full = {"w": torch.tensor([[1.0, -2.0], [0.5, 3.0]], requires_grad=True)}
+    empty = {"none": torch.zeros(0, 2), "no row": torch.zeros(2, 0)}
+
+    def loss(params: Params, step: int) -> Tensor:
+        return sum(((p - 1).square().sum() for p in params.values()), torch.zeros(()))
+
+    ends = [
+        unroll(loss, params, optimizer, 3, gradient=gradient).params
+        for params in (full, empty | full)
+    ]
+    assert list(ends[1]) == ["none", "no row", "w"]
+    assert [tuple(ends[1][name].shape) for name in empty] == [(0, 2), (2, 0)]
+    derivatives = [torch.autograd.grad(end["w"].square().sum(), full["w"])[0] for end in ends]
+    assert_same({"w": ends[1]["w"], "d": derivatives[1]}, {"w": ends[0]["w"], "d": derivatives[0]})

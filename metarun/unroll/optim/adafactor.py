@@ -90,6 +90,8 @@ def adafactor(
         g: Tensor, state: AdafactorState, p: Tensor, h: ParamHyper
     ) -> tuple[Tensor, AdafactorState]:
         step = state.step + 1
+        if not p.numel():  # it has no mean
+            return p, state._replace(step=step)
         eps = h["eps1"] if "eps1" in h else torch.finfo(p.dtype).eps
         g = signed(g, maximize)
         fresh = torch.pow(step, as_double(h["beta2_decay"], p)).to(p.dtype)

@@ -103,6 +103,8 @@ def muon(
         raise ValueError(f"ns_steps must be from 0 to 99, not {ns_steps}")
 
     def rule(g: Tensor, state: MuonState, p: Tensor, h: ParamHyper) -> tuple[Tensor, MuonState]:
+        if not p.numel():  # it has no shape by which a rate could be adjusted
+            return p, state
         mu = h["momentum"]
         buffer = mu * state.momentum + (1 - mu) * g
         update = g + mu * (buffer - g) if nesterov else buffer

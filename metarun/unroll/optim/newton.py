@@ -106,6 +106,10 @@ def newton(
     ) -> tuple[Params, tuple[()]]:
         refuse_complex(params, "newton")
         gradient = derivatives.gradient()
+        given = params
+        params = {name: p for name, p in given.items() if p.numel()}
+        if not params:  # an empty parameter has no curvature
+            return given, state
         axes = {name: semi_axes(_radius_of(hyper, name), p) for name, p in params.items()}
         damps = {name: _damping(hyper, name, p) for name, p in params.items()}
         if joint:
@@ -120,7 +124,8 @@ def newton(
                 hessian = derivatives.hessian(name) + torch.diag_embed(damps[name])
                 g = gradient[name].reshape(damps[name].shape)
                 steps[name], _ = newton_direction(g, hessian, axes[name])
-        return {name: p + steps[name].reshape(p.shape) for name, p in params.items()}, state
+        moved = {name: p + steps[name].reshape(p.shape) for name, p in params.items()}
+        return {name: moved.get(name, p) for name, p in given.items()}, state
 
     return LossOptimizer(init, update, {"trust_radius": radii, "damping": damping})
 
