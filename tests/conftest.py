@@ -16,6 +16,19 @@ from tests.forking import Forks
 
 REPO = Path(__file__).parent.parent
 
+
+def _in_checkout() -> bool:
+    """Whether git tells this folder's revision; it refuses to where another user owns it."""
+    try:
+        command = ["git", "-C", str(REPO), "rev-parse", "HEAD"]
+        told = subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
+    return told and (REPO / ".git").exists()
+
+
+IN_CHECKOUT = _in_checkout()
+
 gc.disable()  # until all tests are collected: imports make a million objects, next to no garbage
 
 

@@ -56,7 +56,10 @@ def _versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Revision and dirtiness of metarun's own checkout; None for an installed package."""
+    """Revision of metarun's own checkout; None for an installed package.
+
+    It is dirty where the package differs from that; runs and notes beside it do not count.
+    """
     folder = Path(metarun.__file__).parent
     if not (folder.parent / ".git").exists():
         return None
@@ -66,7 +69,10 @@ def git_state() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return {
+            "revision": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", ".")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -14,7 +14,7 @@ from metarun.cli.main import _options_first
 from metarun.errors import CheckpointError, explain
 from metarun.rundir import checkpoint
 from metarun.rundir.checkpoint import VERSION
-from tests.conftest import REPO, Metarun
+from tests.conftest import IN_CHECKOUT, REPO, Metarun
 
 SHORT = (
     "data=sinusoid",
@@ -216,7 +216,7 @@ def test_a_run_leaves_what_the_contract_says_and_eval_repeats_its_figure(
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"git", "device", "host", "argv"} <= set(provenance)
-    assert (provenance["git"] is not None) == (REPO / ".git").exists()
+    assert (provenance["git"] is not None) == IN_CHECKOUT
     test = result["test"]
     assert test["episodes"] == 20 and len(test["mse_per_inner_step"]) == 4
     assert test["mse"] == test["mse_per_inner_step"][-1]

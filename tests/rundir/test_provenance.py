@@ -9,7 +9,7 @@ import pytest
 
 from metarun.rundir.provenance import codes_of, git_state, write_provenance
 from metarun.sweeps.job import code_state
-from tests.conftest import REPO
+from tests.conftest import IN_CHECKOUT, REPO
 
 
 def git(*arguments: str) -> str:
@@ -17,11 +17,14 @@ def git(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.skipif(not (REPO / ".git").exists(), reason="metarun does not run from a checkout")
+@pytest.mark.skipif(not IN_CHECKOUT, reason="not a checkout of which git tells the revision")
 def test_a_run_and_a_sweep_from_a_checkout_record_its_revision(tmp_path: Path) -> None:
     path = tmp_path / "provenance.json"
     write_provenance(path, {}, "CPU", 1)
-    expected = {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    expected = {
+        "revision": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "metarun")),
+    }
     assert json.loads(path.read_text())["git"] == git_state() == code_state()["git"] == expected
     [code] = codes_of(json.loads(path.read_text()))
     assert code == f"revision {expected['revision'][:12]}" + " with changes" * expected["dirty"]
