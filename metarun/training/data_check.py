@@ -19,6 +19,7 @@ from metarun.training.seen_classes import (
     IN_TRAINING,
     among_sources,
     by_training,
+    own_name,
     shared_by_sources,
 )
 from metarun.training.setup import Setup, to_plain
@@ -112,7 +113,7 @@ def check_evaluated(
         same = replace(config, task=stored.task, seed=stored.seed)
         here = identity_of(build_data(same, setup.device))
     if same_data(before, here):
-        return among_sources(setup.source, asked.split)
+        return among_sources(setup.source, asked.split, own=own_name(stored.data))
     root, now = getattr(stored.data, "root", None), _root(setup)
     if asked.data.root is not None or asked.more.get("data"):
         log.warning(

@@ -75,7 +75,7 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
     from metarun.training.inert import refuse_way, without_effect
     from metarun.training.loggers import Logged, open_loggers
     from metarun.training.loop import train
-    from metarun.training.seen_classes import among_sources, by_weights
+    from metarun.training.seen_classes import among_sources, by_weights, own_name
     from metarun.training.setup import build, to_plain
     from metarun.training.tracker import Tracker
 
@@ -146,7 +146,8 @@ def _train(config: TrainConfig, directory: Path, ranks: "Ranks") -> dict[str, An
         if unused := without_effect(config, source.kind, source.outputs, source):
             log.warning("without effect: %s", "; ".join(unused))
         with ranks.together():
-            remark = among_sources(setup.source, "test", ["val"]) | by_weights(setup, "test")
+            own = own_name(config.data)
+            remark = among_sources(setup.source, "test", ["val"], own) | by_weights(setup, "test")
         described = Logged(directory, flat(plain), setup.objective.score_name)
         try:
             with Tracker(

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import combinations, permutations
+from itertools import combinations, product
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from metarun.config.catalogue import schemas
 from metarun.config.changes import shared_root
 from metarun.config.run import TrainConfig
 from metarun.config.trained import EvalConfig
+from metarun.episodes.examples import LabelledExamples
 from metarun.episodes.identity import identity_of, same_data
 from metarun.episodes.several import SeveralSources
 from metarun.episodes.shared import Pictures, Seen, class_pictures, count_seen, together
@@ -41,35 +42,49 @@ TOO_GOOD = {
 }
 
 
-def among_sources(source: EpisodeSource, split: str, more: Sequence[str] = ()) -> dict[str, Any]:
-    """Warn of classes of one of the run's several sources that another one has in another split.
+def among_sources(
+    source: EpisodeSource, split: str, more: Sequence[str] = (), own: str | None = None
+) -> dict[str, Any]:
+    """Warn of classes of one of the run's sources that it, or another, has in another split.
 
     Args:
-        source: of the run; nothing is said of one that is alone.
+        source: of the run; of one that is alone nothing is said unless it has a name.
         split: whose classes are counted in the figures: "val" or "test".
         more: further splits to warn of.
+        own: name of a source that is alone, if a user has put it together (`own_name`).
 
     Returns:
         What the figures say of it.
     """
-    if not isinstance(source, SeveralSources) or split == "train":
+    sources: dict[str, EpisodeSource] = {} if own is None else {own: source}
+    if isinstance(source, SeveralSources):
+        sources = source.sources
+    # Of one model, test examples have the classes of training.
+    if not sources or split == "train" or isinstance(source, LabelledExamples):
         return {}
     found = {
-        name: {part: class_pictures(own, part) for part in NAMES}
-        for name, own in source.sources.items()
+        name: {part: class_pictures(each, part) for part in NAMES} for name, each in sources.items()
     }
     whole = {name: {p: together(own[p]) for p in NAMES} for name, own in found.items()}
-    for name, other in permutations(found, 2):
+    for name, other in product(found, repeat=2):
         for part in (split, *more):
             _warn_of_source(name, other, part, found[name][part], whole[other])
-    counted = []
-    for name, own in found.items():
-        others = [each for other, each in whole.items() if other != name]
-        trained = together(each["train"] for each in others)
-        validated = together(each["val"] for each in others) if split == "test" else set()
-        counted.append(count_seen(own[split], trained, validated))
+    trained = together(each["train"] for each in whole.values())
+    validated = together(each["val"] for each in whole.values()) if split == "test" else set()
+    counted = [count_seen(each[split], trained, validated) for each in found.values()]
     seen = Seen(*(sum(each) for each in zip(*counted, strict=True)))
-    return _plain(IN_TRAINING, seen) | _shared({n: own[split] for n, own in found.items()}, split)
+    return _plain(IN_TRAINING, seen) | _shared({n: each[split] for n, each in found.items()}, split)
+
+
+def own_name(data: Any) -> str | None:
+    """The name of data that a user has put together, with splits that may share pictures.
+
+    Others are known to share none.
+
+    Args:
+        data: their settings.
+    """
+    return data.name if getattr(data, "own_root", False) else None
 
 
 def shared_by_sources(source: EpisodeSource, split: str) -> dict[str, Any]:
@@ -101,11 +116,12 @@ def _warn_of_source(
     name: str, other: str, split: str, own: Sequence[Pictures], there: dict[str, Pictures]
 ) -> None:
     seen = count_seen(own, there["train"], there["val"] if split == "test" else set())
+    where = "as well (metarun data check names the pictures)" if name == other else f"of {other}"
     for count, part in ((seen.trained_on, "train"), (seen.validated_on, "val")):
         if count:
             log.warning(
-                "%s %s classes of %s are %s classes of %s: %s",
-                _share(count, seen.of), NAMES[split], name, NAMES[part], other, TOO_GOOD[split],
+                "%s %s classes of %s are %s classes %s: %s",
+                _share(count, seen.of), NAMES[split], name, NAMES[part], where, TOO_GOOD[split],
             )  # fmt: skip
 
 

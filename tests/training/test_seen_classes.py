@@ -60,6 +60,13 @@ def test_pictures_of_one_colour_make_no_classes_the_same() -> None:
     pixels[:, 0], others[:, 0] = 255, 255
     splits = [0, 1], [2, 3], [4, 5]
     assert seen(source(store(others), *splits), source(store(pixels), *splits)) == Seen(0, 0, 2)
+    red = torch.tensor([255, 0, 10], dtype=torch.uint8)[:, None, None]
+    pixels, others = (own.repeat(1, 1, 3, 1, 1) for own in (images(6), images(6, 1)))
+    pixels[:, 0], others[:, 0] = red, red
+    assert seen(source(store(others), *splits), source(store(pixels), *splits)) == Seen(0, 0, 2)
+    features, more = torch.randn(2, 6, 4, 7)
+    features[:, 0], more[:, 0] = 0.0, 0.0  # of a network that gives nothing
+    assert seen(source(store(more), *splits), source(store(features), *splits)) == Seen(0, 0, 2)
 
 
 def test_features_are_compared_as_pictures_are() -> None:
@@ -107,6 +114,52 @@ def test_sources_are_told_what_they_have_of_each_other(caplog: pytest.LogCapture
                            [1, 1], 0)  # fmt: skip
     assert among_sources(apart, "test", ["val"]) == {} and among_sources(one, "test") == {}
     assert not caplog.messages
+
+
+def test_a_source_is_told_what_it_has_in_two_splits(caplog: pytest.LogCaptureFixture) -> None:
+    pixels = images(9)
+    pixels[6, 2] = pixels[0, 1]  # of a test class and of a training class
+    pixels[7, 0] = pixels[4, 3]  # of a test class and of a validation class
+    pixels[3, 0] = pixels[1, 0]
+    own = source(store(pixels), [0, 1, 2], [3, 4], [5, 6, 7, 8])
+    assert among_sources(own, "test", ["val"]) == {} and not caplog.messages  # of no user
+    figures = among_sources(own, "test", ["val"], "folder")
+    assert figures == {"seen_in_training": {"trained_on": 1, "validated_on": 1, "of": 4}}
+    where = "as well (metarun data check names the pictures)"
+    assert caplog.messages == [
+        f"1 of 4 test classes of folder are training classes {where}: test figures are too good",
+        f"1 of 4 test classes of folder are validation classes {where}: test figures are too good",
+        f"1 of 2 validation classes of folder are training classes {where}: they choose a worse "
+        "checkpoint as the best",
+    ]
+    assert among_sources(own, "val", own="folder") == {
+        "seen_in_training": {"trained_on": 1, "validated_on": 0, "of": 2}
+    }
+    other = source(store(images(9, 1)), [0, 1, 2], [3, 4], [5, 6, 7, 8])
+    both = SeveralSources({"mine": own, "other": other}, [1, 1], 0)
+    expected = {"trained_on": 1, "validated_on": 1, "of": 8}
+    assert among_sources(both, "test") == {"seen_in_training": expected}
+
+
+def test_pictures_in_two_splits_of_ones_own_folder_are_told(
+    metarun: Metarun, tmp_path: Path
+) -> None:
+    pictures = draw_classes(tmp_path / "drawn", 9)
+    for number, folder in enumerate(sorted(pictures.iterdir())):
+        split = ("train", "val", "test")[number // 3]
+        (tmp_path / "data" / split).mkdir(parents=True, exist_ok=True)
+        folder.rename(tmp_path / "data" / split / folder.name)
+    twice = (tmp_path / "data/train/class1/2.png").read_bytes()
+    (tmp_path / "data/test/class7/9.png").write_bytes(twice)
+    data = ("data=folder", f"data.root={tmp_path / 'data'}", "data.size=28", "data.color=grey")
+    done = metarun("train", *data, *TINY, "hydra.run.dir=run")
+    assert "1 of 3 test classes of folder are training classes as well" in done.stderr
+    assert "1 of 3 test classes were trained on)" in done.stdout
+    again = metarun("eval", "ckpt=run", "hydra.run.dir=again")
+    assert "1 of 3 test classes were trained on)" in again.stdout
+    for folder in ("run", "again"):
+        test = json.loads((tmp_path / folder / "result.json").read_text())["test"]
+        assert test["seen_in_training"] == {"trained_on": 1, "validated_on": 0, "of": 3}
 
 
 def draw_classes(root: Path, count: int = 24) -> Path:
