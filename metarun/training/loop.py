@@ -135,7 +135,14 @@ def tell_unlearned(grads: dict[str, Tensor]) -> None:
     moving = torch.stack([grad.any() for grad in grads.values()]).tolist()  # waits for the GPU once
     moves = {n.rpartition(".")[0] for n, moved in zip(grads, moving, strict=True) if moved}
     zero = [n for n in grads if n.rpartition(".")[0] not in moves]
-    if zero and len(zero) < len(grads):
+    if grads and not moves:
+        log.warning(
+            "the first meta-gradient is exactly zero: nothing is learned from such tasks. The loss "
+            "is the same whatever the parameters are, or the network detaches what it gives "
+            "(no_grad, detach); with engine.solver=cg, the inner loop may have ended where the "
+            "loss curves down (raise engine.proximal)"
+        )
+    elif zero:
         more = f" and {len(zero) - 3} more" if len(zero) > 3 else ""
         log.warning(
             "the first meta-gradient of %s%s is exactly zero: the network does not use it, or "

@@ -155,6 +155,24 @@ def test_what_the_network_detaches_is_named_at_the_first_step(
     assert caplog.text.count(named) == 1
 
 
+def test_a_loss_that_no_parameter_changes_is_told_at_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(1, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return 0 * self.head(x)
+
+    setup = setup_with(monkeypatch, "backbone", "mlp", lambda shape, outputs, **_: Constant())
+    state = fresh(setup)
+    for _ in range(2):
+        meta_step(setup, state)
+    assert caplog.text.count("the first meta-gradient is exactly zero: nothing is learned") == 1
+
+
 @pytest.mark.parametrize("how", ["auto", "replay"])
 @pytest.mark.parametrize("mistake", LOSSES)
 def test_what_a_loss_gives_is_checked(
