@@ -617,7 +617,7 @@ def _figures(run: Run) -> dict[str, Any]:
         "test_accuracy": run.test.value,
         "ci95_over_tasks": run.test.ci95,
         "best_validation": run.test.validation,
-        "code": run.code,
+        "code": ", then ".join(run.codes),
     }
 
 

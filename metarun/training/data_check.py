@@ -137,6 +137,19 @@ def check_evaluated(
     )
 
 
+def data_words(figures: dict[str, Any]) -> str:
+    """What a result line says of data that are not those of training; empty: they are."""
+    trained = figures.get("training_data")
+    if trained is None:
+        return ", other data than in training" if figures.get("other_data") else ""
+    seen = figures.get(IN_TRAINING)
+    what = "other data than" if isinstance(seen, dict) else "another domain than"
+    if figures["data"] in figures.get(SOURCES, ()):
+        what = "one of several"
+    known = " on characters of these alphabets" if seen is True else ""
+    return f", data {figures['data']}: {what} in training ({trained}{known})"
+
+
 def _of_other_data(
     setup: Setup, stored: TrainConfig, before: str | None, asked: EvalConfig
 ) -> dict[str, Any]:

@@ -22,11 +22,11 @@ from metarun.rundir.longer import STEPS
 from metarun.rundir.top import load_each
 from metarun.system.files import write_json
 from metarun.system.interrupts import Interruption
-from metarun.training.data_check import SOURCES
+from metarun.training.data_check import data_words
 from metarun.training.ensemble import ensemble_trace
 from metarun.training.evaluation import Evaluation, evaluate_split, format_score
 from metarun.training.programs import Traces
-from metarun.training.seen_classes import IN_TRAINING, seen_words
+from metarun.training.seen_classes import seen_words
 from metarun.training.setup import Setup, to_plain
 from metarun.training.state import TrainState, restore_meta
 from metarun.training.tracker import Tracker
@@ -207,18 +207,7 @@ def line(figures: dict[str, Any], split: str) -> str:
         scored += f"{WITHIN[figures.get('within')]}, {figures['query']} queries a class"
     else:
         scored = f"{figures['episodes']} tasks, {figures['shot']} shots, {figures['query']} queries"
-    other = ", other data than in training" if figures.get("other_data") else ""
-    seen = figures.get(IN_TRAINING)
-    if domain := figures.get("training_data"):
-        known = " on characters of these alphabets" if seen is True else ""
-        if figures["data"] in figures.get(SOURCES, ()):
-            what = "one of several in training"
-        else:
-            what = (
-                f"{'other data' if isinstance(seen, dict) else 'another domain'} than in training"
-            )
-        other = f", data {figures['data']}: {what} ({domain}{known})"
-    other += seen_words(figures, split)
+    other = data_words(figures) + seen_words(figures, split)
     if trained := figures.get("trained_on"):
         of_ways = f"{ways(trained)} " if name == "accuracy" else ""
         queries = "" if trained["query"] == figures["query"] else f", {trained['query']} queries"

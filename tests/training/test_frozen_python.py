@@ -345,7 +345,7 @@ def test_a_validation_has_recordings_compared(
 ) -> None:
     setup = setup_of(monkeypatch, Switched)
     state, stop = fresh(setup), type("Stop", (), {"check": staticmethod(lambda: None)})()
-    tracker = type("Tracker", (), {"metrics": print, "note": print})()
+    tracker = type("Tracker", (), {"metrics": print, "note": print, "elapsed": lambda self: 0.0})()
     for _ in range(20):  # the next comparison by count is at the 33rd
         meta_step(setup, state)
     network().factor = 0.5
