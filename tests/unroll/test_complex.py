@@ -80,11 +80,12 @@ def test_steps_are_those_of_torch(kind: type[Optimizer], options: dict[str, Any]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_a_live_optimizer_is_gone_on_from(kind: type[Optimizer]) -> None:
+@pytest.mark.parametrize("already", [0, 3])
+def test_a_live_optimizer_is_gone_on_from(already: int, kind: type[Optimizer]) -> None:
     options = KINDS[kind]
     theirs = {name: nn.Parameter(p.clone()) for name, p in start().items()}
     live = kind(theirs.values(), lr=0.05, **options)
-    stepped(live, theirs, 3)
+    stepped(live, theirs, already)
     optimizer, state = from_torch(live, theirs.items())
     here = {name: p.detach().clone() for name, p in theirs.items()}
     ours = unroll(loss_of, here, optimizer, 4, state=state)
@@ -93,11 +94,12 @@ def test_a_live_optimizer_is_gone_on_from(kind: type[Optimizer]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_the_drop_in_takes_the_same_steps(kind: type[Optimizer]) -> None:
+@pytest.mark.parametrize("already", [0, 2])
+def test_the_drop_in_takes_the_same_steps(already: int, kind: type[Optimizer]) -> None:
     options = KINDS[kind]
     model = nn.ParameterDict({name: nn.Parameter(p) for name, p in start().items()})
     live = kind(model.parameters(), lr=0.05, **options)
-    stepped(live, model, 2)
+    stepped(live, model, already)
     with higher.innerloop_ctx(model, live) as (fmodel, diffopt):
         for _ in range(3):
             diffopt.step(loss_of(fmodel))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.unroll._torch import has_gradient_hooks, has_step_hooks
-from metarun.unroll.optim.base import Hyper, InnerOptimizer, Params, State
+from metarun.unroll.optim.base import Hyper, InnerOptimizer, Params, State, parts
 from metarun.unroll.optim.optimizers import OPTIMIZERS
 from metarun.unroll.optim.partition import partition
 
@@ -172,7 +172,7 @@ def from_torch(
         raise ValueError("from_torch needs names: give the module, or model.named_parameters()")
     name_of = {id(p): name for name, p in named}
     kind = type(optimizer)
-    parts, states = [], []
+    owners, states = [], []
     moving: set[str] = set()
     for index, group in enumerate(optimizer.param_groups):
         functional = translate(kind, settings_of(optimizer, group))
@@ -193,7 +193,7 @@ def from_torch(
             if p.requires_grad:
                 owned[name_of[id(p)]] = p
         fresh = functional.init({name: p.detach() for name, p in owned.items()})
-        parts.append((list(owned), functional))
+        owners.append((list(owned), functional))
         moving.update(owned)
         states.append(
             {
@@ -202,7 +202,7 @@ def from_torch(
             }
         )
     still = frozenset(name_of.values()) - moving
-    return Continued(_leaving(partition(parts), still), tuple(states))
+    return Continued(_leaving(partition(owners), still), tuple(states))
 
 
 def _leaving(optimizer: InnerOptimizer, still: frozenset[str]) -> InnerOptimizer:
@@ -243,7 +243,7 @@ def refuse_begun_at_step_0(optimizer: torch.optim.Optimizer, p: Tensor, name: st
         return
     if isinstance(optimizer, torch.optim.Adagrad):
         start = optimizer.defaults["initial_accumulator_value"]
-        if bool((live[key] == start).all()):
+        if bool((parts(live[key]) == start).all()):  # of a complex sum, both of its parts
             return
     raise ValueError(
         f"{name}: its state is at step 0, but its {key} is not that of a beginning, with which a "
