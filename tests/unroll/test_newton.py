@@ -498,6 +498,7 @@ def test_a_variable_that_is_too_large_is_refused_with_a_way_out() -> None:
     half = LARGEST // 2
     newton().init({"w": torch.zeros(5, LARGEST)})
     newton(joint=True).init({"w": torch.zeros(2, half)})
+    newton().init({"none": torch.zeros(0, LARGEST + 1)})  # it has no Hessian
     message = rf"Hessian of {LARGEST + 1} × {LARGEST + 1}.*algo=anil.*inner_opt=partition"
     with pytest.raises(ValueError, match=message):
         newton(joint=True).init({"w": torch.zeros(2, half), "b": torch.zeros(1)})

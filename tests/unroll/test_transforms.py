@@ -204,13 +204,14 @@ def test_preconditioned_gradients_are_those_of_learn2learn(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PRECONDITIONERS)
 def test_initial_factors_change_nothing(kind: str) -> None:
-    """For shapes of any number of dimensions."""
+    """For shapes of any number of dimensions, also without elements."""
     shapes = {
         "number": (),
         "vector": (3,),
         "matrix": (2, 3),
         "1d": (4, 3, 2),
         "3d": (2, 3, 2, 1, 2),
+        **{f"none of {shape}": shape for shape in ((0,), (0, 3), (3, 0), (0, 3, 2), (3, 2, 0))},
     }
     torch.manual_seed(0)
     params = {name: torch.randn(shape, dtype=F64) for name, shape in shapes.items()}

@@ -214,7 +214,7 @@ def _constants(value: HyperValue) -> Iterator[float]:
 
 
 def _check_size(params: Params, joint: bool) -> None:
-    sizes = {name: p.shape[-1] if p.dim() else 1 for name, p in params.items()}
+    sizes = {name: p.shape[-1] if p.dim() else 1 for name, p in params.items() if p.numel()}
     if joint:
         sizes = {"all parameters together": sum(p.numel() for p in params.values())}
     for what, size in sizes.items():

@@ -17,7 +17,8 @@ class Preconditioner(NamedTuple):
 
     Attributes:
         factors: `factors(params)` gives the factors of the identity, in the parameters' type
-            and on their device. A parameter has only the factors that its shape calls for.
+            and on their device. A parameter has only the factors that its shape calls for, and
+            none where it has no elements.
         apply: `apply(grad, factors) -> grad` for one parameter and its factors by name.
 
     Example:
@@ -41,7 +42,7 @@ def _eye(p: Tensor, n: int) -> Tensor:
 def _gathered(params: Params, of_one: Callable[[Tensor], dict[str, Tensor]]) -> Factors:
     gathered: Factors = {}
     for name, p in params.items():
-        for key, factor in of_one(p).items():
+        for key, factor in of_one(p).items() if p.numel() else ():  # nothing to mix
             gathered.setdefault(key, {})[name] = factor
     return gathered
 
