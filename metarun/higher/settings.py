@@ -11,6 +11,8 @@ from metarun.higher.utils import flatten, map_leaves
 Override = Mapping[str, Any]
 """Setting -> a list with one value for all parameter groups or one a group; or a bare value."""
 
+_NOT_LEARNED = {"params", "ns_steps"}
+
 
 def values_by_group(
     override: Override, groups: Sequence[Mapping[str, Any]]
@@ -59,7 +61,7 @@ def get_trainable_opt_params(
         Setting -> one value a parameter group, in which floats, ints and floating-point tensors
         are leaf tensors that require gradients (numbers: of shape (), in torch's default dtype).
         Tuples such as Adam's betas stay tuples. Settings that are booleans, None or mixtures
-        are left out.
+        are left out, and so is Muon's `ns_steps`, which counts iterations.
 
     Example:
         >>> import torch
@@ -78,7 +80,7 @@ def get_trainable_opt_params(
     for group in opt.param_groups:
         for key, value in group.items():
             leaves = flatten(value)
-            if key != "params" and leaves and all(_is_numeric(x) for x in leaves):
+            if key not in _NOT_LEARNED and leaves and all(_is_numeric(x) for x in leaves):
                 trainable.setdefault(key, []).append(map_leaves(leaf, value))
     return trainable
 

@@ -162,6 +162,24 @@ def test_adams_beta2_hypergradient_is_that_of_finite_differences() -> None:
     assert abs(found) > 1e-3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_trainable_settings_take_the_steps_of_torch_at_their_values(kind: str) -> None:
+    net = model()
+    opt = KINDS[kind](list(net.parameters()))
+    override = get_trainable_opt_params(opt)
+    found = params_after(net, opt, override=override)
+    lr = override["lr"]
+    derivatives = torch.autograd.grad(sum(p.sin().sum() for p in found), lr)
+    for step in range(4):
+        opt.zero_grad()
+        loss_of(net, step).backward()
+        opt.step()
+    # Muon's bfloat16 rounds learned coefficients otherwise.
+    tolerances = {"rtol": 0, "atol": 1e-2} if kind == "Muon" else {"rtol": 1e-10, "atol": 1e-12}
+    torch.testing.assert_close(found, list(net.parameters()), **tolerances)
+    assert all(bool(d.isfinite()) and bool(d) for d in derivatives)
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("Muon", "Rprop")])
 def test_every_trainable_setting_has_the_derivative_of_finite_differences(kind: str) -> None:
     net = model()

@@ -133,6 +133,8 @@ def test_contradicting_options_are_refused() -> None:
         muon(ns_precision="double")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ns_steps must be from 0 to 99, not 100"):
         muon(ns_steps=100)
+    with pytest.raises(ValueError, match="ns_steps counts iterations and cannot be learned"):
+        muon(ns_steps=torch.tensor(5.0))  # type: ignore[arg-type]
 
 
 def test_muon_scales_the_lr_by_the_shape_as_it_is_told() -> None:

@@ -77,8 +77,8 @@ def muon(
         and eps; its state is a `MuonState` by parameter name.
 
     Raises:
-        ValueError: an unknown `adjust_lr_fn` or `ns_precision`, too many iterations; from `init`,
-            a parameter that is complex or not a matrix.
+        ValueError: an unknown `adjust_lr_fn` or `ns_precision`, too many iterations or a tensor of
+            them; from `init`, a parameter that is complex or not a matrix.
 
     Example:
         >>> import torch
@@ -99,6 +99,8 @@ def muon(
         if value not in get_args(kinds):
             allowed = ", ".join(get_args(kinds))
             raise ValueError(f"unknown {option} {value!r}: choose one of {allowed}")
+    if isinstance(ns_steps, Tensor):
+        raise ValueError("ns_steps counts iterations and cannot be learned: give a whole number")
     if not 0 <= ns_steps < 100:
         raise ValueError(f"ns_steps must be from 0 to 99, not {ns_steps}")
 
