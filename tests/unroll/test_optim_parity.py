@@ -72,6 +72,27 @@ def test_large_rates_of_adafactor_are_bounded_by_the_number_of_steps(lr: float, 
     assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+def test_adafactor_without_memory_forgets_larger_gradients(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """As in torch, and not up to rounding of what it forgets."""
+    theirs = torch.nn.Parameter(torch.ones(shape, dtype=dtype))
+    optimizer = torch.optim.Adafactor([theirs], lr=LR, beta2_decay=0.0)
+    ours = translate(torch.optim.Adafactor, {"lr": LR, "beta2_decay": 0.0})
+    params: dict[str, Any] = {"w": theirs.detach().clone()}
+    state = ours.init(params)
+    for step in range(4):
+        theirs.grad = torch.linspace(0.1, 2, theirs.numel(), dtype=dtype).reshape(shape)
+        theirs.grad *= 1e-5**step
+        optimizer.step()
+        params, state = ours.update({"w": theirs.grad}, state, params, ours.hyper)
+    torch.testing.assert_close(params["w"], theirs.detach(), rtol=1e-6, atol=0)
+    if dtype == torch.float64:
+        torch.testing.assert_close(params["w"], theirs.detach(), rtol=1e-12, atol=0)
+
+
 def test_each_dense_optimizer_of_torch_is_here() -> None:
     there = {
         kind

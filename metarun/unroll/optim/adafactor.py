@@ -100,8 +100,8 @@ def adafactor(
         means: tuple[Tensor, ...] = (g * g,)
         if p.dim() > 1:
             means = ((g * g).mean(dim=-1, keepdim=True), (g * g).mean(dim=-2, keepdim=True))
-        second = tuple(
-            old + fresh * (mean - old) for old, mean in zip(state.second, means, strict=True)
+        second = tuple(  # the mean itself where nothing is kept, however large the old one is
+            torch.lerp(old, mean, fresh) for old, mean in zip(state.second, means, strict=True)
         )
         if p.dim() > 1:
             rows, columns = second
