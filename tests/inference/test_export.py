@@ -205,9 +205,12 @@ def test_what_cannot_be_exported_is_refused(
     assert "add backbone.norm=support" in refused(f"ckpt={run}", "backbone.norm=support_plus_one")
     write_run(tmp_path / "sine", "data=sinusoid", "backbone=mlp", "backbone.hidden=[4]")
     assert "data=sinusoid is a regression" in refused("ckpt=sine")
-    write_run(tmp_path / "dkt", *TASK, "backbone=mlp", "backbone.hidden=[6]", "algo=dkt")
     no_cholesky = "ONNX has no operation for one that this run needs (aten.linalg_cholesky_ex)"
-    assert no_cholesky in refused("ckpt=dkt", "out=a.onnx")
+    quick = ("algo.eval_iterations=2", "algo.tolerance=1e9")
+    for algo, more in (("dkt", ()), ("metaoptnet", quick)):
+        own = (f"algo={algo}", *more)
+        write_run(tmp_path / algo, *TASK, "backbone=mlp", "backbone.hidden=[6]", *own)
+        assert no_cholesky in refused(f"ckpt={algo}", "out=a.onnx")
     features(tmp_path / "f.npz")
     own = ("data=features", f"data.root={tmp_path}/f.npz", "task.way=3", "task.query=2")
     write_run(tmp_path / "rows", *own, "backbone=mlp", "backbone.hidden=[4]", "algo=r2d2")

@@ -67,7 +67,8 @@ def crammer_singer(kernel: Tensor, labels: Tensor, cost: float, iterations: int)
         iterations: how many are taken.
     """
     k, y = kernel.detach().double(), labels.detach().double().T.contiguous()
-    k = k + torch.diag_embed((JITTER * k.diagonal().amax()).expand(k.shape[0]))
+    largest = k.diagonal().amax(0)  # of a dimension: ONNX has no operation for all of them
+    k = k + torch.diag_embed((JITTER * largest).expand(k.shape[0]))
     # An exported file has the iterations: it is for processes that do not know the operation.
     solution = _iterate if torch.compiler.is_exporting() else _solution
     point = _Point(*solution(k, y, cost, iterations))
