@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarun.rundir import checkpoint
-from metarun.rundir.checkpoint_fields import ELAPSED
+from metarun.rundir.checkpoint_fields import ELAPSED_FIELD
 
 CHANGING_RESULTS = {"train_seconds", "test_seconds", "peak_memory_gib"}
 """What may differ in result.json."""
@@ -42,7 +42,7 @@ def _checkpoints(run: Path, reference: Path) -> Iterator[str]:
         yield f"no {sorted(missing)}"
     for name in sorted(names & found):
         ours, theirs = (checkpoint.load(f / name) for f in (run, reference))
-        for key in sorted((ours.keys() | theirs.keys()) - {ELAPSED}):
+        for key in sorted((ours.keys() | theirs.keys()) - {ELAPSED_FIELD}):
             if not same(ours.get(key), theirs.get(key)):
                 yield f"{name}: {key} differs"
 

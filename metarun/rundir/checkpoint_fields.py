@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metarun.errors import CheckpointError
 
-ELAPSED = "elapsed_s"
+ELAPSED_FIELD = "elapsed_s"
 """The field of a checkpoint that no two runs share: it is no part of what they compute."""
 
 MOST_SECONDS = 1e9
@@ -46,7 +46,7 @@ def check_fields(content: Mapping[str, Any]) -> None:
         "skipped": is_count(content.get("skipped"), step),
         "top": _is_list(content.get("top"), lambda item: _is_validation(item, step)),
         "recent": _is_metrics(recent),
-        ELAPSED: _is_time(content.get(ELAPSED, 0.0)),
+        ELAPSED_FIELD: _is_time(content.get(ELAPSED_FIELD, 0.0)),
         "data_identity": isinstance(content.get("data_identity"), str | None),
         "examples": _is_examples(content.get("examples")),
         "chunks": _is_list(content.get("chunks", []), _are_chunks),

@@ -130,12 +130,13 @@ def meta_step(setup: Setup, state: TrainState) -> None:
 def tell_unlearned(grads: dict[str, Tensor]) -> None:
     """Name the layers whose meta-gradient is exactly zero: only decay would move them.
 
-    A bias alone may have none: normalisation takes it away again.
+    If it is zero everywhere, another line says what may be the reason. A bias alone may have none:
+    normalisation takes it away again.
     """
     moving = torch.stack([grad.any() for grad in grads.values()]).tolist()  # waits for the GPU once
     moves = {n.rpartition(".")[0] for n, moved in zip(grads, moving, strict=True) if moved}
     zero = [n for n in grads if n.rpartition(".")[0] not in moves]
-    if grads and not moves:
+    if not moves:
         log.warning(
             "the first meta-gradient is exactly zero: nothing is learned from such tasks. The loss "
             "is the same whatever the parameters are, or the network detaches what it gives "

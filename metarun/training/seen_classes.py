@@ -18,7 +18,6 @@ from metarun.config.catalogue import schemas
 from metarun.config.changes import shared_root
 from metarun.config.run import TrainConfig
 from metarun.config.trained import EvalConfig
-from metarun.episodes.examples import LabelledExamples
 from metarun.episodes.identity import identity_of, same_data
 from metarun.episodes.several import SeveralSources
 from metarun.episodes.shared import Pictures, Seen, class_pictures, count_seen, together
@@ -59,8 +58,7 @@ def among_sources(
     sources: dict[str, EpisodeSource] = {} if own is None else {own: source}
     if isinstance(source, SeveralSources):
         sources = source.sources
-    # Of one model, test examples have the classes of training.
-    if not sources or split == "train" or isinstance(source, LabelledExamples):
+    if not sources or split == "train":
         return {}
     found = {
         name: {part: class_pictures(each, part) for part in NAMES} for name, each in sources.items()

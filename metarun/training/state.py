@@ -11,7 +11,7 @@ from metarun.components.algo.normalising import PREFIX
 from metarun.components.build import build_outer_optimizer
 from metarun.config.run import TrainConfig
 from metarun.errors import CheckpointError
-from metarun.rundir.checkpoint_fields import ELAPSED, same_structure
+from metarun.rundir.checkpoint_fields import ELAPSED_FIELD, same_structure
 from metarun.training import metrics
 from metarun.training.domain import KEY as EXAMPLES
 from metarun.training.domain import examples_of
@@ -72,7 +72,7 @@ def restore(setup: Setup, content: dict[str, Any]) -> TrainState:
     state.step, state.skipped = content["step"], content["skipped"]
     state.best, state.last_eval = content["best"], content["last_eval"]
     state.top = content["top"]
-    state.elapsed = content.get(ELAPSED, 0.0)
+    state.elapsed = content.get(ELAPSED_FIELD, 0.0)
     state.recent = metrics.from_plain(content["recent"], setup.device)
     by_rank = content.get("chunks", [])
     if len(by_rank) == setup.ranks.count:  # with other ranks, tasks are shared otherwise, too
@@ -183,7 +183,7 @@ def snapshot(
         "top": state.top,
         "last_eval": state.last_eval,
         "recent": metrics.to_plain(state.recent),
-        ELAPSED: round(state.elapsed, 3),
+        ELAPSED_FIELD: round(state.elapsed, 3),
         "data_identity": setup.identity,
         EXAMPLES: examples_of(setup.source),
         "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},

@@ -10,7 +10,7 @@ import torch
 
 from metarun.reporting.gather import read_run
 from metarun.rundir import checkpoint
-from metarun.rundir.checkpoint_fields import ELAPSED
+from metarun.rundir.checkpoint_fields import ELAPSED_FIELD
 from metarun.rundir.longer import check_length, keep_earlier_result
 from metarun.rundir.metrics import read_metrics
 from metarun.training import plan
@@ -31,7 +31,7 @@ SHORT = (
 
 def last(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = checkpoint.load(folder / "checkpoints" / "last.safetensors")
-    del content[ELAPSED]  # no two runs share it
+    del content[ELAPSED_FIELD]  # no two runs share it
     return content
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.rundir import checkpoint
-from metarun.rundir.checkpoint_fields import ELAPSED
+from metarun.rundir.checkpoint_fields import ELAPSED_FIELD
 from metarun.training.loop import meta_step
 from metarun.training.setup import build
 from metarun.training.state import fresh
@@ -65,7 +65,7 @@ def plugin(tmp_path: Path) -> None:
 
 
 def load(path: Path) -> dict:
-    return {key: value for key, value in checkpoint.load(path).items() if key != ELAPSED}
+    return {key: value for key, value in checkpoint.load(path).items() if key != ELAPSED_FIELD}
 
 
 def assert_same(a: object, b: object) -> None:
