@@ -17,7 +17,7 @@ from metarun.training.inert import without_effect
 from tests.components.test_omniglot import check_partition
 from tests.conftest import Metarun
 from tests.inference.runs import write_run
-from tests.pictures.drawing import colour, draw_classes
+from tests.pictures.drawing import colour, draw_classes, draw_noise
 from tests.setups import SMALL, setup_of
 
 NAMES = [f"class{number:02}" for number in range(20)]
@@ -128,10 +128,10 @@ def test_a_run_goes_on_where_the_folder_has_moved(
     assert "data: there is no such folder" in metarun("eval", "ckpt=run", code=1).stderr
 
 
-def draw_splits(root: Path, first: int = 0) -> Path:
+def draw_splits(root: Path, seed: int = 0) -> Path:
     """Split folders of four classes each."""
     for place, split in enumerate(("train", "val", "test")):
-        draw_classes(root / split, [f"{split}{n}" for n in range(4)], first=first + 4 * place)
+        draw_noise(root / split, [f"{split}{n}" for n in range(4)], seed=seed + place)
     return root
 
 
@@ -160,7 +160,7 @@ def test_a_run_on_a_folder_is_measured_on_all_classes_of_another(
     metarun: Metarun, tmp_path: Path
 ) -> None:
     draw_splits(tmp_path / "splits")
-    draw_splits(tmp_path / "own", first=12)
+    draw_splits(tmp_path / "own", seed=3)
     tiny = ("data.size=4", "backbone=mlp", "backbone.hidden=[4]", "task.way=3", "task.query=2")
     write_run(tmp_path / "run", "data=folder", f"data.root={tmp_path}/splits", *tiny,
               "algo=protonet", *SMALL)  # fmt: skip

@@ -1,8 +1,9 @@
-"""Small pictures, drawn for the tests: each is of one colour, which tells which it is."""
+"""Small pictures, drawn for the tests: of one colour, which tells which it is, or of noise."""
 
 import io
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 SIDE = 6
@@ -32,4 +33,15 @@ def draw_classes(root: Path, names: list[str], count: int = 3, first: int = 0) -
     for kind, name in enumerate(names):
         for number in range(count):
             draw(root / name / f"{number}.png", colour(first + kind, number))
+    return root
+
+
+def draw_noise(root: Path, names: list[str], count: int = 4, seed: int = 0) -> Path:
+    """`root/<class>/<n>.png`, grey: no two pictures are equal, of a seed or of two."""
+    generator = np.random.default_rng(seed)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 256, (28, 28), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
     return root

@@ -5,10 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from metarun.components.data.split_by_class import SplitConfig, split_by_class
 from metarun.episodes.examples import LabelledExamples
@@ -19,8 +17,10 @@ from metarun.episodes.store import ClassStore, from_equal_classes, split_stores,
 from metarun.training.result import line
 from metarun.training.seen_classes import among_sources, shared_by_sources
 from tests.conftest import Metarun
+from tests.pictures.drawing import draw_noise
 
 CPU = torch.device("cpu")
+NAMES = [f"class{number}" for number in range(24)]
 
 
 def images(classes: int, seed: int = 0) -> torch.Tensor:
@@ -144,7 +144,7 @@ def test_a_source_is_told_what_it_has_in_two_splits(caplog: pytest.LogCaptureFix
 def test_pictures_in_two_splits_of_ones_own_folder_are_told(
     metarun: Metarun, tmp_path: Path
 ) -> None:
-    pictures = draw_classes(tmp_path / "drawn", 9)
+    pictures = draw_noise(tmp_path / "drawn", NAMES[:9])
     for number, folder in enumerate(sorted(pictures.iterdir())):
         split = ("train", "val", "test")[number // 3]
         (tmp_path / "data" / split).mkdir(parents=True, exist_ok=True)
@@ -162,22 +162,9 @@ def test_pictures_in_two_splits_of_ones_own_folder_are_told(
         assert test["seen_in_training"] == {"trained_on": 1, "validated_on": 0, "of": 3}
 
 
-def draw_classes(root: Path, count: int = 24) -> Path:
-    """Pictures of classes that have no split, four of each."""
-    generator = np.random.default_rng(0)
-    for number in range(count):
-        folder = root / f"class{number}"
-        folder.mkdir(parents=True)
-        for picture in range(4):
-            pixels = generator.integers(0, 256, (28, 28), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{picture}.png")
-    return root
-
-
 def splits(seed: int) -> dict[str, set[int]]:
-    names = [f"class{number}" for number in range(24)]
     own = SplitConfig(split_seed=seed, fractions=[0.5, 0.25, 0.25])
-    return {split: set(found) for split, found in split_by_class(names, own).items()}
+    return {split: set(found) for split, found in split_by_class(NAMES, own).items()}
 
 
 def expected(tested: int, trained: int) -> dict[str, int]:
@@ -196,7 +183,7 @@ TINY = (
 def test_classes_of_training_do_not_come_into_a_test_unnoticed(
     metarun: Metarun, tmp_path: Path
 ) -> None:
-    pictures = draw_classes(tmp_path / "pictures")
+    pictures = draw_noise(tmp_path / "pictures", NAMES)
     settings = {"size": "28", "color": "grey", "fractions": "[0.5,0.25,0.25]"}
     data = ("data=folder", f"data.root={pictures}", *(f"data.{k}={v}" for k, v in settings.items()))
 
